@@ -1,0 +1,1 @@
+"""From raw public files, or from nothing, to `datasets` splits with a dataset card."""

@@ -1,0 +1,127 @@
+"""Batches: rows to tensors, and the masking of whole fields for pretraining."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from .processing_flip import FlipDataset, FlipProcessor
+
+IGNORE = -100
+# One stream of random numbers for each choice, so that no choice depends on another.
+TEXT_FIELDS, TABULAR_FIELDS, TEXT_TOKENS, NOISE = range(4)
+
+
+@dataclass
+class FlipDataCollator:
+    """Rows to `feature_ids` (B, F), `input_ids` and `attention_mask` (B, L), and `labels` (B,) where there are labels.
+
+    Args:
+        processor: makes the rows' sentences.
+        towers: "both", "tabular" or "text"; a tower's inputs are made only where it is used.
+    """
+
+    processor: FlipProcessor
+    towers: Literal["both", "tabular", "text"] = "both"
+
+    def __call__(self, rows: FlipDataset) -> dict[str, torch.Tensor]:
+        batch: dict[str, np.ndarray] = {}
+        if self.towers != "text":
+            batch["feature_ids"] = self.processor.feature_ids(rows)
+        if self.towers != "tabular":
+            sentences = self.processor.sentences(rows)
+            batch |= {key: sentences[key] for key in ("input_ids", "attention_mask")}
+        if rows.labels is not None:
+            batch["labels"] = rows.labels
+        return {key: torch.from_numpy(value) for key, value in batch.items()}
+
+
+@dataclass
+class PretrainingCollator:
+    """Both views of the rows, and of each an independently masked copy (FLIP §3.2).
+
+    What is masked, and which noise features are drawn, depends only on the seed, the epoch and the row: not on the
+    batch, the worker or the process, so one process with 16 rows sees what two with 8 see, and a resumed run what an
+    uninterrupted one would have.
+
+    Args:
+        processor: makes the rows' sentences.
+        text_mask_ratio: the share of fields whose value's tokens are all replaced by the mask token, in the text.
+        tabular_mask_ratio: the share of fields whose feature is replaced by `<MASK>`, in the table. On either side
+            max(1, round(ratio F)) fields of each row.
+        num_noise_features: K, noise features drawn for each row from the features' training frequency.
+        text_masking: "field", or "token" for the ablation that masks random tokens wherever they stand.
+        seed: of masks and noise.
+    """
+
+    processor: FlipProcessor
+    text_mask_ratio: float = 0.15
+    tabular_mask_ratio: float = 0.15
+    num_noise_features: int = 25
+    text_masking: Literal["field", "token"] = "field"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("text_mask_ratio", "tabular_mask_ratio"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0 and at most 1")
+        if self.text_masking not in ("field", "token"):
+            raise ValueError(f"text_masking is {self.text_masking!r}; it must be 'field' or 'token'")
+        counts = self.processor.vocabulary.feature_counts
+        self._noise_distribution = np.cumsum(counts) / counts.sum()
+
+    def __call__(self, rows: FlipDataset) -> dict[str, torch.Tensor]:
+        """`feature_ids`, `masked_feature_ids`, `mtm_labels` (B, F), the feature where masked, else -100;
+        `noise_feature_ids` (B, K); `input_ids`, `masked_input_ids`, `attention_mask`, `mlm_labels` (B, L) likewise."""
+        size, num_fields = rows.value_ids.shape
+        feature_ids = self.processor.feature_ids(rows)
+        sentences = self.processor.sentences(rows)
+        input_ids, token_field_ids = sentences["input_ids"], sentences["token_field_ids"]
+        assert self.processor.tokenizer is not None
+
+        if self.text_masking == "field":
+            chosen = self._choose_fields(rows, TEXT_FIELDS, num_fields, self.text_mask_ratio)
+            is_masked_token = (token_field_ids >= 0) & np.take_along_axis(chosen, np.maximum(token_field_ids, 0), axis=1)
+        else:
+            special = np.isin(input_ids, self.processor.tokenizer.all_special_ids)
+            draw = uniforms(self.seed, rows.epoch, TEXT_TOKENS, rows.row_ids, input_ids.shape[1])
+            is_masked_token = (draw < self.text_mask_ratio) & (sentences["attention_mask"] == 1) & ~special
+        is_masked_field = self._choose_fields(rows, TABULAR_FIELDS, num_fields, self.tabular_mask_ratio)
+        noise = uniforms(self.seed, rows.epoch, NOISE, rows.row_ids, self.num_noise_features)
+
+        batch = {
+            "feature_ids": feature_ids,
+            "masked_feature_ids": np.where(is_masked_field, self.processor.vocabulary.mask_feature_id, feature_ids),
+            "mtm_labels": np.where(is_masked_field, feature_ids, IGNORE),
+            "noise_feature_ids": np.searchsorted(self._noise_distribution, noise, side="right"),
+            "input_ids": input_ids,
+            "masked_input_ids": np.where(is_masked_token, self.processor.tokenizer.mask_token_id, input_ids),
+            "attention_mask": sentences["attention_mask"],
+            "mlm_labels": np.where(is_masked_token, input_ids, IGNORE),
+        }
+        return {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in batch.items()}
+
+    def _choose_fields(self, rows: FlipDataset, stream: int, num_fields: int, ratio: float) -> np.ndarray:
+        """(B, F) bool, max(1, round(ratio F)) chosen fields in each row."""
+        draw = uniforms(self.seed, rows.epoch, stream, rows.row_ids, num_fields)
+        rank = draw.argsort(axis=1).argsort(axis=1)
+        return rank < max(1, round(ratio * num_fields))
+
+
+def uniforms(seed: int, epoch: int, stream: int, row_ids: np.ndarray, width: int) -> np.ndarray:
+    """(B, width) random numbers in [0, 1), each a function of its arguments alone.
+
+    A counter-based generator (SplitMix64: Steele, Lea and Flood, OOPSLA 2014, the finaliser of figure 17): numpy's
+    generators are functions of a stream's history and would have to be created once for each row.
+    """
+    key = np.random.SeedSequence([seed, epoch, stream]).generate_state(1, np.uint64)[0]
+    with np.errstate(over="ignore"):
+        counter = (row_ids.astype(np.uint64)[:, None] << np.uint64(20)) + np.arange(1, width + 1, dtype=np.uint64)
+        z = key + counter * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z = z ^ (z >> np.uint64(31))
+    return (z >> np.uint64(11)) * 2.0**-53

@@ -1,0 +1,338 @@
+"""What was seen in training: the distinct values of every field, how often, and their tokens.
+
+No torch here: a vocabulary is fitted, merged, saved and loaded with pyarrow and numpy alone.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+VOCABULARY_FILE = "feature_vocab.parquet"
+FORMAT_VERSION = 1
+
+
+def as_text(column: pa.Array | pa.ChunkedArray, field: str) -> pa.Array:
+    """The canonical text of a column, (N,) strings: 25, 25.0 and "25" are one value; NaN is null.
+
+    Raises:
+        TypeError: the column holds lists, structs or bytes, which have no one text.
+    """
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    if pa.types.is_dictionary(column.type):
+        return as_text(column.dictionary, field).take(column.indices)
+    if pa.types.is_string(column.type):
+        return column
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+    if pa.types.is_nested(column.type) or pa.types.is_binary(column.type):
+        raise TypeError(f"field {field!r} has type {column.type}; turn it into text or numbers first")
+    return pc.cast(column, pa.string())
+
+
+def _column(values: Sequence[Any], field: str) -> pa.Array:
+    """One column of Python values as canonical text; values of mixed type are converted one by one."""
+    try:
+        return as_text(pa.array(values, from_pandas=True), field)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        texts = [as_text(pa.array([value], from_pandas=True), field)[0].as_py() for value in values]
+        return pa.array(texts, pa.string())
+
+
+def text_columns(rows: Any, fields: Sequence[str], *, strict: bool = True) -> tuple[dict[str, pa.Array], list[str]]:
+    """The named fields of any table-like thing as columns of canonical text.
+
+    Args:
+        rows: a dict (one row, or columns), a list of dicts, a pandas DataFrame, an Arrow table, or a `datasets.Dataset`.
+        fields: the fields wanted.
+        strict: whether an absent field is an error; otherwise its column is null throughout.
+
+    Returns:
+        `{field: (N,) string array}`, and the names of the absent fields.
+
+    Raises:
+        ValueError: a field is absent and `strict`, with the nearest column that exists.
+        TypeError: `rows` is none of the above.
+    """
+    if hasattr(rows, "with_format"):  # datasets.Dataset
+        rows = rows.with_format("arrow")[:]
+    if isinstance(rows, Mapping):
+        is_columns = any(isinstance(v, (list, tuple, np.ndarray, pa.Array, pa.ChunkedArray)) for v in rows.values())
+        rows = rows if is_columns else [rows]
+    if isinstance(rows, Mapping):
+        present, length = set(rows), len(next(iter(rows.values()), []))
+    elif isinstance(rows, (list, tuple)) and all(isinstance(row, Mapping) for row in rows):
+        present, length = {key for row in rows for key in row}, len(rows)
+    elif isinstance(rows, pa.Table):
+        present, length = set(rows.column_names), rows.num_rows
+    elif hasattr(rows, "columns") and hasattr(rows, "to_numpy"):  # pandas.DataFrame
+        present, length = set(rows.columns), len(rows)
+    else:
+        raise TypeError(f"rows must be a dict, a list of dicts, a DataFrame, an Arrow table or a Dataset, not {type(rows)}")
+
+    absent = [field for field in fields if field not in present]
+    if absent and strict:
+        near = difflib.get_close_matches(absent[0], [str(name) for name in present], n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"column {absent[0]!r} is missing; the columns are {sorted(map(str, present))}{hint}")
+
+    columns: dict[str, pa.Array] = {}
+    for field in fields:
+        if field in absent:
+            columns[field] = pa.nulls(length, pa.string())
+        elif isinstance(rows, pa.Table):
+            columns[field] = as_text(rows.column(field), field)
+        elif isinstance(rows, (list, tuple)):
+            columns[field] = _column([row.get(field) for row in rows], field)
+        else:
+            value = rows[field]
+            arrow = isinstance(value, (pa.Array, pa.ChunkedArray))
+            columns[field] = as_text(value, field) if arrow else _column(value, field)
+    return columns, absent
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """The tokens of "{field name} is {value}." for each distinct value, end to end in one array.
+
+    Attributes:
+        tokens: (T,) int32 token ids of all segments.
+        is_value: (T,) bool, which of them belong to the value (not to the field's name, "is" or the full stop).
+        offsets: (V + 1,) int64, segment v is `tokens[offsets[v]:offsets[v + 1]]`.
+    """
+
+    tokens: np.ndarray
+    is_value: np.ndarray
+    offsets: np.ndarray
+
+    @classmethod
+    def from_segments(cls, segments: Iterable[tuple[Sequence[int], Sequence[bool]]]) -> TokenTable:
+        pairs = list(segments)
+        lengths = np.fromiter((len(tokens) for tokens, _ in pairs), np.int64, len(pairs))
+        return cls(
+            tokens=np.concatenate([np.zeros(0, np.int32), *(np.asarray(t, np.int32) for t, _ in pairs)]),
+            is_value=np.concatenate([np.zeros(0, bool), *(np.asarray(v, bool) for _, v in pairs)]),
+            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        )
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """(V,) tokens of each segment."""
+        return np.diff(self.offsets)
+
+    def extended(self, other: TokenTable) -> TokenTable:
+        """This table followed by `other`."""
+        return TokenTable(
+            np.concatenate([self.tokens, other.tokens]),
+            np.concatenate([self.is_value, other.is_value]),
+            np.concatenate([self.offsets, other.offsets[1:] + self.offsets[-1]]),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureVocabulary:
+    """Per field the distinct values in order of first appearance, and how often each was seen.
+
+    Two numberings are derived from that, both global (one space over all fields):
+
+    - *features* index embeddings. Field f owns one block: its unknown feature, then one feature for each value seen at
+      least `min_count` times. The last feature, `mask_feature_id`, is `<MASK>`, shared by all fields. `num_features` is M.
+    - *values* index texts. Field f owns one block: the missing value, then every value, rare ones too: a rare value
+      shares its field's unknown feature but keeps its words.
+
+    Attributes:
+        values: `{field: (V_f,) string array}`.
+        counts: `{field: (V_f,) int64}`.
+        null_counts: `{field: number of rows without a value}`.
+        min_count: how often a value must be seen to get a feature of its own.
+        token_table: tokens of every value in value order, once a processor has made them.
+    """
+
+    values: dict[str, pa.Array]
+    counts: dict[str, np.ndarray]
+    null_counts: dict[str, int]
+    min_count: int = 1
+    token_table: TokenTable | None = None
+
+    @classmethod
+    def fit(cls, rows: Any, fields: Sequence[str], min_count: int = 1) -> FeatureVocabulary:
+        """Count the values of `fields` in `rows` (anything that `text_columns` reads)."""
+        if min_count < 1:
+            raise ValueError(f"min_count is {min_count}; it must be 1 or more")
+        columns, _ = text_columns(rows, fields)
+        values, counts, nulls = {}, {}, {}
+        for field, column in columns.items():
+            seen = pc.value_counts(column.drop_null())
+            values[field] = seen.field("values")
+            counts[field] = seen.field("counts").to_numpy(zero_copy_only=False).astype(np.int64)
+            nulls[field] = column.null_count
+        return cls(values, counts, nulls, min_count)
+
+    @classmethod
+    def merge(cls, vocabularies: Sequence[FeatureVocabulary]) -> FeatureVocabulary:
+        """The vocabulary of the concatenated data; `merge([fit(a), fit(b)]) == fit(a + b)`.
+
+        Raises:
+            ValueError: the fields or `min_count` differ.
+        """
+        return reduce(cls._merge_two, vocabularies)
+
+    def _merge_two(self, other: FeatureVocabulary) -> FeatureVocabulary:
+        if self.fields != other.fields or self.min_count != other.min_count:
+            raise ValueError(
+                f"cannot merge vocabularies of fields {self.fields} (min_count {self.min_count}) and "
+                f"{other.fields} (min_count {other.min_count}); fit both with the same fields and min_count"
+            )
+        values, counts = {}, {}
+        for field in self.fields:
+            both = pa.concat_arrays([self.values[field], other.values[field]]).dictionary_encode()
+            values[field] = both.dictionary
+            counts[field] = np.zeros(len(both.dictionary), np.int64)
+            np.add.at(counts[field], both.indices, np.concatenate([self.counts[field], other.counts[field]]))
+        nulls = {field: self.null_counts[field] + other.null_counts[field] for field in self.fields}
+        return FeatureVocabulary(values, counts, nulls, self.min_count)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FeatureVocabulary) and self._key() == other._key()
+
+    def _key(self) -> tuple[Any, ...]:
+        seen = {f: dict(zip(self.values[f].to_pylist(), self.counts[f].tolist(), strict=True)) for f in self.fields}
+        order = {f: self.values[f].to_pylist() for f in self.fields}
+        return self.fields, order, seen, self.null_counts, self.min_count
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FeatureVocabulary:
+        return self  # immutable; transformers deep-copies a processor each time it writes its JSON
+
+    @property
+    def fields(self) -> list[str]:
+        return list(self.values)
+
+    @cached_property
+    def value_offsets(self) -> np.ndarray:
+        """(F + 1,) first value id of each field's block; the missing value stands there."""
+        return np.cumsum([0] + [len(v) + 1 for v in self.values.values()])
+
+    @cached_property
+    def _kept(self) -> list[np.ndarray]:
+        return [self.counts[field] >= self.min_count for field in self.fields]
+
+    @cached_property
+    def feature_offsets(self) -> np.ndarray:
+        """(F + 1,) first feature id of each field's block, its unknown feature; the last entry is `<MASK>`."""
+        return np.cumsum([0] + [int(kept.sum()) + 1 for kept in self._kept])
+
+    @property
+    def num_features(self) -> int:
+        """M: all fields' features, one unknown per field, and `<MASK>`."""
+        return int(self.feature_offsets[-1]) + 1
+
+    @property
+    def mask_feature_id(self) -> int:
+        return self.num_features - 1
+
+    @cached_property
+    def value_features(self) -> np.ndarray:
+        """(V,) int32 feature id of each value."""
+        blocks = []
+        for first, kept in zip(self.feature_offsets, self._kept, strict=False):
+            own = np.where(kept, first + np.cumsum(kept), first)
+            blocks += [np.asarray([first]), own]
+        return np.concatenate(blocks).astype(np.int32)
+
+    @cached_property
+    def feature_counts(self) -> np.ndarray:
+        """(M,) int64 how often each feature was seen in training; `<MASK>` never was."""
+        counts = np.zeros(self.num_features, np.int64)
+        seen = [np.concatenate([[self.null_counts[f]], self.counts[f]]) for f in self.fields]
+        np.add.at(counts, self.value_features, np.concatenate(seen))
+        return counts
+
+    @cached_property
+    def texts(self) -> list[tuple[int, str | None]]:
+        """(field index, text) of every value in value order; the missing value's text is None."""
+        return [(i, text) for i, f in enumerate(self.fields) for text in [None, *self.values[f].to_pylist()]]
+
+    def encode(self, columns: Mapping[str, pa.Array]) -> tuple[np.ndarray, list[tuple[int, str]]]:
+        """Value ids of columns of text.
+
+        Returns:
+            (N, F) int32 value ids, and the values never seen in training as (field index, text): the i-th of them has
+            the value id V + i.
+        """
+        length = len(next(iter(columns.values())))
+        value_ids = np.empty((length, len(self.fields)), np.int32)
+        unseen: list[tuple[int, str]] = []
+        for i, field in enumerate(self.fields):
+            column = columns[field]
+            index = pc.index_in(column, value_set=self.values[field])
+            found = pc.fill_null(index, -1).to_numpy(zero_copy_only=False)
+            value_ids[:, i] = found + (self.value_offsets[i] + 1)
+            if index.null_count > column.null_count:
+                new = pc.filter(column, pc.and_(pc.is_null(index), pc.is_valid(column))).dictionary_encode()
+                is_new = (found < 0) & column.is_valid().to_numpy(zero_copy_only=False)
+                value_ids[is_new, i] = self.value_offsets[-1] + len(unseen) + new.indices.to_numpy()
+                unseen += [(i, text) for text in new.dictionary.to_pylist()]
+        return value_ids, unseen
+
+    def save(self, path: str | Path) -> None:
+        """Write one Parquet file: a row for each value (null: the missing value) with field, count and tokens."""
+        columns: dict[str, pa.Array] = {
+            "field": pa.array([f for f in self.fields for _ in range(len(self.values[f]) + 1)], pa.string()),
+            "value": pa.concat_arrays([a for f in self.fields for a in (pa.nulls(1, pa.string()), self.values[f])]),
+            "count": pa.array(np.concatenate([np.r_[self.null_counts[f], self.counts[f]] for f in self.fields])),
+        }
+        if (table := self.token_table) is not None:
+            offsets = pa.array(table.offsets, pa.int64())
+            columns["tokens"] = pa.LargeListArray.from_arrays(offsets, pa.array(table.tokens))
+            columns["is_value"] = pa.LargeListArray.from_arrays(offsets, pa.array(table.is_value))
+        metadata = {"format_version": FORMAT_VERSION, "fields": self.fields, "min_count": self.min_count}
+        pq.write_table(pa.table(columns).replace_schema_metadata({"flip": json.dumps(metadata)}), path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> FeatureVocabulary:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: the file is truncated, is no vocabulary, or was written by a later version.
+        """
+        try:
+            table = pq.read_table(path)
+            metadata = json.loads(table.schema.metadata[b"flip"])
+        except (pa.ArrowInvalid, OSError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not a whole feature vocabulary ({error}); copy or download it again") from error
+        if metadata["format_version"] > FORMAT_VERSION:
+            raise ValueError(
+                f"{path} has format version {metadata['format_version']}, this modeling_flip reads up to "
+                f"{FORMAT_VERSION}; upgrade modeling_flip"
+            )
+        table = table.combine_chunks()
+        rows_of_field = pc.index_in(table["field"], value_set=pa.array(metadata["fields"])).to_numpy()
+        values, counts, nulls = {}, {}, {}
+        for i, field in enumerate(metadata["fields"]):
+            first, stop = np.searchsorted(rows_of_field, [i, i + 1])
+            values[field] = _whole(table["value"].slice(first + 1, stop - first - 1))
+            count = table["count"].to_numpy()[first:stop]
+            nulls[field], counts[field] = int(count[0]), count[1:]
+        tokens = None
+        if "tokens" in table.column_names:
+            lists, flags = _whole(table["tokens"]), _whole(table["is_value"])
+            tokens = TokenTable(
+                lists.values.to_numpy(), flags.values.to_numpy(zero_copy_only=False), lists.offsets.to_numpy()
+            )
+        return cls(values, counts, nulls, metadata["min_count"], tokens)
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    chunks = column.combine_chunks()
+    return pa.concat_arrays(chunks.chunks) if isinstance(chunks, pa.ChunkedArray) else chunks

@@ -1,0 +1,47 @@
+"""CtrMetrics: how well click probabilities rank and how well they are calibrated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+from sklearn.metrics import log_loss, roc_auc_score
+
+CALIBRATION_BINS = 20
+
+
+class CtrMetrics(evaluate.Metric):
+    """AUC, logloss and expected calibration error of click probabilities.
+
+    `compute(predictions=probabilities, references=clicks)` → `auc`, `logloss` (natural logarithm) and `ece`: the mean
+    distance between click rate and mean probability over 20 bins of equal width, weighted by their rows.
+
+    Raises:
+        ValueError: the clicks are all the same, so that AUC is not defined.
+    """
+
+    def __init__(self, **kwargs: Any):
+        # In memory: nothing is written to a cache folder that other processes share.
+        super().__init__(**{"keep_in_memory": True} | kwargs)
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="AUC, logloss and expected calibration error of click probabilities.",
+            citation="",
+            inputs_description="predictions: click probabilities in [0, 1]; references: clicks, 0 or 1.",
+            features=datasets.Features({"predictions": datasets.Value("float64"), "references": datasets.Value("int64")}),
+        )
+
+    def _compute(self, predictions: list[float], references: list[int]) -> dict[str, float]:
+        probabilities, clicks = np.asarray(predictions, np.float64), np.asarray(references, np.int64)
+        if len(np.unique(clicks)) < 2:
+            raise ValueError(f"AUC needs clicks and non-clicks, but all {len(clicks)} labels are {clicks[:1]}")
+        bins = np.minimum((probabilities * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+        gaps = np.bincount(bins, weights=clicks - probabilities, minlength=CALIBRATION_BINS)
+        return {
+            "auc": float(roc_auc_score(clicks, probabilities)),
+            "logloss": float(log_loss(clicks, probabilities, labels=[0, 1])),
+            "ece": float(np.abs(gaps).sum() / len(clicks)),
+        }

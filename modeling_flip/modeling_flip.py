@@ -1,0 +1,302 @@
+"""FLIP's models: two towers (FlipModel), their alignment (FlipForPreTraining) and click prediction (FlipForCTR)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput, logging
+
+from .configuration_flip import FlipConfig
+from .objectives import InstanceContrastiveLearning, MaskedLanguageModeling, MaskedTabularModeling
+from .processing_flip import FlipProcessor
+from .tabular_layers import FieldwiseLinear
+from .tabular_towers import create_tabular_tower
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class FlipModelOutput(ModelOutput):
+    """
+    Args:
+        tabular_representation: (B, D_tab).
+        tabular_logit: (B,) the tabular model's own logit.
+        text_hidden_states: (B, L, D_text) last hidden states.
+        text_representation: (B, D_text) the pooled sentence.
+    """
+
+    tabular_representation: torch.Tensor | None = None
+    tabular_logit: torch.Tensor | None = None
+    text_hidden_states: torch.Tensor | None = None
+    text_representation: torch.Tensor | None = None
+
+
+@dataclass
+class FlipForPreTrainingOutput(ModelOutput):
+    """Scalars: the weighted sum (Eq. 12), and each objective that is switched on, before its weight."""
+
+    loss: torch.Tensor | None = None
+    mlm_loss: torch.Tensor | None = None
+    mtm_loss: torch.Tensor | None = None
+    icl_loss: torch.Tensor | None = None
+
+
+@dataclass
+class FlipForCTROutput(ModelOutput):
+    """
+    Args:
+        loss: scalar, where labels were given: the sum of the three below.
+        logits: (B,) of the click; the probability is their sigmoid.
+        tabular_logits: (B,) of the tabular tower alone; likewise `text_logits`.
+        joint_loss: scalar cross-entropy of `logits`; likewise `tabular_loss` and `text_loss`, where both towers are used.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    tabular_logits: torch.Tensor | None = None
+    text_logits: torch.Tensor | None = None
+    joint_loss: torch.Tensor | None = None
+    tabular_loss: torch.Tensor | None = None
+    text_loss: torch.Tensor | None = None
+
+
+class FlipPreTrainedModel(PreTrainedModel):
+    config_class = FlipConfig
+    base_model_prefix = "flip"
+    main_input_name = "feature_ids"
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    # Trainer takes a forward with **kwargs for one that normalises the loss itself; ours does not.
+    accepts_loss_kwargs = False
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Layers of this package; the text tower initialises its own."""
+        if isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=0.01)
+        elif isinstance(module, FieldwiseLinear):
+            for weight in module.weight:
+                init.xavier_uniform_(weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, MaskedLanguageModeling):
+            init.zeros_(module.bias)
+        elif isinstance(module, FlipForCTR) and module.config.towers == "both":
+            init.zeros_(module.alpha_logit)
+
+    @classmethod
+    def from_text_pretrained(
+        cls,
+        text_model_name_or_path: str | os.PathLike | None,
+        processor: FlipProcessor,
+        **config_kwargs: Any,
+    ) -> Self:
+        """A fresh model around a pretrained text tower, sized for the processor's fields and tokenizer.
+
+        Args:
+            text_model_name_or_path: a Hub id or folder that AutoModel loads; None where `towers` is "tabular".
+            processor: gives the number of features and fields, and of tokens.
+            config_kwargs: settings of `FlipConfig`.
+        """
+        sizes = {"num_features": processor.vocabulary.num_features, "num_fields": len(processor.fields)}
+        if config_kwargs.get("towers") == "tabular":
+            return cls(FlipConfig(**sizes, **config_kwargs))
+        if text_model_name_or_path is None or processor.tokenizer is None:
+            raise ValueError("a text tower needs text_model_name_or_path and a processor with a tokenizer")
+        text_tower = AutoModel.from_pretrained(text_model_name_or_path)
+        if len(processor.tokenizer) > text_tower.get_input_embeddings().num_embeddings:
+            text_tower.resize_token_embeddings(len(processor.tokenizer))
+        model = cls(FlipConfig(text_config=text_tower.config, **sizes, **config_kwargs))
+        model.flip.text_tower.load_state_dict(text_tower.state_dict(), strict=False)
+        fresh = sorted({name.split(".")[0] for name, _ in model.named_parameters() if not name.startswith("flip.text")})
+        logger.info(f"text tower from {text_model_name_or_path}; newly initialised: {', '.join(fresh)}")
+        return model
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.base_model.text_tower.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.base_model.text_tower.set_input_embeddings(value)
+
+
+class FlipModel(FlipPreTrainedModel):
+    """The two towers, or one of them."""
+
+    def __init__(self, config: FlipConfig):
+        super().__init__(config)
+        if config.towers != "text":
+            self.tabular_tower = create_tabular_tower(config)
+        if config.towers != "tabular":
+            self.text_tower = AutoModel.from_config(config.text_config)
+            if getattr(self.text_tower, "pooler", None) is not None:
+                self.text_tower.pooler = None  # never read: the pooled sentence is a hidden state
+        self.post_init()
+
+    def forward(
+        self,
+        feature_ids: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> FlipModelOutput:
+        """feature_ids (B, F), input_ids (B, L), attention_mask (B, L); a tower without its input is left out."""
+        output = FlipModelOutput()
+        if self.config.towers != "text" and feature_ids is not None:
+            output.tabular_representation, output.tabular_logit = self.tabular_tower(feature_ids)
+        if self.config.towers != "tabular" and input_ids is not None:
+            if attention_mask is None:
+                attention_mask = torch.ones_like(input_ids)
+            hidden = self.text_tower(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+            output.text_hidden_states = hidden
+            if self.config.text_pooling == "cls":
+                output.text_representation = hidden[:, 0]
+            else:
+                weight = attention_mask.unsqueeze(-1).to(hidden.dtype)
+                output.text_representation = (hidden * weight).sum(1) / weight.sum(1)
+        return output
+
+
+class FlipForPreTraining(FlipPreTrainedModel):
+    """Fine-grained alignment of the two towers: L = MLM + MTM + ICL (Eq. 12), each with its weight.
+
+    Two passes of each tower: over the row as it is, and over its masked copy.
+    """
+
+    def __init__(self, config: FlipConfig):
+        super().__init__(config)
+        if config.towers != "both":
+            raise ValueError(f"pretraining aligns two towers, but towers is {config.towers!r}; set it to 'both'")
+        if not (config.mlm_weight or config.mtm_weight or config.icl_weight):
+            raise ValueError("mlm_weight, mtm_weight and icl_weight are all 0: there is nothing to pretrain")
+        self.flip = FlipModel(config)
+        tabular_size = self.flip.tabular_tower.representation_size
+        text_size = self.flip.text_tower.config.hidden_size
+        if config.mlm_weight:
+            vocab_size, token_size = self.flip.text_tower.get_input_embeddings().weight.shape
+            self.mlm = MaskedLanguageModeling(config, tabular_size, text_size, token_size, vocab_size)
+        if config.mtm_weight:
+            self.mtm = MaskedTabularModeling(config, tabular_size, text_size)
+        if config.icl_weight:
+            self.icl = InstanceContrastiveLearning(config, tabular_size, text_size)
+        self.post_init()
+
+    def forward(
+        self,
+        feature_ids: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        masked_feature_ids: torch.Tensor,
+        masked_input_ids: torch.Tensor,
+        mtm_labels: torch.Tensor,
+        mlm_labels: torch.Tensor,
+        noise_feature_ids: torch.Tensor,
+    ) -> FlipForPreTrainingOutput:
+        """What `PretrainingCollator` gives → the losses."""
+        config, output = self.config, FlipForPreTrainingOutput()
+        clean = self.flip(feature_ids, input_ids, attention_mask)
+        losses: list[torch.Tensor] = []
+        if config.mlm_weight:
+            masked_text = self.flip(None, masked_input_ids, attention_mask).text_hidden_states
+            token_embeddings = self.get_input_embeddings().weight
+            output.mlm_loss = self.mlm(masked_text, clean.tabular_representation, mlm_labels, token_embeddings)
+            losses.append(config.mlm_weight * output.mlm_loss)
+        if config.mtm_weight:
+            masked_tabular = self.flip(masked_feature_ids).tabular_representation
+            output.mtm_loss = self.mtm(
+                masked_tabular, clean.text_hidden_states, attention_mask, mtm_labels, noise_feature_ids
+            )
+            losses.append(config.mtm_weight * output.mtm_loss)
+        if config.icl_weight:
+            output.icl_loss = self.icl(clean.text_representation, clean.tabular_representation)
+            losses.append(config.icl_weight * output.icl_loss)
+        output.loss = torch.stack(losses).sum()
+        return output
+
+
+class FlipForCTR(FlipPreTrainedModel):
+    """Click prediction: ŷ = σ(α · logit_ID + (1 − α) · logit_PLM), α learned in (0, 1) (FLIP §3.3).
+
+    With one tower, its own logit. A pretraining checkpoint loads into it, and a checkpoint of both towers loads as one with
+    `from_pretrained(path, towers="tabular")` or `"text"`: the other tower's weights are never read.
+    """
+
+    def __init__(self, config: FlipConfig):
+        super().__init__(config)
+        self.flip = FlipModel(config)
+        if config.towers != "tabular":
+            self.text_classifier = nn.Linear(self.flip.text_tower.config.hidden_size, 1)
+        if config.towers == "both":
+            # α = σ(alpha_logit): between 0 and 1 by construction, one half at the start.
+            self.alpha_logit = nn.Parameter(torch.zeros(()))
+        left_behind = {r"^mlm\.", r"^mtm\.", r"^icl\."}
+        if config.towers != "both":
+            left_behind |= {r"^alpha_logit$"}
+        if config.towers == "tabular":
+            left_behind |= {r"^flip\.text_tower\.", r"^text_classifier\."}
+        if config.towers == "text":
+            left_behind |= {r"^flip\.tabular_tower\."}
+        self.post_init()
+        self._keys_to_ignore_on_load_unexpected |= left_behind
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Self:
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if FlipForPreTraining.__name__ in (model.config.architectures or []):
+            logger.warning(
+                f"{pretrained_model_name_or_path} is a pretraining checkpoint: towers ({model.config.towers}) loaded, "
+                "pretraining heads left behind, click heads untrained; finetune before scoring"
+            )
+        return loaded
+
+    @property
+    def alpha(self) -> torch.Tensor:
+        """Scalar, the tabular tower's share; 1 or 0 where one tower is alone."""
+        if self.config.towers == "both":
+            return self.alpha_logit.sigmoid()
+        return torch.tensor(float(self.config.towers == "tabular"))
+
+    def forward(
+        self,
+        feature_ids: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> FlipForCTROutput:
+        """feature_ids (B, F), input_ids (B, L), attention_mask (B, L), labels (B,) of 0 and 1."""
+        needed = {"feature_ids": feature_ids, "input_ids": input_ids}
+        needed.pop({"tabular": "input_ids", "text": "feature_ids"}.get(self.config.towers, ""), None)
+        for name, value in needed.items():
+            if value is None:
+                raise ValueError(f"{name} is missing; towers is {self.config.towers!r}: pass all that FlipProcessor gives")
+        towers = self.flip(feature_ids, input_ids, attention_mask)
+        output = FlipForCTROutput()
+        if self.config.towers != "text":
+            output.logits = towers.tabular_logit
+        if self.config.towers != "tabular":
+            output.logits = self.text_classifier(towers.text_representation).squeeze(1)
+        if self.config.towers == "both":
+            output.tabular_logits, output.text_logits = towers.tabular_logit, output.logits
+            output.logits = self.alpha * output.tabular_logits + (1 - self.alpha) * output.text_logits
+        if labels is None:
+            return output
+        labels = labels.float()
+        output.loss = F.binary_cross_entropy_with_logits(output.logits.float(), labels)
+        if self.config.towers == "both":
+            output.joint_loss = output.loss
+            output.tabular_loss = F.binary_cross_entropy_with_logits(output.tabular_logits.float(), labels)
+            output.text_loss = F.binary_cross_entropy_with_logits(output.text_logits.float(), labels)
+            output.loss = output.joint_loss + output.tabular_loss + output.text_loss
+        return output

@@ -1,0 +1,140 @@
+"""The pretraining objectives of FLIP (RecSys '24, §3.2): heads and losses, each its own module.
+
+B rows, F fields, L tokens, V text vocabulary, M features, K noise features. `-100` marks what is not masked. Losses are
+computed in fp32. Nothing of size (B, L, V) or (B, F, M) is ever made.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.distributed
+import torch.distributed.nn.functional
+from torch import nn
+from torch.nn import functional as F
+
+from .configuration_flip import FlipConfig
+from .tabular_layers import FieldwiseLinear
+
+IGNORE = -100
+
+
+def row_mean(losses: torch.Tensor, rows: torch.Tensor, num_rows: int) -> torch.Tensor:
+    """Mean over rows of each row's mean: losses (n,) of elements that stand in rows (n,). A row without elements counts 0."""
+    per_row = torch.bincount(rows, minlength=num_rows)[rows]
+    return (losses / per_row).sum() / num_rows
+
+
+class MaskedLanguageModeling(nn.Module):
+    """MLM (Eq. 5-6): recover masked tokens from the masked sentence, with the help of the table.
+
+    q_l = MLP([ŵ_l ⊕ v]) ∈ R^V for each masked token l, cross-entropy, averaged over the row's masked tokens. The MLP's
+    output layer shares the text tower's input embeddings. Without joint reconstruction, q_l = MLP(ŵ_l).
+    """
+
+    def __init__(self, config: FlipConfig, tabular_size: int, text_size: int, token_size: int, vocab_size: int):
+        super().__init__()
+        self.joint = config.joint_reconstruction
+        self.hidden = nn.Linear(text_size + tabular_size * self.joint, token_size)
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+
+    def forward(
+        self,
+        masked_text: torch.Tensor,
+        tabular: torch.Tensor,
+        labels: torch.Tensor,
+        token_embeddings: torch.Tensor,
+    ) -> torch.Tensor:
+        """masked_text (B, L, D_text), tabular (B, D_tab), labels (B, L), token_embeddings (V, token_size) → scalar."""
+        is_masked = labels != IGNORE
+        rows = is_masked.nonzero()[:, 0]  # (n,)
+        x = masked_text[is_masked]  # (n, D_text)
+        if self.joint:
+            x = torch.cat([x, tabular[rows]], dim=1)
+        logits = F.linear(F.gelu(self.hidden(x)), token_embeddings, self.bias)  # (n, V)
+        losses = F.cross_entropy(logits.float(), labels[is_masked], reduction="none")
+        return row_mean(losses, rows, len(labels))
+
+
+class MaskedTabularModeling(nn.Module):
+    """MTM (Eq. 7-10): recover masked features from the masked table, with the help of the text.
+
+    u = softmax(v̂ Q wᵀ / √D_text) w over the sentence's tokens, padding left out; for each masked field f its own MLP of u,
+    scored against an output table by dot product plus bias. Noise-contrastive loss with K features drawn from the
+    training frequency over all M: −log σ(c_t) − Σ_k log(1 − σ(c_k)), averaged over the row's masked fields. Without joint
+    reconstruction the MLPs read v̂ itself.
+    """
+
+    def __init__(self, config: FlipConfig, tabular_size: int, text_size: int):
+        super().__init__()
+        self.joint = config.joint_reconstruction
+        if self.joint:
+            self.query = nn.Linear(tabular_size, text_size, bias=False)
+        size = text_size if self.joint else tabular_size
+        self.hidden = FieldwiseLinear(config.num_fields, size, config.projection_size)
+        self.output = FieldwiseLinear(config.num_fields, config.projection_size, config.embedding_size)
+        self.feature_embedding = nn.Embedding(config.num_features, config.embedding_size)
+        self.feature_bias = nn.Embedding(config.num_features, 1)
+
+    def forward(
+        self,
+        masked_tabular: torch.Tensor,
+        text: torch.Tensor | None,
+        attention_mask: torch.Tensor,
+        labels: torch.Tensor,
+        noise_feature_ids: torch.Tensor,
+    ) -> torch.Tensor:
+        """masked_tabular (B, D_tab), text (B, L, D_text), attention_mask (B, L), labels (B, F), noise (B, K) → scalar.
+
+        `text` is not read without joint reconstruction.
+        """
+        x = masked_tabular
+        if self.joint and text is not None:
+            scores = torch.einsum("bd,bld->bl", self.query(masked_tabular), text).float() / math.sqrt(text.shape[-1])
+            attention = scores.masked_fill(attention_mask == 0, -torch.inf).softmax(dim=1)
+            x = torch.einsum("bl,bld->bd", attention.to(text.dtype), text)  # u (B, D_text)
+        fields = self.output(F.gelu(self.hidden(x)))  # (B, F, D)
+        is_masked = labels != IGNORE
+        rows = is_masked.nonzero()[:, 0]  # (n,)
+        candidates = torch.cat([labels[is_masked][:, None], noise_feature_ids[rows]], dim=1)  # (n, 1 + K)
+        scores = torch.einsum("nd,nkd->nk", fields[is_masked].float(), self.feature_embedding(candidates))
+        scores = scores + self.feature_bias(candidates).squeeze(-1)
+        losses = F.softplus(-scores[:, 0]) + F.softplus(scores[:, 1:]).sum(1)
+        return row_mean(losses, rows, len(labels))
+
+
+class InstanceContrastiveLearning(nn.Module):
+    """ICL (Eq. 11): each row's sentence and table find each other among all rows of the batch, on all processes.
+
+    Both towers are projected linearly to `projection_size`; similarity is their dot product over τ; InfoNCE from text to
+    table and from table to text, averaged.
+    """
+
+    def __init__(self, config: FlipConfig, tabular_size: int, text_size: int):
+        super().__init__()
+        self.temperature = config.temperature
+        self.text_projection = nn.Linear(text_size, config.projection_size)
+        self.tabular_projection = nn.Linear(tabular_size, config.projection_size)
+
+    def forward(self, text: torch.Tensor, tabular: torch.Tensor) -> torch.Tensor:
+        """text (B, D_text), tabular (B, D_tab) → scalar, this process's share: the mean over processes is the loss of the
+        whole batch."""
+        text = self.text_projection(text).float()
+        tabular = self.tabular_projection(tabular).float()
+        all_text, all_tabular, first = gather_rows(text, tabular)
+        targets = torch.arange(len(text), device=text.device) + first
+        text_to_table = F.cross_entropy(text @ all_tabular.T / self.temperature, targets)
+        table_to_text = F.cross_entropy(tabular @ all_text.T / self.temperature, targets)
+        return (text_to_table + table_to_text) / 2
+
+
+def gather_rows(text: torch.Tensor, tabular: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """The rows of all processes, with their gradient, and where this process's rows start."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return text, tabular, 0
+    # Not accelerator.gather, which has no gradient: rows on one process are negatives, and pushed away, on the others.
+    both = torch.cat([text, tabular], dim=1)
+    gathered = torch.cat(torch.distributed.nn.functional.all_gather(both))
+    all_text, all_tabular = gathered.split([text.shape[1], tabular.shape[1]], dim=1)
+    return all_text, all_tabular, torch.distributed.get_rank() * len(text)

@@ -1,0 +1,373 @@
+"""FlipProcessor: raw rows to feature ids and sentences, both from one integer matrix."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.utils import cached_file, logging
+
+from .feature_vocabulary import VOCABULARY_FILE, FeatureVocabulary, TokenTable, text_columns
+
+logger = logging.get_logger(__name__)
+
+MISSING_TEXT = "unknown"
+MAX_LENGTH = 512
+# A segment is tokenised behind this, as it stands in the sentence: behind the full stop of the segment before it.
+ANCHOR = "."
+
+
+@dataclass
+class FlipDataset:
+    """Rows as value ids; a batch is a shorter FlipDataset, which the collator turns into tensors.
+
+    Attributes:
+        value_ids: (N, F) int32.
+        value_features: (V,) int32, the feature id of each value; values never seen in training included.
+        unseen_values: the values never seen in training, as (field index, text); their ids follow all others.
+        token_table: tokens of each value, or None where whole sentences must be tokenised (or there is no tokenizer).
+        labels: (N,) float32 clicks, or None.
+        row_ids: (N,) int64, which rows of the whole these are; seeds the masking.
+        epoch: seeds the masking.
+    """
+
+    value_ids: np.ndarray
+    value_features: np.ndarray
+    unseen_values: list[tuple[int, str]]
+    token_table: TokenTable | None
+    labels: np.ndarray | None
+    row_ids: np.ndarray
+    epoch: int = 0
+
+    def __len__(self) -> int:
+        return len(self.value_ids)
+
+    def __getitems__(self, indices: Sequence[int]) -> FlipDataset:
+        index = np.asarray(indices, np.int64)
+        labels = None if self.labels is None else self.labels[index]
+        return replace(self, value_ids=self.value_ids[index], labels=labels, row_ids=self.row_ids[index])
+
+    def __getitem__(self, index: int) -> FlipDataset:
+        return self.__getitems__([index])
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(N,) tokens of each row's sentence, special tokens aside; all 0 where there is no token table."""
+        if self.token_table is None:
+            return np.zeros(len(self), np.int64)
+        return self.token_table.lengths[self.value_ids].sum(1)
+
+    @property
+    def has_unseen_value(self) -> np.ndarray:
+        """(N,) bool, whether some value of the row was never seen in training."""
+        return (self.value_ids >= len(self.value_features) - len(self.unseen_values)).any(1)
+
+
+class FlipProcessor(ProcessorMixin):
+    """Turns raw rows into what FLIP reads: feature ids for the tabular tower and a sentence for the text tower.
+
+    The sentence is "{field name} is {value}." for each field, joined by spaces, in the order of the fields (FLIP §3.1).
+
+    Args:
+        tokenizer: a fast tokenizer, or None where only the tabular tower is used.
+        vocabulary: the values seen in training.
+        display_names: the field names written in the sentence; by default the column's, with spaces for underscores.
+        max_length: sentences are cut to this many tokens, special tokens included; by default the tokenizer's own
+            limit, at most 512.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        vocabulary: FeatureVocabulary | None = None,
+        display_names: dict[str, str] | None = None,
+        max_length: int | None = None,
+    ):
+        if vocabulary is None:
+            raise ValueError("FlipProcessor needs a vocabulary; FlipProcessor.fit(rows, fields, tokenizer) makes both")
+        self.chat_template = None
+        self.tokenizer = tokenizer
+        self.display_names = {f: (display_names or {}).get(f, f.replace("_", " ")) for f in vocabulary.fields}
+        self.max_length = max_length
+        self.has_text = tokenizer is not None
+        if tokenizer is not None:
+            if not tokenizer.is_fast:
+                raise ValueError(f"{type(tokenizer).__name__} reports no character offsets; load it with use_fast=True")
+            if tokenizer.mask_token is None:
+                tokenizer.add_special_tokens({"mask_token": "<mask>"})
+            if tokenizer.pad_token is None:
+                tokenizer.add_special_tokens({"pad_token": tokenizer.eos_token or "<pad>"})
+            self.max_length = max_length or min(tokenizer.model_max_length, MAX_LENGTH)
+            self._special_ids = _special_ids_around(tokenizer)
+            if vocabulary.token_table is None:
+                table = TokenTable.from_segments(self._segments(vocabulary.texts))
+                vocabulary = replace(vocabulary, token_table=table)
+        self._vocabulary = vocabulary
+        self._token_table_is_exact = tokenizer is not None and self._check_token_table()
+
+    @classmethod
+    def fit(
+        cls,
+        rows: Any,
+        fields: Sequence[str],
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        min_count: int = 1,
+        **kwargs: Any,
+    ) -> FlipProcessor:
+        """A processor for the values of `fields` in the training rows; `kwargs` go to the constructor."""
+        return cls(tokenizer, FeatureVocabulary.fit(rows, fields, min_count), **kwargs)
+
+    @property
+    def vocabulary(self) -> FeatureVocabulary:
+        return self._vocabulary
+
+    @property
+    def fields(self) -> list[str]:
+        return self._vocabulary.fields
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["feature_ids", "input_ids", "attention_mask"] if self.has_text else ["feature_ids"]
+
+    # ---- rows to integers
+
+    def encode(self, rows: Any, label_column: str | None = None, *, strict: bool = True) -> FlipDataset:
+        """Encode rows once, for training or scoring.
+
+        Args:
+            rows: a dict (one row, or columns), a list of dicts, a DataFrame, an Arrow table or a `datasets.Dataset`.
+            label_column: the column of clicks, 0 or 1.
+            strict: whether an absent field is an error; otherwise it counts as missing in every row and is named once.
+
+        Raises:
+            ValueError: a column is absent, or a label is not 0 or 1.
+        """
+        columns, absent = text_columns(rows, self.fields, strict=strict)
+        if absent:
+            logger.warning_once(f"no column {', '.join(map(repr, absent))} in the rows: scored as missing")
+        labels = None if label_column is None else read_labels(rows, label_column)
+        value_ids, unseen = self._vocabulary.encode(columns)
+        vocabulary = self._vocabulary
+        unknown = vocabulary.feature_offsets[[i for i, _ in unseen]].astype(np.int32)
+        table = vocabulary.token_table if self._token_table_is_exact else None
+        if unseen and table is not None:
+            table = table.extended(TokenTable.from_segments(self._segments(unseen)))
+        return FlipDataset(
+            value_ids=value_ids,
+            value_features=np.concatenate([vocabulary.value_features, unknown]),
+            unseen_values=unseen,
+            token_table=table,
+            labels=labels,
+            row_ids=np.arange(len(value_ids)),
+        )
+
+    # ---- integers to tensors
+
+    def __call__(self, rows: Any, return_tensors: str | None = "pt", **kwargs: Any) -> BatchFeature:
+        """Encode rows for the model: `feature_ids` (B, F), and with a tokenizer `input_ids` (B, L), `attention_mask`
+        (B, L) and `token_field_ids` (B, L), the field whose value a token belongs to, or -1.
+
+        Absent fields and unseen values never raise: the tabular side sees the field's unknown feature, the text side
+        reads the words. Padding goes to the batch's longest sentence.
+        """
+        dataset = self.encode(rows, strict=False)
+        batch: dict[str, Any] = {"feature_ids": self.feature_ids(dataset)}
+        if self.has_text:
+            batch |= self.sentences(dataset)
+        return BatchFeature(batch, tensor_type=return_tensors)
+
+    def feature_ids(self, rows: FlipDataset) -> np.ndarray:
+        """(B, F) int64 feature ids."""
+        return rows.value_features[rows.value_ids].astype(np.int64)
+
+    def sentences(self, rows: FlipDataset) -> dict[str, np.ndarray]:
+        """`input_ids`, `attention_mask` and `token_field_ids`, each (B, L) int64, L the longest sentence here."""
+        if rows.token_table is None:
+            return self._tokenize_sentences(rows)
+        assert self.tokenizer is not None and self.max_length is not None
+        before, after = self._special_ids
+        table, (size, num_fields) = rows.token_table, rows.value_ids.shape
+        value_ids = rows.value_ids.ravel()
+        lengths = table.lengths[value_ids]  # (B F,)
+        sentence_lengths = lengths.reshape(size, num_fields).sum(1)
+        # The tokens of all sentences, end to end: `stops` counts them, each is a slice of the table.
+        stops = np.cumsum(lengths)
+        source = np.repeat(table.offsets[value_ids] - (stops - lengths), lengths) + np.arange(stops[-1] if size else 0)
+        row = np.repeat(np.arange(size), sentence_lengths)
+        position = np.arange(len(row)) - np.repeat(np.cumsum(sentence_lengths) - sentence_lengths, sentence_lengths)
+        field = np.repeat(np.tile(np.arange(num_fields), size), lengths)
+
+        room = self.max_length - len(before) - len(after)
+        fits = position < room
+        kept = np.minimum(sentence_lengths, room)
+        width = int(kept.max(initial=0)) + len(before) + len(after)
+        input_ids = np.full((size, width), self.tokenizer.pad_token_id, np.int64)
+        token_field_ids = np.full((size, width), -1, np.int64)
+        row, column, source = row[fits], position[fits] + len(before), source[fits]
+        input_ids[row, column] = table.tokens[source]
+        token_field_ids[row, column] = np.where(table.is_value[source], field[fits], -1)
+        input_ids[:, : len(before)] = before
+        for i, token in enumerate(after):
+            input_ids[np.arange(size), len(before) + kept + i] = token
+        mask = np.arange(width) < (kept + len(before) + len(after))[:, None]
+        return {"input_ids": input_ids, "attention_mask": mask.astype(np.int64), "token_field_ids": token_field_ids}
+
+    # ---- sentences as text: to read, and to check the token table against
+
+    def texts(self, rows: Any) -> list[str]:
+        """The sentences of raw rows, as the text tower reads them."""
+        columns, _ = text_columns(rows, self.fields, strict=False)
+        values = zip(*(columns[field].to_pylist() for field in self.fields), strict=True)
+        return ["".join(piece for pieces in self._pieces(row) for piece in pieces) for row in values]
+
+    def _pieces(self, values: Sequence[str | None]) -> Iterator[tuple[str, str, str]]:
+        for i, (field, value) in enumerate(zip(self.fields, values, strict=True)):
+            yield (" " if i else "") + f"{self.display_names[field]} is ", MISSING_TEXT if value is None else value, "."
+
+    def _segments(self, values: Sequence[tuple[int, str | None]]) -> Iterator[tuple[list[int], list[bool]]]:
+        """Tokens of "{field name} is {value}." for values given as (field index, text), in batches."""
+        assert self.tokenizer is not None
+        names = list(self.display_names.values())
+        for first in range(0, len(values), 4096):
+            batch = values[first : first + 4096]
+            heads = [f"{ANCHOR} {names[i]} is " if i else f"{names[i]} is " for i, _ in batch]
+            texts = [MISSING_TEXT if value is None else value for _, value in batch]
+            encoded = self._tokenize([f"{h}{t}." for h, t in zip(heads, texts, strict=True)], special=False)
+            for (i, _), head, text, ids, spans in zip(
+                batch, heads, texts, encoded["input_ids"], encoded["offset_mapping"], strict=True
+            ):
+                skip = sum(stop <= len(ANCHOR) for _, stop in spans) if i else 0
+                spans = spans[skip : skip + self.max_length]
+                inside = [start < len(head) + len(text) and stop > len(head) for start, stop in spans]
+                yield ids[skip : skip + self.max_length], inside
+
+    def _tokenize(self, texts: list[str], *, special: bool = True, **kwargs: Any) -> Mapping[str, Any]:
+        """Tokenise plain text: a value that spells a special token, such as "[MASK]", stays text."""
+        assert self.tokenizer is not None
+        return self.tokenizer(
+            texts,
+            add_special_tokens=special,
+            split_special_tokens=True,
+            return_offsets_mapping=True,
+            verbose=False,
+            **kwargs,
+        )
+
+    def _tokenize_sentences(self, rows: FlipDataset) -> dict[str, np.ndarray]:
+        """What `sentences` gives, by tokenising each whole sentence and reading the fields from the offsets."""
+        assert self.tokenizer is not None
+        values = [text for _, text in [*self._vocabulary.texts, *rows.unseen_values]]
+        texts, all_spans = [], []
+        for row in rows.value_ids:
+            text, value_spans = "", []
+            for head, value, stop in self._pieces([values[v] for v in row]):
+                value_spans.append((len(text) + len(head), len(text) + len(head) + len(value)))
+                text += head + value + stop
+            texts.append(text)
+            all_spans.append(value_spans)
+        encoded = self._tokenize(texts, truncation=True, max_length=self.max_length)
+        width = max(map(len, encoded["input_ids"]), default=0)
+        input_ids = np.full((len(texts), width), self.tokenizer.pad_token_id, np.int64)
+        mask = np.zeros_like(input_ids)
+        token_field_ids = np.full_like(input_ids, -1)
+        for r, (ids, spans) in enumerate(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)):
+            input_ids[r, : len(ids)], mask[r, : len(ids)] = ids, 1
+            for t, (start, stop) in enumerate(spans):
+                for field, (first, last) in enumerate(all_spans[r]):
+                    if start < last and stop > first:
+                        token_field_ids[r, t] = field
+        return {"input_ids": input_ids, "attention_mask": mask, "token_field_ids": token_field_ids}
+
+    def _check_token_table(self, sample_size: int = 256) -> bool:
+        """Whether gathered tokens equal tokenised sentences, on rows drawn from the vocabulary and some hard values."""
+        vocabulary, rng = self._vocabulary, np.random.default_rng(0)
+        hard = ["", "a.b", "!?", "Ünïcödé", "東京", "1,000.5", "it's", "x" * 40, " lead", "trail "]
+        rows = []
+        for i in range(sample_size):
+            row: dict[str, str | None] = {}
+            for field in self.fields:
+                seen = vocabulary.values[field]
+                pick = seen[int(rng.integers(len(seen)))].as_py() if len(seen) else None
+                row[field] = hard[int(rng.integers(len(hard)))] if i % 2 else pick
+            rows.append(row)
+        self._token_table_is_exact = True
+        encoded = self.encode({f: pa.array([row[f] for row in rows], pa.string()) for f in self.fields})
+        gathered = self.sentences(encoded)
+        whole = self._tokenize_sentences(encoded)
+        exact = all(np.array_equal(gathered[key], whole[key]) for key in whole)
+        if not exact:
+            logger.warning_once(
+                "this tokenizer splits a value differently alone and inside its sentence: whole sentences are tokenised "
+                "instead of gathered, which is slower"
+            )
+        return exact
+
+    # ---- files
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
+        """Write the tokenizer, `processor_config.json` and `feature_vocab.parquet` (and push them)."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._vocabulary.save(folder / VOCABULARY_FILE)
+        if self.tokenizer is None:
+            self.to_json_file(folder / "processor_config.json")
+            return [str(folder / "processor_config.json")]
+        return super().save_pretrained(save_directory, push_to_hub, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        return super().to_dict() | {"has_text": self.has_text}
+
+    @classmethod
+    def _get_arguments_from_pretrained(
+        cls, pretrained_model_name_or_path: str, processor_dict: dict[str, Any] | None = None, **kwargs: Any
+    ) -> list[Any]:
+        tokenizers = [None]
+        if processor_dict is None or processor_dict.pop("has_text", True):
+            tokenizers = super()._get_arguments_from_pretrained(pretrained_model_name_or_path, processor_dict, **kwargs)
+        keys = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+        located = {key: kwargs[key] for key in keys if kwargs.get(key) is not None}
+        path = cached_file(pretrained_model_name_or_path, VOCABULARY_FILE, **located)
+        return [*tokenizers, FeatureVocabulary.load(path)]
+
+
+def read_labels(rows: Any, label_column: str, split: str = "rows") -> np.ndarray:
+    """(N,) float32 clicks.
+
+    Raises:
+        ValueError: the column is absent, empty of values, or holds something other than 0 and 1 (or false and true).
+    """
+    columns, _ = text_columns(rows, [label_column])
+    column = columns[label_column]
+    names = {"0": 0.0, "1": 1.0, "false": 0.0, "true": 1.0}
+    wrong = [text for text in column.unique().to_pylist() if text not in names]
+    if wrong:
+        shown = "a missing value" if wrong[0] is None else repr(wrong[0])
+        where = next(i for i, text in enumerate(column.to_pylist()) if text == wrong[0])
+        raise ValueError(
+            f"label column {label_column!r} of {split} holds {shown} (row {where}); labels are 0 or 1: drop such rows or "
+            "turn them into clicks first"
+        )
+    encoded = column.dictionary_encode()
+    values = np.asarray([names[text] for text in encoded.dictionary.to_pylist()], np.float32)
+    return values[encoded.indices.to_numpy()] if len(column) else np.zeros(0, np.float32)
+
+
+def _special_ids_around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Special tokens that the tokenizer puts before and after one text, such as ([CLS], [SEP])."""
+    inner = tokenizer("a", add_special_tokens=False)["input_ids"]
+    full = tokenizer("a")["input_ids"]
+    for first in range(len(full) - len(inner) + 1):
+        if full[first : first + len(inner)] == inner:
+            return full[:first], full[first + len(inner) :]
+    return [], []
