@@ -33,7 +33,7 @@ class FlipConfig(PreTrainedConfig):
 
     model_type = "flip"
     sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert", optional=True)}
-    keys_to_ignore_at_inference = ("tabular_loss", "text_loss", "joint_loss")
+    keys_to_ignore_at_inference = ["joint_loss", "tabular_loss", "text_loss"]
 
     text_config: PreTrainedConfig | dict | None = None
     towers: str = "both"

@@ -116,6 +116,8 @@ class FlipTrainer(Trainer):
             )
         else:
             collator = FlipDataCollator(processor, model.config.towers)  # type: ignore[arg-type]
+        # Not Trainer's processing_class: Trainer would copy the tokenizer's special tokens into the model's configuration.
+        self.processor = processor
         self._has_text = model.config.towers != "tabular"
         self._components: dict[str, torch.Tensor] = {}
         self._num_steps_logged = 0
@@ -126,7 +128,6 @@ class FlipTrainer(Trainer):
             data_collator=collator,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            processing_class=processor,
             compute_metrics=None if isinstance(model, FlipForPreTraining) else self._compute_metrics,
             callbacks=callbacks,
         )
@@ -215,5 +216,7 @@ class FlipTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         self._stop_if_not_finite()
         super()._save(output_dir, state_dict)
+        folder = Path(output_dir or str(self.args.output_dir))
+        self.processor.save_pretrained(folder)
         # Trainer pickles its arguments beside the model; the recipe says the same in words.
-        (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
+        (folder / "training_args.bin").unlink(missing_ok=True)

@@ -1,0 +1,461 @@
+"""Recipes: what train.py reads, and the run it describes.
+
+A recipe is one YAML file: shared keys, and a section of training arguments for each stage. `run` takes it from raw rows to
+one folder with the model, its processor and `all_results.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import accelerate
+import datasets
+import jsonargparse
+import numpy as np
+import torch
+import transformers
+import yaml
+from accelerate import PartialState
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
+
+from .configuration_flip import FlipConfig
+from .modeling_flip import FlipForCTR, FlipForPreTraining
+from .processing_flip import FlipDataset, FlipProcessor
+from .tabular_towers import TABULAR_TOWERS
+from .trainer_flip import FlipTrainer, FlipTrainingArguments, ctr_metrics
+
+logger = logging.get_logger(__name__)
+
+SPLITS = ("train", "validation", "test")
+RECIPE_FILE, RESULTS_FILE = "recipe.yaml", "all_results.json"
+MODEL_KEYS = [
+    name
+    for name in FlipConfig.__annotations__
+    if name not in ("text_config", "towers", "tabular_tower", "num_features", "num_fields")
+]
+# Where TrainingArguments' own defaults do not suit click logs. A recipe overrides them like any other.
+STAGE_DEFAULTS: dict[str, dict[str, Any]] = {
+    "pretraining": {"save_strategy": "epoch", "save_total_limit": 1, "logging_steps": 50},
+    "finetuning": {
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "save_total_limit": 1,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "auc",
+        "greater_is_better": True,
+        "early_stopping_patience": 2,
+        "logging_steps": 50,
+    },
+}
+# Training arguments that --help names; the others work all the same.
+SHOWN = {
+    "num_train_epochs": "passes over the training rows",
+    "max_steps": "stop after so many steps instead",
+    "per_device_train_batch_size": "rows per step and device",
+    "gradient_accumulation_steps": "batches per step",
+    "learning_rate": "of everything but the text tower",
+    "text_learning_rate": "of the text tower; by default the same",
+    "lr_scheduler_type": "linear, cosine, constant, …",
+    "warmup_steps": "steps, or below 1 a share of all steps",
+    "weight_decay": "AdamW's, also of feature embeddings",
+    "max_grad_norm": "gradients are clipped to it",
+    "bf16": "compute in bfloat16 where it is safe",
+    "train_sampling_strategy": "group_by_length (sentences of like length share a batch) or random",
+    "logging_steps": "steps between lines of the log",
+    "eval_steps": "steps between evaluations, with eval_strategy steps",
+    "early_stopping_patience": "evaluations without a better validation AUC before training stops",
+    "text_mask_ratio": "share of fields masked in the text",
+    "tabular_mask_ratio": "share of fields masked in the table",
+    "num_noise_features": "K, noise features drawn per row for MTM",
+    "text_masking": "field, or token for the ablation",
+}
+PRETRAINING_ONLY = {"text_mask_ratio", "tabular_mask_ratio", "num_noise_features", "text_masking"}
+
+
+@dataclass
+class Recipe:
+    """The keys that both stages share.
+
+    Args:
+        dataset_name: demo, movielens-1m, movielens-100k, a Hub dataset id, or a CSV or Parquet file or folder.
+        output_dir: where the model, its processor and all_results.json go.
+        raw_dir: folder with the raw files of a movielens dataset; without it they are downloaded.
+        label_column: the column of clicks, 0 or 1.
+        fields: the columns to use, in the order of the sentence; by default all but the label.
+        text_model_name_or_path: the text tower, a Hub id or a folder.
+        pretrained_model_name_or_path: a pretraining checkpoint to finetune from, instead of the pretraining stage.
+        tabular_tower: the ID model (dcnv2, deepfm or autoint).
+        towers: what is finetuned: both (FLIP), tabular (FLIP_ID; without pretraining, the ID model from scratch) or text.
+        seed: of weights, order, masks and noise.
+        max_train_samples: use only the first so many training rows.
+        min_count: values seen less often share their field's unknown feature.
+        max_length: sentences are cut to this many tokens; by default the tokenizer's limit, at most 512.
+        model: settings of FlipConfig.
+        pretraining: training arguments of the alignment stage; without this section there is none.
+        finetuning: training arguments of the click prediction stage.
+    """
+
+    dataset_name: str
+    output_dir: str
+    raw_dir: str | None = None
+    label_column: str = "label"
+    fields: list[str] | None = None
+    text_model_name_or_path: str | None = None
+    pretrained_model_name_or_path: str | None = None
+    tabular_tower: str = "dcnv2"
+    towers: str = "both"
+    seed: int = 42
+    max_train_samples: int | None = None
+    min_count: int = 1
+    max_length: int | None = None
+    model: dict[str, Any] = field(default_factory=dict)
+    pretraining: dict[str, Any] | None = None
+    finetuning: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What differs from the defaults, as it would stand in the YAML."""
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {k: v for k, v in given.items() if v not in (None, {})}
+
+
+# ---- reading a recipe
+
+
+class RecipeParser(jsonargparse.ArgumentParser):
+    """jsonargparse, with errors in one line that name the nearest right key."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        text = " ".join(str(ex or message).split())
+        known = [key for key in self.get_defaults().keys(branches=True) if key != "recipe"]
+        nested = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", text)
+        wrong = re.search(r"(?i:option .|unrecognized arguments: --)([\w.]+)", text)
+        key = ".".join(nested.groups()) if nested else wrong.group(1) if wrong else None
+        if key is not None:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            text = f"no such key: {key}" + (f"; did you mean {near[0]}?" if near else "") + " (--help lists the keys)"
+        self.exit(2, f"train.py: error: {text}\n")
+
+
+def recipe_parser() -> RecipeParser:
+    parser = RecipeParser(
+        prog="train.py",
+        usage="accelerate launch train.py RECIPE.yaml [--key value] [--section.key value] ...",
+        description="Train FLIP, or one of its towers, as a recipe says; any key of the recipe can be given here too.",
+        epilog="Any other field of transformers.TrainingArguments works in either section.",
+        formatter_class=argparse.HelpFormatter,
+        allow_abbrev=False,
+        exit_on_error=True,
+    )
+    parser.add_argument("--recipe", action="config", help=argparse.SUPPRESS)
+    parser.add_class_arguments(Recipe, as_group=False, skip={"model", "pretraining", "finetuning"})
+    parser.add_class_arguments(FlipConfig, "model", skip=_not_in(FlipConfig, MODEL_KEYS))
+    for stage in STAGE_DEFAULTS:
+        skip = {"output_dir", "seed", "data_seed"} | (PRETRAINING_ONLY if stage == "finetuning" else set())
+        parser.add_class_arguments(FlipTrainingArguments, stage, skip=skip)
+    titles = {"model": "the model", "pretraining": "pretraining: alignment", "finetuning": "finetuning: click prediction"}
+    for section, title in titles.items():
+        parser.groups[section].title = title
+    for action in parser._actions:
+        section, _, name = action.dest.partition(".")
+        if section in titles and not name:
+            action.help = argparse.SUPPRESS
+        elif section in STAGE_DEFAULTS:
+            action.help = SHOWN.get(name, argparse.SUPPRESS)
+        kind = str(getattr(action, "_typehint", ""))
+        kinds = {"bool": "true|false", "float": "NUMBER", "int": "N", "str": "TEXT"}
+        action.metavar = next((shown for word, shown in kinds.items() if word in kind), "VALUE")
+    return parser
+
+
+def _not_in(config: type, names: list[str]) -> set[str]:
+    return {f.name for f in fields(config)} - set(names)
+
+
+def parse_recipe(arguments: Sequence[str]) -> Recipe:
+    """`[RECIPE.yaml] [--key value …]` → the recipe. Prints one line and exits with 2 where a key or value is wrong."""
+    arguments = list(arguments)
+    parser = recipe_parser()
+    if arguments and not arguments[0].startswith("-"):
+        if not Path(arguments[0]).is_file():
+            parser.error(f"recipe {arguments[0]} does not exist; recipes are in configuration/")
+        arguments.insert(0, "--recipe")
+    given = parser.parse_args(arguments, defaults=False).as_dict()
+    given.pop("recipe", None)
+    for name in ("dataset_name", "output_dir"):
+        if given.get(name) is None:
+            parser.error(f"{name} is missing; give a recipe, or --{name}")
+    return Recipe(**given)
+
+
+# ---- running it
+
+
+def run(recipe: Recipe, data: datasets.DatasetDict) -> dict[str, Any]:
+    """Pretrain, finetune, evaluate on the untouched test set, and save.
+
+    Everything that can be wrong with the input is looked at before training starts. An interrupted run continues where it
+    was when run again; a finished one returns its results.
+
+    Returns:
+        what all_results.json holds.
+
+    Raises:
+        ValueError: something is wrong with the recipe, the data or the output folder, with the value and the remedy.
+    """
+    started = time.perf_counter()
+    output_dir = Path(recipe.output_dir)
+    if (output_dir / RESULTS_FILE).exists() and check_output_dir(recipe):
+        logger.warning(f"{output_dir} is finished; delete it to run again")
+        return json.loads((output_dir / RESULTS_FILE).read_text())
+    check_recipe(recipe)
+    check_data(data, recipe)
+    with PartialState().main_process_first():
+        if not check_output_dir(recipe):
+            output_dir.mkdir(parents=True, exist_ok=True)
+            (output_dir / RECIPE_FILE).write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True))
+
+    set_seed(recipe.seed)
+    processor = make_processor(recipe, data)
+    encoded = {split: processor.encode(data[split], recipe.label_column) for split in SPLITS}
+    wall_time: dict[str, float] = {}
+    results: dict[str, Any] = {}
+    pretrained = recipe.pretrained_model_name_or_path
+    if recipe.pretraining is not None and pretrained is None:
+        pretrained = str(output_dir / "pretraining")
+        if not (Path(pretrained) / "config.json").exists():
+            begun = time.perf_counter()
+            results |= pretrain(recipe, processor, encoded, Path(pretrained))
+            wall_time["pretraining_seconds"] = time.perf_counter() - begun
+
+    begun = time.perf_counter()
+    set_seed(recipe.seed)  # finetuning is the same after a resumed pretraining as after a straight one
+    if pretrained is not None:
+        model = FlipForCTR.from_pretrained(pretrained, towers=recipe.towers, **_heads_free(recipe.model))
+    else:
+        model = FlipForCTR.from_text_pretrained(
+            recipe.text_model_name_or_path,
+            processor,
+            towers=recipe.towers,
+            tabular_tower=recipe.tabular_tower,
+            **recipe.model,
+        )
+    arguments = stage_arguments(recipe, "finetuning")
+    trainer = FlipTrainer(model, arguments, processor, encoded["train"], encoded["validation"])
+    trained = train_or_resume(trainer)
+    wall_time["finetuning_seconds"] = time.perf_counter() - begun
+    results["train_samples_per_second"] = trained.get("train_samples_per_second")
+    results["epochs"] = trainer.state.epoch
+    results["best_epoch"] = best_epoch(trainer)
+    results["history"] = [
+        {k.removeprefix("eval_"): v for k, v in entry.items() if re.search(r"auc|logloss|epoch", k)}
+        for entry in trainer.state.log_history
+        if "eval_auc" in entry
+    ]
+    for split in ("validation", "test"):
+        results |= evaluate(trainer, encoded[split], split)
+    results["alpha"] = model.alpha.item()
+    results["num_parameters"] = model.num_parameters()
+    wall_time["total_seconds"] = time.perf_counter() - started
+    results |= {"recipe": recipe.to_dict(), "seed": recipe.seed, "wall_time": wall_time} | environment()
+    results["rows"] = {split: len(data[split]) for split in SPLITS}
+
+    trainer.save_model(str(output_dir))
+    if trainer.is_world_process_zero():
+        temporary = output_dir / f".{RESULTS_FILE}"
+        temporary.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+        temporary.replace(output_dir / RESULTS_FILE)
+        shutil.rmtree(output_dir / "checkpoints", ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    return results
+
+
+def check_output_dir(recipe: Recipe) -> bool:
+    """Whether the output folder holds this very run, begun or finished.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    folder, remedy = Path(recipe.output_dir), "choose another --output_dir, or delete the folder"
+    if not folder.exists() or not any(folder.iterdir()):
+        return False
+    if not (folder / RECIPE_FILE).is_file():
+        raise ValueError(f"output folder {folder} holds something else ({next(folder.iterdir()).name}); {remedy}")
+    theirs, ours = yaml.safe_load((folder / RECIPE_FILE).read_text()), recipe.to_dict()
+    for key in sorted(theirs.keys() | ours.keys()):
+        if theirs.get(key) != ours.get(key):
+            raise ValueError(
+                f"output folder {folder} holds another model: its {key} is {theirs.get(key)!r}, this run's is "
+                f"{ours.get(key)!r}; {remedy}"
+            )
+    return True
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Raises ValueError where the recipe asks for something that cannot be."""
+    if recipe.tabular_tower not in TABULAR_TOWERS:
+        near = difflib.get_close_matches(recipe.tabular_tower, TABULAR_TOWERS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"tabular_tower is {recipe.tabular_tower!r}; it must be one of {', '.join(TABULAR_TOWERS)}{hint}")
+    FlipConfig(towers=recipe.towers, **recipe.model)
+    if needs_text(recipe):
+        text_model = recipe.text_model_name_or_path
+        if text_model is None:
+            raise ValueError("text_model_name_or_path is missing: this recipe uses a text tower; name a Hub id or a folder")
+        try:
+            AutoConfig.from_pretrained(text_model)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"text model {text_model!r} cannot be loaded: it is no folder with a config.json, and the Hub does not give "
+                f"it ({str(error).splitlines()[0]}); set --text_model_name_or_path to a Hub id or a folder that exists"
+            ) from error
+    if (pretrained := recipe.pretrained_model_name_or_path) and not (Path(pretrained) / "config.json").exists():
+        try:
+            FlipConfig.from_pretrained(pretrained)
+        except OSError as error:
+            raise ValueError(f"pretrained_model_name_or_path {pretrained!r} does not exist; pretrain first") from error
+
+
+def needs_text(recipe: Recipe) -> bool:
+    """Whether a text tower must be loaded from outside."""
+    return recipe.pretrained_model_name_or_path is None and (recipe.towers != "tabular" or recipe.pretraining is not None)
+
+
+def check_data(data: datasets.DatasetDict, recipe: Recipe) -> None:
+    """Raises ValueError where a split is absent or empty, a column is absent, or labels are not clicks."""
+    from .processing_flip import read_labels
+
+    for split in SPLITS:
+        if split not in data:
+            raise ValueError(f"split {split!r} is missing; the dataset has {', '.join(data)}")
+        if len(data[split]) == 0:
+            raise ValueError(f"split {split!r} is empty; every one of {', '.join(SPLITS)} needs rows")
+        columns = data[split].column_names
+        for column in [recipe.label_column, *(recipe.fields or [])]:
+            if column not in columns:
+                near = difflib.get_close_matches(column, columns, n=1, cutoff=0.4)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ValueError(f"column {column!r} is missing in split {split!r}; its columns are {columns}{hint}")
+        labels = read_labels(data[split], recipe.label_column, f"split {split!r}")
+        if len(np.unique(labels)) == 1:
+            raise ValueError(
+                f"every label of split {split!r} is {labels[0]:.0f}; clicks and non-clicks are both needed, to learn and for AUC"
+            )
+
+
+def make_processor(recipe: Recipe, data: datasets.DatasetDict) -> FlipProcessor:
+    """The pretraining checkpoint's processor, or one fitted on the training rows."""
+    if recipe.pretrained_model_name_or_path is not None:
+        return FlipProcessor.from_pretrained(recipe.pretrained_model_name_or_path)
+    tokenizer: PreTrainedTokenizerBase | None = None
+    if needs_text(recipe):
+        tokenizer = AutoTokenizer.from_pretrained(recipe.text_model_name_or_path)
+    columns = recipe.fields or [name for name in data["train"].column_names if name != recipe.label_column]
+    return FlipProcessor.fit(
+        data["train"], columns, tokenizer, min_count=recipe.min_count, max_length=recipe.max_length
+    )
+
+
+def pretrain(
+    recipe: Recipe, processor: FlipProcessor, encoded: dict[str, FlipDataset], folder: Path
+) -> dict[str, Any]:
+    """Align the two towers on the training rows, and save the checkpoint to `folder`."""
+    model = FlipForPreTraining.from_text_pretrained(
+        recipe.text_model_name_or_path, processor, tabular_tower=recipe.tabular_tower, **recipe.model
+    )
+    trainer = FlipTrainer(
+        model, stage_arguments(recipe, "pretraining"), processor, encoded["train"], encoded["validation"]
+    )
+    metrics = train_or_resume(trainer)
+    trainer.save_model(str(folder))
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    last = {k: v for k, v in logged[-1].items() if k.endswith("loss")} if logged else {}
+    return {
+        "pretraining_samples_per_second": metrics.get("train_samples_per_second"),
+        "pretraining_losses": last,
+    }
+
+
+def stage_arguments(recipe: Recipe, stage: str) -> FlipTrainingArguments:
+    given = STAGE_DEFAULTS[stage] | (getattr(recipe, stage) or {})
+    return FlipTrainingArguments(
+        output_dir=str(Path(recipe.output_dir) / "checkpoints" / stage), seed=recipe.seed, **given
+    )
+
+
+def train_or_resume(trainer: FlipTrainer) -> dict[str, Any]:
+    """Train from the last whole checkpoint, if there is one."""
+    folder = Path(str(trainer.args.output_dir))
+    for checkpoint in folder.glob("checkpoint-*"):
+        # Trainer writes its state last; without it the checkpoint is half-written and must not be resumed from.
+        if not (checkpoint / "trainer_state.json").exists() and trainer.is_world_process_zero():
+            shutil.rmtree(checkpoint, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    last = get_last_checkpoint(str(folder)) if folder.exists() else None
+    if last is not None:
+        logger.warning(f"continuing from {last}")
+    return trainer.train(resume_from_checkpoint=last).metrics
+
+
+def best_epoch(trainer: FlipTrainer) -> float | None:
+    """The epoch whose model was kept, chosen on validation."""
+    name = f"eval_{str(trainer.args.metric_for_best_model).removeprefix('eval_')}"
+    return next((e["epoch"] for e in trainer.state.log_history if e.get(name) == trainer.state.best_metric), None)
+
+
+def evaluate(trainer: FlipTrainer, dataset: FlipDataset, split: str) -> dict[str, Any]:
+    """Metrics of one split, all towers; on the test split also of the rows with a value never seen in training."""
+    output = trainer.predict(dataset, metric_key_prefix=split)
+    labels = np.asarray(output.label_ids)
+    results = {f"{split}_{k}": v for k, v in ctr_metrics(output.predictions, labels).items()}
+    unseen = dataset.has_unseen_value
+    if split == "test":
+        results["test_unseen_rows"] = int(unseen.sum())
+        if len(np.unique(labels[unseen])) == 2:
+            logits = output.predictions
+            picked = tuple(x[unseen] for x in logits) if isinstance(logits, tuple) else logits[unseen]
+            results |= {f"test_unseen_{k}": v for k, v in ctr_metrics(picked, labels[unseen]).items()}
+    return results
+
+
+def environment() -> dict[str, Any]:
+    """Commit, versions and hardware."""
+    from . import __version__
+
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout.strip()
+        commit += " with uncommitted changes" if changed else ""
+    except (OSError, subprocess.CalledProcessError):
+        commit = None
+    cuda = torch.cuda.is_available()
+    return {
+        "commit": commit,
+        "versions": {"modeling_flip": __version__, "python": platform.python_version()}
+        | {m.__name__: m.__version__ for m in (torch, transformers, datasets, accelerate)},
+        "hardware": {
+            "cpus": os.cpu_count(),
+            "machine": platform.machine(),
+            "gpu": torch.cuda.get_device_name() if cuda else None,
+            "processes": PartialState().num_processes,
+        },
+    }
+
+
+def _heads_free(model: dict[str, Any]) -> dict[str, Any]:
+    """Settings that may differ from the pretraining checkpoint's: those that change no weights."""
+    return {key: value for key, value in model.items() if key in ("dropout", "text_pooling")}

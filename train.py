@@ -1,0 +1,68 @@
+"""Train FLIP as a recipe says: `accelerate launch train.py RECIPE.yaml [--key value] [--section.key value]`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import datasets
+from data_scripts import demo, movielens
+from transformers.utils import logging
+
+from modeling_flip.recipe import SPLITS, Recipe, parse_recipe, run
+
+MOVIELENS = ("movielens-1m", "movielens-100k")
+
+
+def load_data(recipe: Recipe) -> datasets.DatasetDict:
+    """The recipe's dataset as train, validation and test. The demo also brings its own text tower.
+
+    Where validation or test is absent, the last tenth of train, and the last tenth of all, become them.
+
+    Raises:
+        ValueError: the dataset cannot be found or read.
+    """
+    name, path = recipe.dataset_name, Path(recipe.dataset_name)
+    if name == "demo":
+        data = demo.load()
+        if recipe.text_model_name_or_path is None:
+            recipe.text_model_name_or_path = str(demo.text_model(Path("outputs") / "demo-text-model", data))
+    elif name in MOVIELENS:
+        data = movielens.load(name, recipe.raw_dir)
+    else:
+        try:
+            if path.is_file():
+                data = datasets.load_dataset({".csv": "csv"}.get(path.suffix, "parquet"), data_files=str(path))
+            else:
+                data = datasets.load_dataset(name)
+        except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
+            raise ValueError(
+                f"dataset {name!r} cannot be loaded ({error}); give demo, {', '.join(MOVIELENS)}, a Hub dataset id, "
+                "or a CSV or Parquet file or folder"
+            ) from error
+        for part, rest in (("test", "train"), ("validation", "train")):
+            if part not in data and len(data[rest]) >= 10:
+                first = int(0.9 * len(data[rest]))
+                data[part] = data[rest].select(range(first, len(data[rest])))
+                data[rest] = data[rest].select(range(first))
+    if recipe.max_train_samples is not None:
+        data["train"] = data["train"].select(range(min(recipe.max_train_samples, len(data["train"]))))
+    return datasets.DatasetDict({split: data[split] for split in SPLITS if split in data})
+
+
+def main(arguments: list[str]) -> None:
+    recipe = parse_recipe(arguments)
+    logging.enable_explicit_format()
+    try:
+        results = run(recipe, load_data(recipe))
+    except (ValueError, FloatingPointError) as error:
+        sys.exit(f"train.py: error: {error}")
+    width = max(map(len, results))
+    for key, value in results.items():
+        if isinstance(value, float):
+            print(f"{key:{width}}  {value:.4f}")
+    print(f"\nThe model is in {recipe.output_dir}; FlipForCTR.from_pretrained({recipe.output_dir!r}) loads it.")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
