@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import datasets
-from data_scripts import demo, movielens
 from transformers.utils import logging
 
+from data_scripts import demo, movielens
 from modeling_flip.recipe import SPLITS, Recipe, parse_recipe, run
 
 MOVIELENS = ("movielens-1m", "movielens-100k")

@@ -2,12 +2,18 @@
 
     python data_scripts/demo.py --output_dir DIR
 
-Words carry meaning: an occupation and two interests say which topics a user leans to, and the three words of a title say
-how inviting an item is and which topics it is about. IDs carry more: each user departs from what their words say, and
-each item has a quality that its title does not tell. New items keep coming out, so part of the test rows show items that
-no earlier row has. The label is drawn last, from the probability that all of this gives.
+Words carry meaning: an occupation and two interests say which topics a user leans to, and the three words of a title
+say how inviting an item is and which topics it is about. IDs carry more: each user departs from what their words say,
+and each item has a quality that its title does not tell. New items keep coming out, so part of the test rows show items
+that no earlier row has. The label is drawn last, from the probability that all of this gives.
 
-FIGURES
+Seed 0: 16,800 train, 2,400 validation and 4,800 test rows, 43 % clicks, 23 % of the test rows with an item of neither
+train nor validation. Test AUC of predictors that know the generator (`oracle_auc` says what each of them knows):
+
+    knows         all    seen   unseen items
+    everything   0.858  0.847  0.893
+    the words    0.756  0.740  0.806
+    the IDs      0.808  0.847  0.603
 """
 
 import argparse
@@ -25,7 +31,7 @@ from transformers import BertConfig, BertModel, BertTokenizer
 
 if __name__ == "__main__":  # run as a file, python looks for modules in the file's folder, not in the one above it
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from data_scripts.movielens import dataset_card, finished_folder, write  # noqa: E402
+from data_scripts.movielens import dataset_card, finished_folder, write
 
 _USERS = 300
 _ITEMS = 400
@@ -35,7 +41,7 @@ _SHELF_LIFE = 0.5  # share of the whole time in which an item is shown, from its
 
 _COLUMNS = ["user_id", "age", "occupation", "interest", "item_id", "title", "category", "label"]
 
-# Words of titles, occupations, and interests. The topics lie on a circle in this order: neighbours please the same people.
+# Words of titles, occupations, interests. The topics lie on a circle in this order: neighbours please the same people.
 _TOPICS = [
     ("Harbor Tide Lighthouse Reef Anchor Island", "sailor fisher", "sailing diving fishing"),
     ("Kitchen Recipe Bakery Feast Spice Orchard", "chef farmer", "baking gardening cooking"),
@@ -47,8 +53,11 @@ _TOPICS = [
     ("Marathon Champion Stadium Goal Sprint League", "coach nurse", "running football cycling"),
 ]
 # First words of titles, from the most inviting to the least.
-_TONES = "Brilliant Dazzling Gripping Joyful Clever Tender Bold Gentle Quiet Plain Distant Slow Gloomy Bitter Dreary Dull"
+_TONES = (
+    "Brilliant Dazzling Gripping Joyful Clever Tender Bold Gentle Quiet Plain Distant Slow Gloomy Bitter Dreary Dull"
+)
 _CATEGORIES = ["film", "novel", "series", "podcast", "game"]
+_SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 _AGES = ["under 18", "18-24", "25-34", "35-49", "50-64", "65 or older"]
 
 
@@ -69,10 +78,10 @@ def load(seed: int = 0) -> DatasetDict:
 def oracle_auc(seed: int = 0) -> dict[str, float]:
     """Return the test AUC of three predictors that know the generator, over all test rows and over two parts of them.
 
-    "bayes" knows everything but the coin flip. "words" knows what the words mean, and nothing about this user or this item
-    beyond it. "ids" knows everything about users and about items of earlier rows, and of other items only the category.
-    What a predictor does not know is at its mean. Keys: "bayes", "words", "ids", for all test rows, and each with "_seen"
-    or "_unseen", for rows whose item is or is not in train or validation.
+    "bayes" knows everything but the coin flip. "words" knows what the words mean, and nothing about this user or this
+    item beyond it. "ids" knows everything about users and about items of earlier rows, and of other items only the
+    category. What a predictor does not know is at its mean. Keys: "bayes", "words", "ids", for all test rows, and each
+    with "_seen" or "_unseen", for rows whose item is or is not in train or validation.
 
     Only "bayes" bounds every model: one that reads whole titles can also come to know the items behind them.
     """
@@ -98,14 +107,12 @@ def text_model(output_dir: str | Path, dataset: DatasetDict) -> Path:
     sentences = (
         " ".join(f"{name.replace('_', ' ')} is {row[name]}." for name in names) for row in dataset["train"].to_list()
     )
+    # The trainer numbers characters in the random order in which it meets them, and breaks ties by number. Named here,
+    # they have fixed numbers, and words that the demo does not have can be spelled.
+    letters = string.ascii_lowercase + string.digits
+    pieces = [*_SPECIAL_TOKENS, *letters, *string.punctuation, *(f"##{letter}" for letter in letters)]
     trained.train_from_iterator(
-        sentences,
-        trainers.WordPieceTrainer(
-            vocab_size=2_000,
-            special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
-            initial_alphabet=list(string.ascii_lowercase + string.digits + string.punctuation),
-            show_progress=False,
-        ),
+        sentences, trainers.WordPieceTrainer(vocab_size=2_000, special_tokens=pieces, show_progress=False)
     )
     tokenizer = BertTokenizer(vocab=trained.get_vocab(), model_max_length=128)
     config = BertConfig(
@@ -139,16 +146,16 @@ def _generate(seed: int) -> pd.DataFrame:
     interests, interest_topic = _words(2)
     tones = _TONES.split()
 
-    # Users: a taste in the plane of the topics, and how easily they click. What their words tell of both, and the truth.
+    # Users: a taste in the plane of the topics, and how easily they click: what the words tell, then the truth.
     age = rng.integers(len(_AGES), size=_USERS)
     occupation = rng.integers(len(occupations), size=_USERS)
     interest = np.stack([rng.choice(len(interests), size=2, replace=False) for _ in range(_USERS)])  # (users, 2)
-    told_taste = topics[occupation_topic[occupation]] + 0.8 * topics[interest_topic[interest]].sum(axis=1)  # (users, 2)
-    taste = told_taste + 1.2 * rng.normal(size=(_USERS, 2))
+    told_taste = 0.8 * topics[occupation_topic[occupation]] + 0.6 * topics[interest_topic[interest]].sum(axis=1)
+    taste = told_taste + rng.normal(size=(_USERS, 2))  # (users, 2)
     told_ease = np.linspace(-0.3, 0.3, len(_AGES))[age]
     ease = told_ease + 0.5 * rng.normal(size=_USERS)
 
-    # Items, in order of release: a place in the same plane, and an appeal. Titles differ, and their topics are neighbours.
+    # Items, in order of release: a place in the same plane, and an appeal. No two titles are equal.
     steps = np.abs(title_topic[:, None] - title_topic)
     alike = np.minimum(steps, len(_TOPICS) - steps) <= 1
     pairs = np.argwhere(alike & ~np.eye(len(title_words), dtype=bool))  # (pairs, 2)
@@ -156,7 +163,7 @@ def _generate(seed: int) -> pd.DataFrame:
     place = topics[title_topic[pairs[pair]]].mean(axis=1)  # (items, 2)
     category = rng.integers(len(_CATEGORIES), size=_ITEMS)
     category_appeal = np.linspace(-0.2, 0.2, len(_CATEGORIES))[category]
-    told_appeal = category_appeal + np.linspace(1.5, -1.5, len(tones))[tone]
+    told_appeal = category_appeal + np.linspace(2, -2, len(tones))[tone]
     appeal = told_appeal + 0.9 * rng.normal(size=_ITEMS)
     release = np.sort(rng.uniform(-_SHELF_LIFE, 1, size=_ITEMS))
 
@@ -210,8 +217,8 @@ def _auc(label: np.ndarray, score: np.ndarray) -> float:
 
 
 _CARD = """
-Generated by `data_scripts/demo.py` with seed {seed}: every row is made up. Rows are in time order, new items keep coming
-out, and {unseen:.0%} of the test rows show an item that no earlier split has.
+Generated by `data_scripts/demo.py` with seed {seed}: every row is made up. Rows are in time order, new items keep
+coming out, and {unseen:.0%} of the test rows show an item that no earlier split has.
 
 | split | rows | clicks |
 | --- | --- | --- |
@@ -233,7 +240,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output_dir", required=True, type=Path, help="folder to write")
     parser.add_argument("--seed", type=int, default=0, help="another seed makes another world")
     options = parser.parse_args(arguments)
-    dataset = load(options.seed)
+    dataset, auc = load(options.seed), oracle_auc(options.seed)
+    earlier = {item for split in ("train", "validation") for item in dataset[split]["item_id"]}
+    card = dataset_card(
+        "FLIP demo",
+        "apache-2.0",
+        dataset,
+        _CARD.format(
+            seed=options.seed,
+            unseen=np.mean([item not in earlier for item in dataset["test"]["item_id"]]),
+            table="\n".join(
+                f"| {split} | {len(rows):,} | {np.mean(rows.data['label']):.1%} |" for split, rows in dataset.items()
+            ),
+            oracles="\n".join(
+                f"| {name} | {auc[oracle]:.3f} | {auc[f'{oracle}_seen']:.3f} | {auc[f'{oracle}_unseen']:.3f} |"
+                for oracle, name in (("bayes", "everything"), ("words", "the words"), ("ids", "the IDs"))
+            ),
+        ),
+    )
+    print(f"wrote {dataset.num_rows} to {write(dataset, options.output_dir, card)}")
+    print(f"wrote {text_model(options.output_dir / 'text_model', dataset)}")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python data_scripts/movielens.py --dataset_name movielens-1m --raw_dir DIR --output_dir DIR
 
-Ratings of 3 are dropped, higher ones become label 1 and lower ones label 0. Rows are ordered by time; the last tenth is the
-test split, and the last tenth of what remains is the validation split.
+Ratings of 3 are dropped, higher ones become label 1 and lower ones label 0. Rows are ordered by time; the last tenth is
+the test split, and the last tenth of what remains is the validation split.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import os
 import re
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -101,7 +102,7 @@ def load(dataset_name: str, raw_dir: str | Path | None = None) -> DatasetDict:
 
 
 def write(dataset: DatasetDict, output_dir: str | Path, card: str) -> Path:
-    """Write every split as `<split>.parquet`, and the card as `README.md`, so that `load_dataset(output_dir)` reads it."""
+    """Write each split as `<split>.parquet` and the card as `README.md`, a folder that `load_dataset` reads."""
     with finished_folder(output_dir) as folder:
         for split, rows in dataset.items():
             rows.to_parquet(folder / f"{split}.parquet")
@@ -161,14 +162,14 @@ def _download(dataset_name: str) -> zipfile.Path:
         archive = Path(manager.download(url))
     except Exception as error:  # each layer below (fsspec, aiohttp, the offline mode) has exceptions of its own
         raise ConnectionError(
-            f"cannot download {url} ({error}): pass --raw_dir (raw_dir= in Python) with the folder of the unpacked archive"
+            f"cannot download {url} ({error}): pass --raw_dir (raw_dir= in Python), the folder of the unpacked archive"
         ) from error
     found = hashlib.md5(archive.read_bytes(), usedforsecurity=False).hexdigest()
     if found != md5:
         archive.unlink()
         raise ValueError(
-            f"the archive from {url} has md5 {found}, the published one {md5}; it was deleted: run again, or pass --raw_dir "
-            "(raw_dir= in Python) with the folder of a good archive"
+            f"the archive from {url} has md5 {found}, the published one {md5}; it was deleted: run again, "
+            "or pass --raw_dir (raw_dir= in Python), the folder of a good archive, unpacked"
         )
     return zipfile.Path(archive, f"{name}/")
 
@@ -181,7 +182,7 @@ def _read(folder: Path | zipfile.Path, file_name: str) -> pa.Table:
         raise FileNotFoundError(f"no {file_name} in {str(folder)!r}: looked for {file_name} and {file_name}.gz")
     try:
         content = gzip.decompress(file.read_bytes()) if file.name.endswith(".gz") else file.read_bytes()
-    except (gzip.BadGzipFile, EOFError, gzip.zlib.error) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{str(file)!r} is not a whole gzip file ({error}): fetch it again") from error
     # Not splitlines(): in Latin-1 it would also break a line at control characters inside a title.
     text = content.decode("latin-1").replace("\r\n", "\n").rstrip("\n")
@@ -191,8 +192,8 @@ def _read(folder: Path | zipfile.Path, file_name: str) -> pa.Table:
         at = pc.index(matches.is_null(), True).as_py()
         columns = ", ".join(re.findall(r"\?P<(\w+)>", pattern))
         raise ValueError(
-            f"line {at + 1} of {str(file)!r} is {lines[at].as_py()!r}, which does not hold the columns {columns} in the "
-            "published format: take the file as published"
+            f"line {at + 1} of {str(file)!r} is {lines[at].as_py()!r}, which does not hold the columns {columns} in "
+            "the published format: take the file as published"
         )
     return pa.Table.from_struct_array(matches)
 
@@ -267,8 +268,8 @@ def _replace(table: pa.Table, column: str, values: pa.Array | pa.ChunkedArray) -
 
 
 _CARD = """
-Ratings of {pretty_name} as clicks: ratings of 3 are dropped, `label` is 1 for a higher rating and 0 for a lower one. Rows are
-in time order: `test` is the last tenth of all rows, `validation` the last tenth of the rows before it.
+Ratings of {pretty_name} as clicks: ratings of 3 are dropped, `label` is 1 for a higher rating and 0 for a lower one.
+Rows are in time order: `test` is the last tenth of all rows, `validation` the last tenth of the rows before it.
 
 | split | rows | clicks |
 | --- | --- | --- |
@@ -289,10 +290,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output_dir", required=True, type=Path, help="folder to write")
     options = parser.parse_args(arguments)
     dataset = load(options.dataset_name, options.raw_dir)
-    pretty_name = {"movielens-1m": "MovieLens-1M", "movielens-100k": "MovieLens-100K"}[options.dataset_name]
+    pretty_name = "MovieLens-" + options.dataset_name.removeprefix("movielens-").upper()
     table = "\n".join(
-        f"| {split} | {len(rows):,} | {pc.mean(rows.data['label']).as_py() or 0:.1%} |"
-        for split, rows in dataset.items()
+        f"| {split} | {len(rows):,} | {np.mean(rows.data['label']):.1%} |" for split, rows in dataset.items()
     )
     card = dataset_card(pretty_name, "other", dataset, _CARD.format(pretty_name=pretty_name, table=table))
     print(f"wrote {dataset.num_rows} to {write(dataset, options.output_dir, card)}")

@@ -1,6 +1,12 @@
 """FLIP for click-through rate prediction: ID models and pretrained language models, aligned field by field."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoModelForSequenceClassification, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForPreTraining,
+    AutoModelForSequenceClassification,
+    AutoProcessor,
+)
 
 from .configuration_flip import FlipConfig
 from .data_collator import FlipDataCollator, PretrainingCollator

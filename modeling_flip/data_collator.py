@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ class FlipDataCollator:
     """
 
     processor: FlipProcessor
-    towers: Literal["both", "tabular", "text"] = "both"
+    towers: str = "both"
 
     def __call__(self, rows: FlipDataset) -> dict[str, torch.Tensor]:
         batch: dict[str, np.ndarray] = {}
@@ -61,7 +60,7 @@ class PretrainingCollator:
     text_mask_ratio: float = 0.15
     tabular_mask_ratio: float = 0.15
     num_noise_features: int = 25
-    text_masking: Literal["field", "token"] = "field"
+    text_masking: str = "field"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -76,7 +75,7 @@ class PretrainingCollator:
     def __call__(self, rows: FlipDataset) -> dict[str, torch.Tensor]:
         """`feature_ids`, `masked_feature_ids`, `mtm_labels` (B, F), the feature where masked, else -100;
         `noise_feature_ids` (B, K); `input_ids`, `masked_input_ids`, `attention_mask`, `mlm_labels` (B, L) likewise."""
-        size, num_fields = rows.value_ids.shape
+        num_fields = rows.value_ids.shape[1]
         feature_ids = self.processor.feature_ids(rows)
         sentences = self.processor.sentences(rows)
         input_ids, token_field_ids = sentences["input_ids"], sentences["token_field_ids"]
@@ -84,7 +83,9 @@ class PretrainingCollator:
 
         if self.text_masking == "field":
             chosen = self._choose_fields(rows, TEXT_FIELDS, num_fields, self.text_mask_ratio)
-            is_masked_token = (token_field_ids >= 0) & np.take_along_axis(chosen, np.maximum(token_field_ids, 0), axis=1)
+            is_masked_token = (token_field_ids >= 0) & np.take_along_axis(
+                chosen, np.maximum(token_field_ids, 0), axis=1
+            )
         else:
             special = np.isin(input_ids, self.processor.tokenizer.all_special_ids)
             draw = uniforms(self.seed, rows.epoch, TEXT_TOKENS, rows.row_ids, input_ids.shape[1])

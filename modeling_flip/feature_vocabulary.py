@@ -79,7 +79,9 @@ def text_columns(rows: Any, fields: Sequence[str], *, strict: bool = True) -> tu
     elif hasattr(rows, "columns") and hasattr(rows, "to_numpy"):  # pandas.DataFrame
         present, length = set(rows.columns), len(rows)
     else:
-        raise TypeError(f"rows must be a dict, a list of dicts, a DataFrame, an Arrow table or a Dataset, not {type(rows)}")
+        raise TypeError(
+            f"rows must be a dict, a list of dicts, a DataFrame, an Arrow table or a Dataset, not {type(rows)}"
+        )
 
     absent = [field for field in fields if field not in present]
     if absent and strict:
@@ -310,7 +312,9 @@ class FeatureVocabulary:
             table = pq.read_table(path)
             metadata = json.loads(table.schema.metadata[b"flip"])
         except (pa.ArrowInvalid, OSError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not a whole feature vocabulary ({error}); copy or download it again") from error
+            raise ValueError(
+                f"{path} is not a whole feature vocabulary ({error}); copy or download it again"
+            ) from error
         if metadata["format_version"] > FORMAT_VERSION:
             raise ValueError(
                 f"{path} has format version {metadata['format_version']}, this modeling_flip reads up to "

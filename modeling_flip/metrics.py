@@ -31,7 +31,9 @@ class CtrMetrics(evaluate.Metric):
             description="AUC, logloss and expected calibration error of click probabilities.",
             citation="",
             inputs_description="predictions: click probabilities in [0, 1]; references: clicks, 0 or 1.",
-            features=datasets.Features({"predictions": datasets.Value("float64"), "references": datasets.Value("int64")}),
+            features=datasets.Features(
+                {"predictions": datasets.Value("float64"), "references": datasets.Value("int64")}
+            ),
         )
 
     def _compute(self, predictions: list[float], references: list[int]) -> dict[str, float]:

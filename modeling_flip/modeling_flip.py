@@ -280,23 +280,25 @@ class FlipForCTR(FlipPreTrainedModel):
         needed.pop({"tabular": "input_ids", "text": "feature_ids"}.get(self.config.towers, ""), None)
         for name, value in needed.items():
             if value is None:
-                raise ValueError(f"{name} is missing; towers is {self.config.towers!r}: pass all that FlipProcessor gives")
+                raise ValueError(
+                    f"{name} is missing; towers is {self.config.towers!r}: pass all that FlipProcessor gives"
+                )
         towers = self.flip(feature_ids, input_ids, attention_mask)
-        output = FlipForCTROutput()
-        if self.config.towers != "text":
-            output.logits = towers.tabular_logit
-        if self.config.towers != "tabular":
-            output.logits = self.text_classifier(towers.text_representation).squeeze(1)
-        if self.config.towers == "both":
-            output.tabular_logits, output.text_logits = towers.tabular_logit, output.logits
-            output.logits = self.alpha * output.tabular_logits + (1 - self.alpha) * output.text_logits
-        if labels is None:
-            return output
-        labels = labels.float()
-        output.loss = F.binary_cross_entropy_with_logits(output.logits.float(), labels)
-        if self.config.towers == "both":
-            output.joint_loss = output.loss
-            output.tabular_loss = F.binary_cross_entropy_with_logits(output.tabular_logits.float(), labels)
-            output.text_loss = F.binary_cross_entropy_with_logits(output.text_logits.float(), labels)
-            output.loss = output.joint_loss + output.tabular_loss + output.text_loss
+        if self.config.towers == "tabular":
+            logits = towers.tabular_logit
+        else:
+            logits = self.text_classifier(towers.text_representation).squeeze(1)
+        if self.config.towers != "both":
+            return FlipForCTROutput(loss=None if labels is None else click_loss(logits, labels), logits=logits)
+        each = {"tabular": towers.tabular_logit, "text": logits}
+        each["joint"] = self.alpha * each["tabular"] + (1 - self.alpha) * each["text"]
+        output = FlipForCTROutput(logits=each["joint"], tabular_logits=each["tabular"], text_logits=each["text"])
+        if labels is not None:
+            losses = {f"{name}_loss": click_loss(tower_logits, labels) for name, tower_logits in each.items()}
+            output = FlipForCTROutput(loss=sum(losses.values()), **output, **losses)
         return output
+
+
+def click_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Binary cross-entropy of logits (B,) against clicks (B,), in fp32."""
+    return F.binary_cross_entropy_with_logits(logits.float(), labels.float())

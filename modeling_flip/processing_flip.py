@@ -25,7 +25,7 @@ ANCHOR = "."
 
 
 @dataclass
-class FlipDataset:
+class FlipDataset(torch.utils.data.Dataset["FlipDataset"]):
     """Rows as value ids; a batch is a shorter FlipDataset, which the collator turns into tensors.
 
     Attributes:
@@ -70,7 +70,8 @@ class FlipDataset:
     @property
     def has_unseen_value(self) -> np.ndarray:
         """(N,) bool, whether some value of the row was never seen in training."""
-        return (self.value_ids >= len(self.value_features) - len(self.unseen_values)).any(1)
+        first_unseen = len(self.value_features) - len(self.unseen_values)
+        return np.asarray((self.value_ids >= first_unseen).any(1))
 
 
 class FlipProcessor(ProcessorMixin):
@@ -237,7 +238,7 @@ class FlipProcessor(ProcessorMixin):
 
     def _segments(self, values: Sequence[tuple[int, str | None]]) -> Iterator[tuple[list[int], list[bool]]]:
         """Tokens of "{field name} is {value}." for values given as (field index, text), in batches."""
-        assert self.tokenizer is not None
+        assert self.tokenizer is not None and self.max_length is not None
         names = list(self.display_names.values())
         for first in range(0, len(values), 4096):
             batch = values[first : first + 4096]

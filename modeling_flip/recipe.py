@@ -104,6 +104,7 @@ class Recipe:
         max_train_samples: use only the first so many training rows.
         min_count: values seen less often share their field's unknown feature.
         max_length: sentences are cut to this many tokens; by default the tokenizer's limit, at most 512.
+        use_cpu: train on the CPU even where there is an accelerator.
         model: settings of FlipConfig.
         pretraining: training arguments of the alignment stage; without this section there is none.
         finetuning: training arguments of the click prediction stage.
@@ -122,6 +123,7 @@ class Recipe:
     max_train_samples: int | None = None
     min_count: int = 1
     max_length: int | None = None
+    use_cpu: bool = False
     model: dict[str, Any] = field(default_factory=dict)
     pretraining: dict[str, Any] | None = None
     finetuning: dict[str, Any] = field(default_factory=dict)
@@ -161,14 +163,19 @@ def recipe_parser() -> RecipeParser:
         exit_on_error=True,
     )
     parser.add_argument("--recipe", action="config", help=argparse.SUPPRESS)
-    parser.add_class_arguments(Recipe, as_group=False, skip={"model", "pretraining", "finetuning"})
+    parser.add_class_arguments(Recipe, as_group=False, skip={"use_cpu", "model", "pretraining", "finetuning"})
+    parser.add_argument("--use_cpu", action=jsonargparse.ActionYesNo, help="train on the CPU even where there is a GPU")
     parser.add_class_arguments(FlipConfig, "model", skip=_not_in(FlipConfig, MODEL_KEYS))
     for stage in STAGE_DEFAULTS:
-        skip = {"output_dir", "seed", "data_seed"} | (PRETRAINING_ONLY if stage == "finetuning" else set())
+        skip = {"output_dir", "seed", "data_seed", "use_cpu"} | (PRETRAINING_ONLY if stage == "finetuning" else set())
         parser.add_class_arguments(FlipTrainingArguments, stage, skip=skip)
-    titles = {"model": "the model", "pretraining": "pretraining: alignment", "finetuning": "finetuning: click prediction"}
+    titles = {
+        "model": "the model",
+        "pretraining": "pretraining: alignment",
+        "finetuning": "finetuning: click prediction",
+    }
     for section, title in titles.items():
-        parser.groups[section].title = title
+        (parser.groups or {})[section].title = title
     for action in parser._actions:
         section, _, name = action.dest.partition(".")
         if section in titles and not name:
@@ -309,12 +316,16 @@ def check_recipe(recipe: Recipe) -> None:
     if recipe.tabular_tower not in TABULAR_TOWERS:
         near = difflib.get_close_matches(recipe.tabular_tower, TABULAR_TOWERS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"tabular_tower is {recipe.tabular_tower!r}; it must be one of {', '.join(TABULAR_TOWERS)}{hint}")
+        raise ValueError(
+            f"tabular_tower is {recipe.tabular_tower!r}; it must be one of {', '.join(TABULAR_TOWERS)}{hint}"
+        )
     FlipConfig(towers=recipe.towers, **recipe.model)
     if needs_text(recipe):
         text_model = recipe.text_model_name_or_path
         if text_model is None:
-            raise ValueError("text_model_name_or_path is missing: this recipe uses a text tower; name a Hub id or a folder")
+            raise ValueError(
+                "text_model_name_or_path is missing: this recipe uses a text tower; name a Hub id or a folder"
+            )
         try:
             AutoConfig.from_pretrained(text_model)
         except (OSError, ValueError) as error:
@@ -331,7 +342,9 @@ def check_recipe(recipe: Recipe) -> None:
 
 def needs_text(recipe: Recipe) -> bool:
     """Whether a text tower must be loaded from outside."""
-    return recipe.pretrained_model_name_or_path is None and (recipe.towers != "tabular" or recipe.pretraining is not None)
+    return recipe.pretrained_model_name_or_path is None and (
+        recipe.towers != "tabular" or recipe.pretraining is not None
+    )
 
 
 def check_data(data: datasets.DatasetDict, recipe: Recipe) -> None:
@@ -369,9 +382,7 @@ def make_processor(recipe: Recipe, data: datasets.DatasetDict) -> FlipProcessor:
     )
 
 
-def pretrain(
-    recipe: Recipe, processor: FlipProcessor, encoded: dict[str, FlipDataset], folder: Path
-) -> dict[str, Any]:
+def pretrain(recipe: Recipe, processor: FlipProcessor, encoded: dict[str, FlipDataset], folder: Path) -> dict[str, Any]:
     """Align the two towers on the training rows, and save the checkpoint to `folder`."""
     model = FlipForPreTraining.from_text_pretrained(
         recipe.text_model_name_or_path, processor, tabular_tower=recipe.tabular_tower, **recipe.model
@@ -392,7 +403,11 @@ def pretrain(
 def stage_arguments(recipe: Recipe, stage: str) -> FlipTrainingArguments:
     given = STAGE_DEFAULTS[stage] | (getattr(recipe, stage) or {})
     return FlipTrainingArguments(
-        output_dir=str(Path(recipe.output_dir) / "checkpoints" / stage), seed=recipe.seed, **given
+        output_dir=str(Path(recipe.output_dir) / "checkpoints" / stage),
+        seed=recipe.seed,
+        # bf16 on a machine without an accelerator is allowed only where the CPU is asked for.
+        use_cpu=recipe.use_cpu or not torch.accelerator.is_available(),
+        **given,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ class MLP(nn.Sequential):
     def __init__(self, input_size: int, hidden_sizes: Sequence[int], dropout: float = 0.0):
         sizes = [input_size, *hidden_sizes]
         layers: list[nn.Module] = []
-        for size, next_size in zip(sizes, sizes[1:], strict=False):
+        for size, next_size in pairwise(sizes):
             layers += [nn.Linear(size, next_size), nn.ReLU(), nn.Dropout(dropout)]
         super().__init__(*layers)
 

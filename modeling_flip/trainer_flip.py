@@ -44,6 +44,9 @@ class FlipTrainingArguments(TrainingArguments):
     train_sampling_strategy: str = field(default="group_by_length", metadata={"help": "Or random."})
     per_device_train_batch_size: int = field(default=256, metadata={"help": "Rows per step and device."})
     per_device_eval_batch_size: int = field(default=1024, metadata={"help": "Rows per evaluation step and device."})
+    dataloader_pin_memory: bool = field(
+        default_factory=torch.accelerator.is_available, metadata={"help": "For the GPU."}
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Batches are not columns of a Dataset."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "It would hide a loss that is not finite."})
 
@@ -73,7 +76,9 @@ class SetEpoch(TrainerCallback):
 
 def ctr_metrics(logits: np.ndarray | Iterable[np.ndarray], labels: np.ndarray) -> dict[str, float]:
     """Metrics of a prediction: `auc`, `logloss`, `ece`, and for two towers also `tabular_auc`, `text_auc`, …"""
-    named = {"": logits} if isinstance(logits, np.ndarray) else dict(zip(("", "tabular_", "text_"), logits, strict=True))
+    named = (
+        {"": logits} if isinstance(logits, np.ndarray) else dict(zip(("", "tabular_", "text_"), logits, strict=True))
+    )
     metrics: dict[str, float] = {}
     for prefix, tower_logits in named.items():
         probabilities = torch.from_numpy(np.asarray(tower_logits, np.float64)).sigmoid().numpy()
@@ -111,13 +116,15 @@ class FlipTrainer(Trainer):
                 args.text_mask_ratio,
                 args.tabular_mask_ratio,
                 args.num_noise_features,
-                args.text_masking,  # type: ignore[arg-type]
+                args.text_masking,
                 args.seed,
             )
         else:
-            collator = FlipDataCollator(processor, model.config.towers)  # type: ignore[arg-type]
+            collator = FlipDataCollator(processor, model.config.towers)
         # Not Trainer's processing_class: Trainer would copy the tokenizer's special tokens into the model's configuration.
         self.processor = processor
+        self.args: FlipTrainingArguments
+        self.optimizer: torch.optim.Optimizer | None
         self._has_text = model.config.towers != "tabular"
         self._components: dict[str, torch.Tensor] = {}
         self._num_steps_logged = 0
@@ -138,18 +145,18 @@ class FlipTrainer(Trainer):
 
     # ---- data
 
-    def _get_train_sampler(self, train_dataset: FlipDataset | None = None) -> Any:
-        dataset = train_dataset if train_dataset is not None else self.train_dataset
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
         if self._has_text and self.args.train_sampling_strategy == "group_by_length":
             batch_size = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
             return LengthBuckets(batch_size, dataset.lengths.tolist(), self.args.data_seed or self.args.seed)
         return torch.utils.data.RandomSampler(dataset)
 
-    def _get_eval_sampler(self, eval_dataset: FlipDataset) -> Any:
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         """Rows by length, so that batches need little padding; `predict` puts them back."""
         return eval_dataset.lengths.argsort(kind="stable").tolist() if self._has_text else range(len(eval_dataset))
 
-    def predict(self, test_dataset: FlipDataset, *args: Any, **kwargs: Any) -> PredictionOutput:
+    def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> PredictionOutput:
         """As `Trainer.predict`, rows in the order of the dataset."""
         output = super().predict(test_dataset, *args, **kwargs)
         back = np.argsort(list(self._get_eval_sampler(test_dataset)))
@@ -161,7 +168,7 @@ class FlipTrainer(Trainer):
 
     # ---- optimisation
 
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: Any = None) -> Any:
         """A group of parameters for each learning rate and weight decay."""
         if self.optimizer is not None:
             return self.optimizer
@@ -178,8 +185,10 @@ class FlipTrainer(Trainer):
         self.optimizer = optimizer_class(parameters, **kwargs)
         return self.optimizer
 
-    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training:
             for name, value in outputs.items():
                 if name.endswith("_loss"):
@@ -208,8 +217,9 @@ class FlipTrainer(Trainer):
                 means = torch.stack(list(self._components.values())) / self._num_steps_logged
                 means = self.accelerator.reduce(means, reduction="mean")
                 logs |= dict(zip(self._components, means.tolist(), strict=True))
-            if getattr(self.model, "alpha_logit", None) is not None:
-                logs["alpha"] = self.model.alpha.item()
+            model = self.accelerator.unwrap_model(self.model)
+            if isinstance(model, FlipForCTR) and model.config.towers == "both":
+                logs["alpha"] = model.alpha.item()
             self._components, self._num_steps_logged = {}, 0
         super().log(logs, start_time)
 

@@ -1,0 +1,146 @@
+"""Small things that many tests need: tokenizers of three families, rows, and a tiny text model. No network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+SENTENCES = [
+    "gender is female. gender is male. user id is 1. title is unknown. genre is Action and Drama.",
+    "title is Toy Story (1995). title is The Usual Suspects. title is Léon: The Professional.",
+    "title is Amélie from Montmartre. title is Das Boot, über alles. title is Señorita 1,000.5!",
+    "title is 千と千尋の神隠し. title is 東京物語. title is Сталкер и Солярис. title is it's a wonderful life.",
+    "title is مدينة الله. title is 기생충. title is a.b-c/d & e? occupation is college student. age is 25.",
+    "0 1 2 3 4 5 6 7 8 9 12 34 56 78 90 100 1995 2001 25.5 first second third other none null",
+]
+ALPHABET = [*map(chr, range(33, 127)), *"éèüöïñçß東京物語千と尋の神隠し"]
+
+
+def _wordpiece() -> PreTrainedTokenizerFast:
+    """BERT's: lowercase WordPiece, [CLS] … [SEP]."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=500, special_tokens=special, initial_alphabet=ALPHABET, show_progress=False
+    )
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    tokenizer.post_processor = processors.BertProcessing(
+        ("[SEP]", tokenizer.token_to_id("[SEP]")), ("[CLS]", tokenizer.token_to_id("[CLS]"))
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=128,
+    )
+
+
+SENTENCEPIECE_SPECIAL = {
+    "pad_token": "<pad>",
+    "unk_token": "<unk>",
+    "cls_token": "<s>",
+    "sep_token": "</s>",
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "mask_token": "<mask>",
+}
+SENTENCEPIECE_ORDER = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+
+
+def _byte_level_bpe() -> PreTrainedTokenizerFast:
+    """RoBERTa's: byte-level BPE, <s> … </s>."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=SENTENCEPIECE_ORDER,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    tokenizer.post_processor = processors.RobertaProcessing(
+        ("</s>", tokenizer.token_to_id("</s>")), ("<s>", tokenizer.token_to_id("<s>")), add_prefix_space=False
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=128, **SENTENCEPIECE_SPECIAL)
+
+
+def _unigram() -> PreTrainedTokenizerFast:
+    """XLM-R's: Unigram over NFKC text in which "▁" stands for a space, <s> … </s>."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Nmt(), normalizers.NFKC(), normalizers.Replace(" {2,}", " ")]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=400,
+        special_tokens=SENTENCEPIECE_ORDER,
+        unk_token="<unk>",
+        initial_alphabet=ALPHABET,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    tokenizer.post_processor = processors.RobertaProcessing(
+        ("</s>", tokenizer.token_to_id("</s>")),
+        ("<s>", tokenizer.token_to_id("<s>")),
+        trim_offsets=False,
+        add_prefix_space=False,
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=128, **SENTENCEPIECE_SPECIAL)
+
+
+@pytest.fixture(scope="session")
+def tokenizers() -> dict[str, PreTrainedTokenizerFast]:
+    """A tokenizer of each family, by name: "wordpiece", "byte_level_bpe", "unigram"."""
+    return {"wordpiece": _wordpiece(), "byte_level_bpe": _byte_level_bpe(), "unigram": _unigram()}
+
+
+@pytest.fixture(scope="session")
+def wordpiece(tokenizers: dict[str, PreTrainedTokenizerFast]) -> PreTrainedTokenizerFast:
+    return tokenizers["wordpiece"]
+
+
+@pytest.fixture
+def rows() -> list[dict[str, Any]]:
+    """Eight rows: a number, a word with a missing value, and words of several scripts."""
+    return [
+        {"user_id": 1, "gender": "female", "title": "Toy Story (1995)"},
+        {"user_id": 1, "gender": "female", "title": "Amélie"},
+        {"user_id": 2, "gender": "male", "title": "東京物語"},
+        {"user_id": 2, "gender": "male", "title": "Toy Story (1995)"},
+        {"user_id": 3, "gender": None, "title": "It's a Wonderful Life"},
+        {"user_id": 1, "gender": "female", "title": "東京物語"},
+        {"user_id": 4, "gender": "male", "title": "Сталкер"},
+        {"user_id": 2, "gender": "male", "title": "Toy Story (1995)"},
+    ]
+
+
+@pytest.fixture(scope="session")
+def tiny_text_model(tmp_path_factory: pytest.TempPathFactory, wordpiece: PreTrainedTokenizerFast) -> Path:
+    """A folder that `AutoModel` and `AutoTokenizer` load: a random two-layer BERT and the WordPiece tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny_text_model")
+    config = BertConfig(
+        vocab_size=len(wordpiece),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=128,
+        pad_token_id=wordpiece.pad_token_id,
+    )
+    torch.manual_seed(0)
+    BertModel(config).save_pretrained(folder)
+    wordpiece.save_pretrained(folder)
+    return folder
