@@ -11,9 +11,12 @@ from transformers import (
 from .configuration_flip import FlipConfig
 from .data_collator import FlipDataCollator, PretrainingCollator
 from .feature_vocabulary import FeatureVocabulary
+from .metrics import CtrMetrics
 from .modeling_flip import FlipForCTR, FlipForPreTraining, FlipModel, FlipPreTrainedModel
 from .processing_flip import FlipDataset, FlipProcessor
 from .tabular_towers import TABULAR_TOWERS, TabularTower, register_tabular_tower
+from .trainer_flip import FlipTrainer, FlipTrainingArguments
+from .version import __version__
 
 AutoConfig.register("flip", FlipConfig)
 AutoModel.register(FlipConfig, FlipModel)
@@ -21,9 +24,9 @@ AutoModelForPreTraining.register(FlipConfig, FlipForPreTraining)
 AutoModelForSequenceClassification.register(FlipConfig, FlipForCTR)
 AutoProcessor.register(FlipConfig, FlipProcessor)
 
-__version__ = "0.1.0"
 __all__ = [
     "TABULAR_TOWERS",
+    "CtrMetrics",
     "FeatureVocabulary",
     "FlipConfig",
     "FlipDataCollator",
@@ -33,7 +36,10 @@ __all__ = [
     "FlipModel",
     "FlipPreTrainedModel",
     "FlipProcessor",
+    "FlipTrainer",
+    "FlipTrainingArguments",
     "PretrainingCollator",
     "TabularTower",
+    "__version__",
     "register_tabular_tower",
 ]

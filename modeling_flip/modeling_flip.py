@@ -295,7 +295,7 @@ class FlipForCTR(FlipPreTrainedModel):
         output = FlipForCTROutput(logits=each["joint"], tabular_logits=each["tabular"], text_logits=each["text"])
         if labels is not None:
             losses = {f"{name}_loss": click_loss(tower_logits, labels) for name, tower_logits in each.items()}
-            output = FlipForCTROutput(loss=sum(losses.values()), **output, **losses)
+            output = FlipForCTROutput(loss=torch.stack(list(losses.values())).sum(), **output, **losses)
         return output
 
 

@@ -34,9 +34,10 @@ from transformers.utils import logging
 
 from .configuration_flip import FlipConfig
 from .modeling_flip import FlipForCTR, FlipForPreTraining
-from .processing_flip import FlipDataset, FlipProcessor
+from .processing_flip import FlipDataset, FlipProcessor, read_labels
 from .tabular_towers import TABULAR_TOWERS
 from .trainer_flip import FlipTrainer, FlipTrainingArguments, ctr_metrics
+from .version import __version__
 
 logger = logging.get_logger(__name__)
 
@@ -349,8 +350,6 @@ def needs_text(recipe: Recipe) -> bool:
 
 def check_data(data: datasets.DatasetDict, recipe: Recipe) -> None:
     """Raises ValueError where a split is absent or empty, a column is absent, or labels are not clicks."""
-    from .processing_flip import read_labels
-
     for split in SPLITS:
         if split not in data:
             raise ValueError(f"split {split!r} is missing; the dataset has {', '.join(data)}")
@@ -448,8 +447,6 @@ def evaluate(trainer: FlipTrainer, dataset: FlipDataset, split: str) -> dict[str
 
 def environment() -> dict[str, Any]:
     """Commit, versions and hardware."""
-    from . import __version__
-
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()

@@ -1,0 +1,174 @@
+"""Ours against the pretraining step as published: samples/s and peak memory, interleaved in one process.
+
+    python benchmarks/pretraining_step.py [--batch_size 64] [--rounds 8] [--json PATH]
+
+As published: three text passes, vocabulary logits at every position, sentences padded to 100 tokens, fp32. Ours: two passes,
+logits at masked positions alone, batches of like length padded to their longest; fp32, and bf16 autocast. The same rows, towers
+(a text tower of TinyBERT's size, DCNv2), heads, batch size and optimizer; every step is forward, backward and update. On a GPU
+it runs there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import ctypes
+import gc
+import json
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import movielens_like
+import numpy as np
+import torch
+from torch.nn import functional as F
+from transformers import BertConfig
+
+from modeling_flip import FlipConfig, FlipDataset, FlipForPreTraining, FlipProcessor, PretrainingCollator
+
+PUBLISHED_LENGTH = 100
+Batch = dict[str, torch.Tensor]
+
+
+def build(num_rows: int) -> tuple[FlipForPreTraining, FlipProcessor, FlipDataset]:
+    table = movielens_like.rows(num_rows)
+    processor = FlipProcessor.fit(table, movielens_like.FIELDS, movielens_like.tokenizer(), max_length=PUBLISHED_LENGTH)
+    text_config = BertConfig(num_hidden_layers=4, hidden_size=312, num_attention_heads=12, intermediate_size=1200)
+    sizes = {"num_features": processor.vocabulary.num_features, "num_fields": len(processor.fields)}
+    model = FlipForPreTraining(FlipConfig(text_config=text_config, **sizes))
+    return model.train(), processor, processor.encode(table)
+
+
+def pad(batch: Batch, length: int, pad_token_id: int) -> Batch:
+    """The batch with its sentences padded to a fixed length."""
+    fill = {"input_ids": pad_token_id, "masked_input_ids": pad_token_id, "attention_mask": 0, "mlm_labels": -100}
+    return {k: F.pad(v, (0, length - v.shape[1]), value=fill[k]) if k in fill else v for k, v in batch.items()}
+
+
+def published_loss(model: FlipForPreTraining, batch: Batch) -> torch.Tensor:
+    """The losses as the published code computes them: each objective with a text pass of its own."""
+    mask = batch["attention_mask"]
+    clean_table, masked_table = model.flip(batch["feature_ids"]), model.flip(batch["masked_feature_ids"])
+
+    masked_text = model.flip(None, batch["masked_input_ids"], mask).text_hidden_states
+    table = clean_table.tabular_representation[:, None].expand(-1, masked_text.shape[1], -1)
+    hidden = F.gelu(model.mlm.hidden(torch.cat([masked_text, table], dim=-1)))
+    vocabulary: torch.Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
+    logits = F.linear(hidden, vocabulary, model.mlm.bias)  # (B, L, V)
+    mlm = F.cross_entropy(logits.flatten(0, 1), batch["mlm_labels"].flatten(), ignore_index=-100)
+
+    text = model.flip(None, batch["input_ids"], mask).text_hidden_states
+    mtm = model.mtm(masked_table.tabular_representation, text, mask, batch["mtm_labels"], batch["noise_feature_ids"])
+
+    text = model.flip(None, batch["input_ids"], mask).text_representation
+    return mlm + mtm + model.icl(text, clean_table.tabular_representation)
+
+
+def our_loss(model: FlipForPreTraining, batch: Batch) -> torch.Tensor:
+    return model(**batch).loss
+
+
+class Variant:
+    """One way to make the step, with a model and an optimizer of its own."""
+
+    def __init__(
+        self, loss: Callable[[FlipForPreTraining, Batch], torch.Tensor], model: FlipForPreTraining, bf16: bool
+    ):
+        self.loss, self.bf16, self.model = loss, bf16, copy.deepcopy(model)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=5e-5, fused=True)
+        self.seconds = 0.0
+        self.peak_memory_mib = 0.0
+
+    def step(self, batch: Batch) -> None:
+        device = next(self.model.parameters()).device
+        resting, started = reset_peak_memory(), time.perf_counter()
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
+            loss = self.loss(self.model, {k: v.to(device) for k, v in batch.items()})
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        loss.item()  # waits for a GPU
+        self.seconds += time.perf_counter() - started
+        self.peak_memory_mib = max(self.peak_memory_mib, peak_memory() - resting)
+
+
+def reset_peak_memory() -> float:
+    """Forget the peak so far; MiB in use now."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated() / 2**20
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # Linux: give back what other variants freed, ...
+    Path("/proc/self/clear_refs").write_text("5")  # ... and let the peak start again at what is resident
+    return peak_memory()
+
+
+def peak_memory() -> float:
+    """MiB, the highest since `reset_peak_memory`."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found.group(1)) / 1024
+
+
+def measure(batch_size: int, rounds: int) -> dict[str, dict[str, float]]:
+    model, processor, rows = build(batch_size * (rounds + 1))
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    collate = PretrainingCollator(processor)
+    assert processor.tokenizer is not None
+    pad_token_id = processor.tokenizer.pad_token_id
+    order = np.random.default_rng(0).permutation(len(rows))
+    warm, timed = order[:batch_size], order[batch_size:]
+    by_length = timed[rows.lengths[timed].argsort(kind="stable")]
+    variants = {
+        "published": Variant(published_loss, model, bf16=False),
+        "fp32": Variant(our_loss, model, bf16=False),
+        "bf16": Variant(our_loss, model, bf16=True),
+    }
+    rng = np.random.default_rng(0)
+    starts = [int(s) for s in rng.permutation(rounds) * batch_size]
+    for i, first in enumerate([None, *starts]):
+        for name, variant in variants.items():
+            rest = timed if name == "published" else by_length
+            index = warm if first is None else rest[first : first + batch_size]
+            batch = collate(rows.__getitems__(index.tolist()))
+            if name == "published":
+                batch = pad(batch, PUBLISHED_LENGTH, pad_token_id)
+            variant.step(batch)
+            if first is None:
+                variant.seconds = 0.0  # a warm-up
+        print(f"round {i} of {rounds}", end="\r", flush=True)
+    result: dict[str, dict[str, float]] = {}
+    for name, variant in variants.items():
+        speed = rounds * batch_size / variant.seconds
+        result[name] = {"samples_per_second": speed, "peak_memory_mib": variant.peak_memory_mib}
+        if name != "published":
+            result[name]["ratio"] = speed / result["published"]["samples_per_second"]
+            result[name]["memory_ratio"] = variant.peak_memory_mib / result["published"]["peak_memory_mib"]
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Our pretraining step against the published one.")
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=8, help="timed steps of each variant")
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    result = measure(args.batch_size, args.rounds)
+    print(
+        f"batch {args.batch_size}, {'GPU' if torch.cuda.is_available() else f'{torch.get_num_threads()} CPU threads'}"
+    )
+    print(f"{'':10} {'samples/s':>10} {'ratio':>7} {'peak MiB':>9} {'of published':>13}")
+    for name, r in result.items():
+        ratio, memory = r.get("ratio", 1.0), r.get("memory_ratio", 1.0)
+        print(f"{name:10} {r['samples_per_second']:10.1f} {ratio:6.1f}x {r['peak_memory_mib']:9.0f} {memory:13.2f}")
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
