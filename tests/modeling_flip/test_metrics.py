@@ -1,0 +1,87 @@
+"""CtrMetrics against counts and sums by hand."""
+
+from __future__ import annotations
+
+import math
+import socket
+from pathlib import Path
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+import pytest
+
+from modeling_flip.metrics import CtrMetrics
+
+
+def compute(predictions: list[float], references: list[int]) -> dict[str, float]:
+    metrics = CtrMetrics().compute(predictions=predictions, references=references)
+    assert metrics is not None
+    return metrics
+
+
+def test_auc_is_the_share_of_pairs_in_the_right_order_and_ties_count_half() -> None:
+    predictions, references = [0.9, 0.5, 0.5, 0.5, 0.2, 0.1], [1, 1, 0, 1, 0, 1]
+    pairs = [
+        1.0 if click > no_click else 0.5 if click == no_click else 0.0
+        for click, is_click in zip(predictions, references, strict=True)
+        for no_click, other_is_click in zip(predictions, references, strict=True)
+        if is_click and not other_is_click
+    ]
+    assert compute(predictions, references)["auc"] == pytest.approx(sum(pairs) / len(pairs))
+
+
+@pytest.mark.parametrize(("references", "auc"), [([0, 0, 1, 1], 1.0), ([1, 1, 0, 0], 0.0)], ids=["perfect", "inverse"])
+def test_auc_of_a_perfect_and_of_an_inverse_ranking(references: list[int], auc: float) -> None:
+    assert compute([0.1, 0.2, 0.3, 0.4], references)["auc"] == auc
+
+
+def test_logloss_is_the_mean_negative_natural_logarithm() -> None:
+    expected = -(math.log(0.9) + math.log(1 - 0.2) + math.log(0.6)) / 3
+    assert compute([0.9, 0.2, 0.6], [1, 0, 1])["logloss"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("predictions", "bounded"), [([1.0, 0.0], True), ([0.0, 1.0], False)])
+def test_logloss_of_certain_predictions_is_finite(predictions: list[float], bounded: bool) -> None:
+    logloss = compute(predictions, [1, 0])["logloss"]
+    assert math.isfinite(logloss)
+    assert (logloss < 1e-6) is bounded
+
+
+def test_ece_weighs_the_gap_of_each_bin_by_its_rows() -> None:
+    # Bins are 0.05 wide: two rows in [0.10, 0.15), three in [0.60, 0.65), and 1.0 falls into the last bin, [0.95, 1].
+    predictions = [0.11, 0.13, 0.60, 0.62, 0.64, 0.96, 1.0]
+    references = [1, 0, 1, 1, 0, 1, 1]
+    gaps = [abs(1 / 2 - 0.24 / 2) * 2, abs(2 / 3 - 1.86 / 3) * 3, abs(2 / 2 - 1.96 / 2) * 2]
+    assert compute(predictions, references)["ece"] == pytest.approx(sum(gaps) / 7)
+
+
+def test_ece_of_the_click_rate_itself_is_zero_and_knows_nothing_of_ranking() -> None:
+    metrics = compute([0.25] * 4, [0, 1, 0, 0])
+    assert metrics["ece"] == pytest.approx(0)
+    assert metrics["auc"] == 0.5
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_labels_that_are_all_the_same_are_an_error_that_shows_them(label: int) -> None:
+    with pytest.raises(ValueError, match=rf"all 3 labels are \[{label}\]"):
+        compute([0.1, 0.2, 0.3], [label] * 3)
+
+
+def test_it_is_an_evaluate_metric_that_gathers_batches_without_network_or_files(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("CtrMetrics reached for the network")
+
+    for name in ("socket", "create_connection", "getaddrinfo"):
+        monkeypatch.setattr(socket, name, refuse)
+    monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", str(tmp_path))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path))
+    metric = CtrMetrics()
+    assert isinstance(metric, evaluate.Metric)
+    metric.add_batch(predictions=np.array([0.9, 0.2]), references=np.array([1, 0]))
+    metric.add_batch(predictions=np.array([0.6]), references=np.array([0]))
+    assert metric.compute() == pytest.approx(compute([0.9, 0.2, 0.6], [1, 0, 0]))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
