@@ -1,0 +1,26 @@
+PYTHON ?= python3
+BIN = .venv/bin
+
+.PHONY: install quickstart test quality format
+
+install: .venv/installed
+
+.venv/installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+quickstart: install ## DCNv2, FLIP_ID, FLIP_PLM and FLIP on generated click logs; no download
+	$(BIN)/python -m benchmarks.quickstart
+
+test: quality ## everything that must hold
+	$(BIN)/python -m pytest
+
+quality: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
