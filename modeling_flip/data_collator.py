@@ -64,11 +64,7 @@ class PretrainingCollator:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("text_mask_ratio", "tabular_mask_ratio"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0 and at most 1")
-        if self.text_masking not in ("field", "token"):
-            raise ValueError(f"text_masking is {self.text_masking!r}; it must be 'field' or 'token'")
+        check_masking(self.text_mask_ratio, self.tabular_mask_ratio, self.text_masking)
         counts = self.processor.vocabulary.feature_counts
         self._noise_distribution = np.cumsum(counts) / counts.sum()
 
@@ -110,6 +106,15 @@ class PretrainingCollator:
         draw = uniforms(self.seed, rows.epoch, stream, rows.row_ids, num_fields)
         rank = draw.argsort(axis=1).argsort(axis=1)
         return rank < max(1, round(ratio * num_fields))
+
+
+def check_masking(text_mask_ratio: float, tabular_mask_ratio: float, text_masking: str) -> None:
+    """Raises ValueError where a ratio is not in (0, 1], or `text_masking` is unknown."""
+    for name, ratio in {"text_mask_ratio": text_mask_ratio, "tabular_mask_ratio": tabular_mask_ratio}.items():
+        if not 0 < ratio <= 1:
+            raise ValueError(f"{name} is {ratio}; it must be above 0 and at most 1")
+    if text_masking not in ("field", "token"):
+        raise ValueError(f"text_masking is {text_masking!r}; it must be 'field' or 'token'")
 
 
 def uniforms(seed: int, epoch: int, stream: int, row_ids: np.ndarray, width: int) -> np.ndarray:

@@ -203,9 +203,6 @@ def parse_recipe(arguments: Sequence[str]) -> Recipe:
         arguments.insert(0, "--recipe")
     given = parser.parse_args(arguments, defaults=False).as_dict()
     given.pop("recipe", None)
-    for name in ("dataset_name", "output_dir"):
-        if given.get(name) is None:
-            parser.error(f"{name} is missing; give a recipe, or --{name}")
     return Recipe(**given)
 
 
@@ -321,6 +318,8 @@ def check_recipe(recipe: Recipe) -> None:
             f"tabular_tower is {recipe.tabular_tower!r}; it must be one of {', '.join(TABULAR_TOWERS)}{hint}"
         )
     FlipConfig(towers=recipe.towers, **recipe.model)
+    for stage in STAGE_DEFAULTS:
+        stage_arguments(recipe, stage)
     if needs_text(recipe):
         text_model = recipe.text_model_name_or_path
         if text_model is None:
@@ -390,7 +389,11 @@ def pretrain(recipe: Recipe, processor: FlipProcessor, encoded: dict[str, FlipDa
         model, stage_arguments(recipe, "pretraining"), processor, encoded["train"], encoded["validation"]
     )
     metrics = train_or_resume(trainer)
-    trainer.save_model(str(folder))
+    unfinished = folder.with_name(f".{folder.name}")  # renamed when whole: the folder is never seen half-written
+    trainer.save_model(str(unfinished))
+    if trainer.is_world_process_zero():
+        unfinished.rename(folder)
+    trainer.accelerator.wait_for_everyone()
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     last = {k: v for k, v in logged[-1].items() if k.endswith("loss")} if logged else {}
     return {

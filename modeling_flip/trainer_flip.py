@@ -14,7 +14,7 @@ from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PredictionOutput
 
-from .data_collator import FlipDataCollator, PretrainingCollator
+from .data_collator import FlipDataCollator, PretrainingCollator, check_masking
 from .metrics import CtrMetrics
 from .modeling_flip import FlipForCTR, FlipForPreTraining
 from .processing_flip import FlipDataset, FlipProcessor
@@ -49,6 +49,10 @@ class FlipTrainingArguments(TrainingArguments):
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Batches are not columns of a Dataset."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "It would hide a loss that is not finite."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_masking(self.text_mask_ratio, self.tabular_mask_ratio, self.text_masking)
 
 
 class LengthBuckets(LengthGroupedSampler):

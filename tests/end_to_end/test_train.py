@@ -1,0 +1,320 @@
+"""train.py, from raw rows to a checkpoint that scores: in this process where that is enough, in real ones where not."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import train
+from modeling_flip import FlipForCTR, FlipProcessor
+from modeling_flip.recipe import RECIPE_FILE, RESULTS_FILE, Recipe, parse_recipe, run
+
+ROOT = Path(__file__).resolve().parents[2]
+MakeRecipe = Callable[..., Recipe]
+
+
+def run_recipe(recipe: Recipe) -> dict[str, Any]:
+    return run(recipe, train.load_data(recipe))
+
+
+def launch(*arguments: Any, processes: int = 1) -> list[str]:
+    many = (
+        ["--multi_gpu"] if processes > 1 else []
+    )  # without it accelerate runs one process on a CPU and does not say so
+    port = ["--main_process_port", "0"]
+    command = ["accelerate.commands.launch", *many, *port, "--num_processes", processes, str(ROOT / "train.py")]
+    return [sys.executable, "-m", *map(str, command), *map(str, arguments), "--use_cpu"]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+
+
+def finish(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def same_bits(one: Path, other: Path) -> bool:
+    a, b = weights(one), weights(other)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="session")
+def flip(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, dict[str, Any]]:
+    """A whole FLIP run, and what it returned."""
+    folder = tmp_path_factory.mktemp("flip") / "out"
+    recipe = parse_recipe([str(recipe_file), "--output_dir", str(folder)])
+    return recipe, run_recipe(recipe)
+
+
+def test_a_run_leaves_a_model_that_scores_raw_rows(flip: tuple[Recipe, dict[str, Any]]) -> None:
+    folder = flip[0].output_dir
+    model, processor = FlipForCTR.from_pretrained(folder).eval(), FlipProcessor.from_pretrained(folder)
+    known = {"user_id": 3, "age": "young", "title": "Toy Story 1", "genre": "Comedy"}
+    rows = [known, known | {"genre": "Drama"}, known | {"title": "Never Seen"}, {"age": None, "genre": "Comedy"}]
+    likes, dislikes, *others = model(**processor(rows)).logits.sigmoid().tolist()
+    assert likes > dislikes
+    assert all(0 < p < 1 for p in others)
+
+
+def test_results_say_what_was_measured_and_how(flip: tuple[Recipe, dict[str, Any]]) -> None:
+    recipe, returned = flip
+    results = json.loads((Path(recipe.output_dir) / RESULTS_FILE).read_text())
+    assert results == json.loads(json.dumps(returned))
+    for tower in ("", "tabular_", "text_"):
+        assert 0 <= results[f"test_{tower}auc"] <= 1
+        assert results[f"test_{tower}logloss"] > 0
+    assert 0 < results["alpha"] < 1
+    assert results["rows"] == {"train": 162, "validation": 18, "test": 20}
+    assert results["recipe"]["finetuning"]["num_train_epochs"] == 2
+    assert results["versions"]["torch"] == torch.__version__
+    assert results["wall_time"]["total_seconds"] > results["wall_time"]["finetuning_seconds"] > 0
+    assert results["seed"] == 42
+
+
+def test_results_can_be_computed_again_from_the_saved_model(flip: tuple[Recipe, dict[str, Any]]) -> None:
+    recipe, results = flip
+    model = FlipForCTR.from_pretrained(recipe.output_dir).eval()
+    processor = FlipProcessor.from_pretrained(recipe.output_dir)
+    test = train.load_data(recipe)["test"]
+    with torch.no_grad():
+        probabilities = model(**processor(test)).logits.sigmoid().double().numpy()
+    clicks = np.asarray(test["clicked"])
+    pairs = np.sign(probabilities[clicks == 1][:, None] - probabilities[clicks == 0][None])
+    assert results["test_auc"] == pytest.approx((pairs.mean() + 1) / 2, abs=1e-6)
+
+
+def test_no_pickle_is_left_behind(flip: tuple[Recipe, dict[str, Any]]) -> None:
+    files = {path.suffix for path in Path(flip[0].output_dir).rglob("*") if path.is_file()}
+    assert files <= {".safetensors", ".json", ".parquet", ".yaml", ".txt", ".model"}
+
+
+def test_a_finished_run_is_not_run_again(flip: tuple[Recipe, dict[str, Any]]) -> None:
+    recipe, results = flip
+    before = (Path(recipe.output_dir) / "model.safetensors").stat().st_mtime_ns
+    assert run_recipe(replace(recipe))["test_auc"] == results["test_auc"]
+    assert (Path(recipe.output_dir) / "model.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("towers", ["tabular", "text"])
+def test_one_tower_is_finetuned_from_a_pretraining_checkpoint(
+    towers: str, flip: tuple[Recipe, dict[str, Any]], recipe: MakeRecipe
+) -> None:
+    pretrained = Path(flip[0].output_dir) / "pretraining"
+    results = run_recipe(recipe("--towers", towers, "--pretrained_model_name_or_path", pretrained))
+    folder = Path(results["recipe"]["output_dir"])
+    assert not (folder / "pretraining").exists()
+    absent = {"tabular": "text_tower", "text": "tabular_tower"}[towers]
+    assert not [name for name in weights(folder) if absent in name or "alpha" in name]
+    assert "test_tabular_auc" not in results
+
+
+@pytest.mark.parametrize("tabular_tower", ["dcnv2", "deepfm", "autoint"])
+def test_an_id_model_from_scratch_needs_no_text_model(tabular_tower: str, recipe: MakeRecipe) -> None:
+    scratch = replace(
+        recipe("--towers", "tabular", "--tabular_tower", tabular_tower, "--finetuning.num_train_epochs", 8),
+        pretraining=None,
+        text_model_name_or_path=None,
+    )
+    assert run_recipe(scratch)["validation_auc"] > 0.75
+    assert not (Path(scratch.output_dir) / "tokenizer.json").exists()
+
+
+def test_two_runs_with_one_seed_give_the_same_bits_and_another_seed_does_not(
+    recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    runs = {}
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        runs[name] = replace(recipe("--seed", seed, "--model.dropout", 0.2), output_dir=str(tmp_path / name))
+        run_recipe(runs[name])
+    assert same_bits(tmp_path / "a", tmp_path / "b")
+    assert same_bits(tmp_path / "a" / "pretraining", tmp_path / "b" / "pretraining")
+    assert not same_bits(tmp_path / "a", tmp_path / "c")
+
+
+def test_64_rows_can_be_memorised(recipe: MakeRecipe) -> None:
+    rng = np.random.default_rng(0)
+    rows = datasets.Dataset.from_dict(
+        {
+            "user_id": [str(i) for i in range(64)],
+            "title": ["Toy Story"] * 64,
+            "clicked": rng.integers(0, 2, 64).tolist(),
+        }
+    )
+    memorise = recipe("--finetuning.num_train_epochs", 40, "--finetuning.text_learning_rate", 1e-3)
+    memorise = replace(memorise, pretraining=None, finetuning=memorise.finetuning | {"early_stopping_patience": None})
+    results = run(memorise, datasets.DatasetDict({split: rows for split in ("train", "validation", "test")}))
+    assert results["test_auc"] == 1.0
+    assert results["test_tabular_auc"] == 1.0
+
+
+@pytest.mark.slow
+def test_two_processes_compute_what_one_does(recipe_file: Path, tmp_path: Path) -> None:
+    """Plain SGD without clipping: the parameters agree only if all gradients do."""
+    sgd: list[Any] = [recipe_file, "--pretraining.optim", "sgd", "--pretraining.learning_rate", 0.05]
+    sgd += ["--pretraining.max_grad_norm", 1e9, "--pretraining.num_train_epochs", 1, "--max_train_samples", 160]
+    sgd += ["--finetuning.max_steps", 4, "--finetuning.eval_strategy", "no", "--finetuning.save_strategy", "no"]
+    sgd += ["--finetuning.load_best_model_at_end", "false", "--finetuning.early_stopping_patience", "null"]
+    results = {}
+    for processes in (1, 2):
+        batch = 16 // processes
+        size = ["--pretraining.per_device_train_batch_size", batch, "--finetuning.per_device_train_batch_size", batch]
+        # 7 rows do not divide the 20 test rows: the last batches are padded with repeated rows, which must not count
+        size += ["--finetuning.per_device_eval_batch_size", 7, "--output_dir", tmp_path / str(processes)]
+        finish(launch(*sgd, *size, processes=processes))
+        results[processes] = json.loads((tmp_path / str(processes) / RESULTS_FILE).read_text())
+        assert results[processes]["hardware"]["processes"] == processes
+    for name, loss in results[1]["pretraining_losses"].items():
+        assert results[2]["pretraining_losses"][name] == pytest.approx(loss, abs=1e-4), name
+    for stage in ("pretraining", "."):
+        one, two = weights(tmp_path / "1" / stage), weights(tmp_path / "2" / stage)
+        for name in one:
+            torch.testing.assert_close(two[name], one[name], atol=2e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+    for name in ("test_auc", "test_logloss", "validation_auc", "test_text_logloss"):
+        assert results[2][name] == pytest.approx(results[1][name], abs=1e-4), name
+
+
+@pytest.mark.slow
+def test_a_killed_run_continues_and_ends_as_if_nothing_had_happened(recipe_file: Path, tmp_path: Path) -> None:
+    arguments = [recipe_file, "--pretraining.num_train_epochs", 6, "--model.dropout", 0.2]
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    finish(launch(*arguments, "--output_dir", straight))
+    process = subprocess.Popen(
+        launch(*arguments, "--output_dir", killed), env=environment(), stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not list(killed.glob("checkpoints/pretraining/*/trainer_state.json")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (killed / RESULTS_FILE).exists()
+    (killed / "checkpoints" / "pretraining" / "checkpoint-999").mkdir()  # half-written: no trainer_state.json
+    finish(launch(*arguments, "--output_dir", killed))
+    assert same_bits(straight / "pretraining", killed / "pretraining")
+    assert same_bits(straight, killed)
+
+
+# ---- bad input: one clear error before training starts, and nothing is written
+
+
+def with_column(split: str, column: str, values: Callable[[list[Any]], list[Any]]) -> Callable[[Any], None]:
+    def change(data: datasets.DatasetDict) -> None:
+        changed = values(list(data[split][column]))
+        data[split] = data[split].remove_columns(column).add_column(column, changed)
+
+    return change
+
+
+def without_column(column: str) -> Callable[[Any], None]:
+    def change(data: datasets.DatasetDict) -> None:
+        data["train"] = data["train"].remove_columns(column)
+
+    return change
+
+
+def empty(split: str) -> Callable[[Any], None]:
+    def change(data: datasets.DatasetDict) -> None:
+        data[split] = data[split].select([])
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "message"),
+    [
+        (without_column("clicked"), [], "column 'clicked' is missing in split 'train'"),
+        (lambda data: None, ["--label_column", "click"], "column 'click' is missing .* did you mean 'clicked'"),
+        (lambda data: None, ["--fields", "[user_id, titel]"], "column 'titel' is missing .* did you mean 'title'"),
+        (
+            with_column("train", "clicked", lambda v: [float("nan"), *v[1:]]),
+            [],
+            "'train' holds a missing value .row 0.",
+        ),
+        (with_column("test", "clicked", lambda v: [*v[:-1], 3]), [], "'test' holds '3' .row 19."),
+        (with_column("train", "clicked", lambda v: [0.5, *v[1:]]), [], "'train' holds '0.5' .row 0."),
+        (with_column("validation", "clicked", lambda v: [1] * len(v)), [], "every label of split 'validation' is 1"),
+        (empty("train"), [], "split 'train' is empty"),
+        (empty("test"), [], "split 'test' is empty"),
+        (lambda data: data.pop("validation"), [], "split 'validation' is missing"),
+        (
+            lambda data: None,
+            ["--text_model_name_or_path", "no/such-model"],
+            "text model 'no/such-model' cannot be loaded",
+        ),
+        (lambda data: None, ["--tabular_tower", "dcnv3"], "tabular_tower is 'dcnv3'.* did you mean 'dcnv2'"),
+        (lambda data: None, ["--towers", "all"], "towers is 'all'; it must be one of both, tabular, text"),
+        (lambda data: None, ["--pretrained_model_name_or_path", "no/where"], "'no/where' does not exist"),
+        (lambda data: None, ["--pretraining.text_mask_ratio", "1.5"], "text_mask_ratio is 1.5"),
+    ],
+)
+def test_bad_input_is_one_error_before_training(
+    change: Callable[[Any], None],
+    arguments: list[str],
+    message: str,
+    recipe: MakeRecipe,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    bad = recipe(*arguments)
+    data = train.load_data(bad)
+    change(data)
+    with pytest.raises(ValueError, match=message):
+        run(bad, data)
+    assert not Path(bad.output_dir).exists()
+
+
+def test_an_output_folder_that_holds_another_model_is_left_alone(
+    flip: tuple[Recipe, dict[str, Any]], recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        ValueError, match="holds another model: its seed is 42, this run's is 7; choose another --output_dir"
+    ):
+        run_recipe(replace(flip[0], seed=7))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "pytorch_model.bin").write_text("precious")
+    with pytest.raises(ValueError, match=r"holds something else \(pytorch_model.bin\)"):
+        run_recipe(recipe())
+    assert not (tmp_path / "out" / RECIPE_FILE).exists()
+
+
+def test_a_dataset_that_does_not_exist_is_one_error(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ValueError, match=r"dataset 'no/where.csv' cannot be loaded .* give demo, movielens-1m"):
+        train.load_data(recipe("--dataset_name", "no/where.csv"))
+
+
+def test_the_command_line_prints_one_line_for_bad_input(recipe_file: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        str(recipe_file),
+        "--label_column",
+        "nope",
+        "--output_dir",
+        tmp_path / "o",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment())
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert re.search(r"train.py: error: column 'nope' is missing", done.stderr)

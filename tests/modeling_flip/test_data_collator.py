@@ -1,0 +1,315 @@
+"""The collators: what is masked, what never is, and that it depends on the seed, the epoch and the row alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from modeling_flip import FlipDataCollator, FlipDataset, FlipProcessor, PretrainingCollator
+from modeling_flip.data_collator import IGNORE, uniforms
+
+FIELDS = ["user_id", "gender", "age", "title", "genre"]
+FAMILIES = ["wordpiece", "byte_level_bpe", "unigram"]
+TITLES = [
+    "Toy Story (1995)",
+    "東京物語",
+    "It's a Wonderful Life",
+    "is",
+    "gender is male.",
+    "Amélie",
+    "x",
+    "a.b-c/d & e?",
+]
+
+
+def make_rows(size: int) -> dict[str, list[Any]]:
+    """Rows of five fields whose sentences differ in length; no value is empty."""
+    return {
+        "user_id": [i % 5 for i in range(size)],
+        "gender": [["female", "male", None][i % 3] for i in range(size)],
+        "age": [20 + i % 4 for i in range(size)],
+        "title": [TITLES[i % 8] for i in range(size)],
+        "genre": [["Action", "Drama and romance"][i % 2] for i in range(size)],
+        "click": [int(i % 3 == 0) for i in range(size)],
+    }
+
+
+@pytest.fixture(scope="module")
+def processors(tokenizers: dict[str, PreTrainedTokenizerFast]) -> dict[str, FlipProcessor]:
+    return {family: FlipProcessor.fit(make_rows(12), FIELDS, tokenizer) for family, tokenizer in tokenizers.items()}
+
+
+@pytest.fixture(scope="module")
+def datasets(processors: dict[str, FlipProcessor]) -> dict[str, FlipDataset]:
+    """Sixteen rows; the last four have a pair of values together that was never seen."""
+    return {family: processor.encode(make_rows(16)) for family, processor in processors.items()}
+
+
+def collate(collator: PretrainingCollator, dataset: FlipDataset, indices: list[int]) -> dict[str, np.ndarray]:
+    return {key: value.numpy() for key, value in collator(dataset.__getitems__(indices)).items()}
+
+
+def by_row(batches: list[dict[str, np.ndarray]], indices: list[int]) -> dict[int, dict[str, list[int]]]:
+    """What each row got, padding aside."""
+    rows: list[dict[str, list[int]]] = []
+    for batch in batches:
+        lengths = batch["attention_mask"].sum(1)
+        for r in range(len(lengths)):
+            text = {"input_ids", "masked_input_ids", "attention_mask", "mlm_labels"}
+            rows.append({k: (v[r, : lengths[r]] if k in text else v[r]).tolist() for k, v in batch.items()})
+    return dict(zip(indices, rows, strict=True))
+
+
+def assert_masked_exactly(batch: dict[str, np.ndarray], name: str, labels: str, masked: np.ndarray, mask: int) -> None:
+    """Where `masked`, the mask stands in the copy and the original in the labels; elsewhere the original and -100."""
+    original = batch[name]
+    np.testing.assert_array_equal(batch[f"masked_{name}"], np.where(masked, mask, original))
+    np.testing.assert_array_equal(batch[labels], np.where(masked, original, IGNORE))
+
+
+ratios = st.floats(0, 1, exclude_min=True)
+seeds = st.integers(0, 2**32 - 1)
+
+# ---- masking whole fields
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@given(text_ratio=ratios, tabular_ratio=ratios, seed=seeds, epoch=st.integers(0, 100))
+def test_whole_fields_are_masked_and_nothing_else(
+    processors: dict[str, FlipProcessor],
+    datasets: dict[str, FlipDataset],
+    family: str,
+    text_ratio: float,
+    tabular_ratio: float,
+    seed: int,
+    epoch: int,
+) -> None:
+    processor, dataset = processors[family], replace(datasets[family], epoch=epoch)
+    assert processor.tokenizer is not None
+    batch = collate(PretrainingCollator(processor, text_ratio, tabular_ratio, seed=seed), dataset, list(range(16)))
+
+    masked_fields = batch["mtm_labels"] != IGNORE
+    assert (masked_fields.sum(1) == max(1, round(tabular_ratio * 5))).all()
+    mask_feature = processor.vocabulary.mask_feature_id
+    assert_masked_exactly(batch, "feature_ids", "mtm_labels", masked_fields, mask_feature)
+
+    # Names, "is", full stops, special tokens and padding belong to no field (-1).
+    fields = processor.sentences(dataset)["token_field_ids"]
+    masked_tokens = batch["mlm_labels"] != IGNORE
+    chosen = [set(fields[r, masked_tokens[r]].tolist()) for r in range(16)]
+    assert {len(c) for c in chosen} == {max(1, round(text_ratio * 5))}
+    whole = np.array([np.isin(fields[r], list(chosen[r])) for r in range(16)]) & (fields >= 0)
+    assert_masked_exactly(batch, "input_ids", "mlm_labels", whole, processor.tokenizer.mask_token_id)
+
+
+@pytest.mark.parametrize(("ratio", "count"), [(0.001, 1), (0.15, 1), (0.3, 2), (0.5, 2), (0.7, 4), (0.9, 4), (1.0, 5)])
+def test_how_many_of_five_fields_a_ratio_masks(
+    processors: dict[str, FlipProcessor], datasets: dict[str, FlipDataset], ratio: float, count: int
+) -> None:
+    # 1.5 rounds to 2, 2.5 to 2, 3.5 to 4, 4.5 to 4
+    batch = collate(PretrainingCollator(processors["wordpiece"], ratio, ratio), datasets["wordpiece"], list(range(16)))
+    assert (batch["mtm_labels"] != IGNORE).sum(1).tolist() == [count] * 16
+
+
+def test_a_value_is_masked_in_the_sentence_and_its_name_is_not(wordpiece: PreTrainedTokenizerFast) -> None:
+    processor = FlipProcessor.fit({"title": ["is title."]}, ["title"], wordpiece)
+    batch = PretrainingCollator(processor)(processor.encode({"title": ["is title."]}))
+    tokens = wordpiece.convert_ids_to_tokens(batch["masked_input_ids"][0])
+    assert tokens == ["[CLS]", "title", "is", "[MASK]", "[MASK]", "[MASK]", ".", "[SEP]"]
+    labels = batch["mlm_labels"][0]
+    assert (labels != IGNORE).tolist() == [False] * 3 + [True] * 3 + [False] * 2
+    assert wordpiece.convert_ids_to_tokens(labels[3:6]) == ["is", "title", "."]
+
+
+def test_the_two_sides_choose_their_fields_evenly_and_independently(processors: dict[str, FlipProcessor]) -> None:
+    processor = processors["wordpiece"]
+    dataset = processor.encode(make_rows(2500))
+    batch = collate(PretrainingCollator(processor, 0.2, 0.2), dataset, list(range(2500)))
+    fields = processor.sentences(dataset)["token_field_ids"]
+    in_text = np.where(batch["mlm_labels"] != IGNORE, fields, -1).max(1)
+    in_table = (batch["mtm_labels"] != IGNORE).argmax(1)
+    pairs = np.bincount(in_text * 5 + in_table, minlength=25)
+    assert np.abs(pairs - 100).max() < 45  # 100 expected, standard deviation 10
+
+
+# ---- masking tokens
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@given(ratio=ratios, seed=seeds)
+def test_token_masking_keeps_labels_and_never_masks_special_tokens_or_padding(
+    processors: dict[str, FlipProcessor], datasets: dict[str, FlipDataset], family: str, ratio: float, seed: int
+) -> None:
+    processor = processors[family]
+    tokenizer = processor.tokenizer
+    assert tokenizer is not None
+    collator = PretrainingCollator(processor, ratio, text_masking="token", seed=seed)
+    batch = collate(collator, datasets[family], list(range(16)))
+    masked = batch["mlm_labels"] != IGNORE
+    assert not masked[np.isin(batch["input_ids"], tokenizer.all_special_ids)].any()
+    assert not masked[batch["attention_mask"] == 0].any()
+    assert_masked_exactly(batch, "input_ids", "mlm_labels", masked, tokenizer.mask_token_id)
+
+
+def test_token_masking_takes_its_share_of_all_words_whatever_their_field(processors: dict[str, FlipProcessor]) -> None:
+    processor = processors["wordpiece"]
+    assert processor.tokenizer is not None
+    dataset = processor.encode(make_rows(1000))
+    batch = collate(PretrainingCollator(processor, 0.3, text_masking="token"), dataset, list(range(1000)))
+    fields = processor.sentences(dataset)["token_field_ids"]
+    words = ~np.isin(batch["input_ids"], processor.tokenizer.all_special_ids)
+    masked = batch["mlm_labels"] != IGNORE
+    for field in range(-1, 5):  # -1: names, "is" and full stops
+        assert masked[words & (fields == field)].mean() == pytest.approx(0.3, abs=0.06)
+
+
+# ---- what the choices depend on
+
+
+@pytest.mark.parametrize("text_masking", ["field", "token"])
+@given(order=st.permutations(range(16)), seed=seeds)
+def test_what_a_row_gets_does_not_depend_on_its_batch(
+    processors: dict[str, FlipProcessor],
+    datasets: dict[str, FlipDataset],
+    text_masking: str,
+    order: list[int],
+    seed: int,
+) -> None:
+    collator = PretrainingCollator(processors["wordpiece"], 0.4, 0.4, text_masking=text_masking, seed=seed)
+    dataset, rows = datasets["wordpiece"], list(range(16))
+    whole = by_row([collate(collator, dataset, rows)], rows)
+    halves = by_row([collate(collator, dataset, rows[:8]), collate(collator, dataset, rows[8:])], rows)
+    assert whole == halves == by_row([collate(collator, dataset, order)], order)
+
+
+@pytest.mark.parametrize("text_masking", ["field", "token"])
+@pytest.mark.parametrize("change", ["epoch", "seed"])
+def test_another_epoch_or_seed_chooses_anew(
+    processors: dict[str, FlipProcessor], datasets: dict[str, FlipDataset], text_masking: str, change: str
+) -> None:
+    dataset, rows = replace(datasets["wordpiece"]), list(range(16))
+    collator = PretrainingCollator(processors["wordpiece"], 0.3, 0.3, text_masking=text_masking)
+    first = collate(collator, dataset, rows)
+    if change == "epoch":
+        dataset.set_epoch(1)
+    else:
+        collator.seed = 1
+    second = collate(collator, dataset, rows)
+    for key in ("mlm_labels", "mtm_labels", "noise_feature_ids"):
+        assert (first[key] != second[key]).any(), key
+    for key in ("input_ids", "feature_ids"):
+        assert (first[key] == second[key]).all(), key
+
+
+# ---- noise
+
+
+def test_noise_follows_the_training_frequency() -> None:
+    rows = {"gender": ["f"] * 6 + ["m"] * 3 + [None], "city": ["x"] * 5 + ["y"] * 4 + ["rare"]}
+    processor = FlipProcessor.fit(rows, ["gender", "city"], min_count=2)
+    # gender: one null, f, m; city: "rare" is unknown, x, y; <MASK> never
+    assert processor.vocabulary.feature_counts.tolist() == [1, 6, 3, 1, 5, 4, 0]
+    drawn = draw_noise(processor, size=2000)
+    share = np.bincount(drawn.ravel(), minlength=7) / drawn.size
+    assert drawn.shape == (2000, 25)
+    assert share[:6] == pytest.approx(np.array([1, 6, 3, 1, 5, 4]) / 20, abs=0.008)  # six standard deviations
+    assert share[6] == 0
+
+
+def test_noise_is_never_a_feature_that_training_did_not_see() -> None:
+    processor = FlipProcessor.fit({"gender": ["f", "m"], "city": ["x", "x"]}, ["gender", "city"])
+    # unknown, f, m, unknown, x, <MASK>
+    assert set(draw_noise(processor, size=200).ravel().tolist()) == {1, 2, 4}
+
+
+def draw_noise(processor: FlipProcessor, size: int) -> np.ndarray:
+    """(size, 25) noise features, by a collator whose processor has no tokenizer and so no sentences."""
+    collator = PretrainingCollator(processor)
+    noise = uniforms(0, 0, 3, np.arange(size), collator.num_noise_features)
+    return np.searchsorted(collator._noise_distribution, noise, side="right")
+
+
+# ---- random numbers
+
+
+@pytest.mark.parametrize("first_row", [0, 2**40])
+def test_uniforms_are_uniform(first_row: int) -> None:
+    drawn = uniforms(0, 0, 0, first_row + np.arange(4000), 25)
+    assert drawn.shape == (4000, 25)
+    assert drawn.min() >= 0
+    assert drawn.max() < 1
+    tenths = np.bincount((drawn * 10).astype(int).ravel(), minlength=10) / drawn.size
+    assert tenths == pytest.approx(np.full(10, 0.1), abs=0.006)  # six standard deviations
+
+
+def test_uniforms_of_other_rows_columns_streams_epochs_and_seeds_are_uncorrelated() -> None:
+    rows = np.arange(4000)
+    drawn = uniforms(0, 0, 0, rows, 25)
+    pairs = {
+        "rows": (drawn[1:], drawn[:-1]),
+        "columns": (drawn[:, 1:], drawn[:, :-1]),
+        "stream": (drawn, uniforms(0, 0, 1, rows, 25)),
+        "epoch": (drawn, uniforms(0, 1, 0, rows, 25)),
+        "seed": (drawn, uniforms(1, 0, 0, rows, 25)),
+    }
+    correlation = {name: float(np.corrcoef(a.ravel(), b.ravel())[0, 1]) for name, (a, b) in pairs.items()}
+    assert correlation == pytest.approx(dict.fromkeys(pairs, 0.0), abs=0.02)  # six standard deviations
+
+
+# ---- arguments, shapes
+
+
+@pytest.mark.parametrize("name", ["text_mask_ratio", "tabular_mask_ratio"])
+@pytest.mark.parametrize("ratio", [0.0, -0.1, 1.01, float("nan")])
+def test_a_ratio_outside_zero_to_one_is_refused(processors: dict[str, FlipProcessor], name: str, ratio: float) -> None:
+    with pytest.raises(ValueError, match=f"{name} is {ratio}"):
+        PretrainingCollator(processors["wordpiece"], **{name: ratio})
+
+
+def test_another_text_masking_is_refused(processors: dict[str, FlipProcessor]) -> None:
+    with pytest.raises(ValueError, match="text_masking is 'word'; it must be 'field' or 'token'"):
+        PretrainingCollator(processors["wordpiece"], text_masking="word")
+
+
+@pytest.mark.parametrize("size", [0, 1])
+@pytest.mark.parametrize("text_masking", ["field", "token"])
+def test_batches_of_no_row_and_of_one(
+    processors: dict[str, FlipProcessor], datasets: dict[str, FlipDataset], text_masking: str, size: int
+) -> None:
+    collator = PretrainingCollator(processors["wordpiece"], num_noise_features=7, text_masking=text_masking)
+    batch = collate(collator, datasets["wordpiece"], list(range(size)))
+    assert batch["masked_feature_ids"].shape == batch["mtm_labels"].shape == (size, 5)
+    assert batch["noise_feature_ids"].shape == (size, 7)
+    assert batch["masked_input_ids"].shape == batch["mlm_labels"].shape == batch["input_ids"].shape
+    assert {value.dtype for value in batch.values()} == {np.dtype(np.int64)}
+
+
+@pytest.mark.parametrize(
+    ("towers", "keys"),
+    [
+        ("both", {"feature_ids", "input_ids", "attention_mask", "labels"}),
+        ("tabular", {"feature_ids", "labels"}),
+        ("text", {"input_ids", "attention_mask", "labels"}),
+    ],
+)
+def test_a_batch_holds_what_its_towers_read(processors: dict[str, FlipProcessor], towers: str, keys: set[str]) -> None:
+    processor = processors["wordpiece"]
+    rows = make_rows(6)
+    batch = FlipDataCollator(processor, towers)(processor.encode(rows, "click").__getitems__([3, 1]))
+    assert set(batch) == keys
+    expected = processor({field: [rows[field][3], rows[field][1]] for field in FIELDS})
+    for key in keys - {"labels"}:
+        assert torch.equal(batch[key], expected[key]), key
+    assert torch.equal(batch["labels"], torch.tensor([1.0, 0.0]))
+
+
+def test_rows_without_labels_give_a_batch_without(processors: dict[str, FlipProcessor]) -> None:
+    processor = processors["wordpiece"]
+    assert "labels" not in FlipDataCollator(processor)(processor.encode(make_rows(2)))

@@ -1,0 +1,382 @@
+"""The processor: sentences gathered from the token table are the tokenised sentences, whatever the values hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoProcessor, ByT5Tokenizer, PreTrainedTokenizerFast
+
+from modeling_flip import FeatureVocabulary, FlipProcessor
+from modeling_flip.processing_flip import read_labels
+
+FIELDS = ["user_id", "gender", "title"]
+FAMILIES = ["wordpiece", "byte_level_bpe", "unigram"]
+SPECIAL_WORDS = ["[MASK]", "[SEP]", "[UNK]", "<mask>", "</s>", "<s>", "<pad>", "<unk>"]
+
+# ---- the token table against the tokenizer
+
+hard_pieces = st.one_of(
+    st.characters(exclude_categories=["Cs"]),
+    st.sampled_from([*" .,!?'\"-_()[]<>#▁Ġ…½①ﬁßİς", "'s", "##a", "...", " is ", "title is x."]),
+    st.sampled_from(
+        ["é", "e\u0301", "\u0301", "\u0323", "か\u3099", "ᄒ", "ᅡ", "ि", "東京", "한", "👍🏽", "👨‍👩‍👧", "🇩🇪"]
+    ),
+    st.sampled_from(
+        ["\n", "\t", "\r\n", "\x0b", "\x1c", "\x85", "\xa0", "\u2003", "\u2028", "\u3000", "\u200b", "\ufeff"]
+    ),
+    st.sampled_from(SPECIAL_WORDS),
+)
+hard_values = st.one_of(
+    st.lists(hard_pieces, max_size=6).map("".join),
+    st.sampled_from([None, "", "female", "東京", "very " * 150, "x" * 150]),
+)
+hard_rows = st.lists(st.fixed_dictionaries({field: hard_values for field in FIELDS}), min_size=1, max_size=4)
+
+
+@pytest.fixture(scope="module")
+def processors(tokenizers: dict[str, PreTrainedTokenizerFast]) -> dict[tuple[str, int], FlipProcessor]:
+    """A processor for each tokenizer and each limit on the length; the last value has more than 12 tokens."""
+    seen = {
+        "user_id": ["1", "2"],
+        "gender": ["female", None],
+        "title": ["東京", "many more words than there is room for"],
+    }
+    return {
+        (family, max_length): FlipProcessor.fit(seen, FIELDS, tokenizer, max_length=max_length)
+        for family, tokenizer in tokenizers.items()
+        for max_length in (12, 128)
+    }
+
+
+def assert_equal_to_the_tokenizer(processor: FlipProcessor, rows: Any) -> None:
+    """The processor's output is that of its tokenizer on whole sentences."""
+    assert processor.tokenizer is not None
+    encoded = processor(rows, return_tensors="np")
+    expected = processor.tokenizer(
+        processor.texts(rows),
+        split_special_tokens=True,
+        truncation=True,
+        max_length=processor.max_length,
+        padding=True,
+        return_tensors="np",
+    )
+    np.testing.assert_array_equal(encoded["input_ids"], expected["input_ids"])
+    np.testing.assert_array_equal(encoded["attention_mask"], expected["attention_mask"])
+    by_offsets = processor._tokenize_sentences(processor.encode(rows))
+    np.testing.assert_array_equal(encoded["token_field_ids"], by_offsets["token_field_ids"])
+
+
+@pytest.mark.parametrize("max_length", [12, 128])
+@pytest.mark.parametrize("family", FAMILIES)
+@given(rows=hard_rows)
+def test_gathered_tokens_are_those_of_the_whole_sentence(
+    processors: dict[tuple[str, int], FlipProcessor], family: str, max_length: int, rows: list[dict[str, str | None]]
+) -> None:
+    processor = processors[family, max_length]
+    assert processor.encode(rows).token_table is not None  # they are gathered
+    assert_equal_to_the_tokenizer(processor, rows)
+
+
+@given(rows=hard_rows)
+def test_the_tokens_of_a_field_are_those_of_its_value_alone(
+    processors: dict[tuple[str, int], FlipProcessor], wordpiece: PreTrainedTokenizerFast, rows: list[dict[str, str]]
+) -> None:
+    # True of WordPiece, which splits at spaces and punctuation first; rows that are cut off say nothing.
+    encoded = processors["wordpiece", 128](rows, return_tensors="np")
+    for row, ids, fields in zip(rows, encoded["input_ids"], encoded["token_field_ids"], strict=True):
+        for i, field in enumerate(FIELDS):
+            value = "unknown" if row[field] is None else row[field]
+            alone = wordpiece(value, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            assert ids[fields == i].tolist() == alone or (ids != wordpiece.pad_token_id).sum() == 128
+
+
+def test_token_field_ids_mark_the_tokens_of_the_values(wordpiece: PreTrainedTokenizerFast) -> None:
+    processor = FlipProcessor.fit({"gender": ["female", None], "title": ["東京", ""]}, ["gender", "title"], wordpiece)
+    encoded = processor({"gender": ["female", None], "title": ["東京", ""]}, return_tensors="np")
+    tokens = [wordpiece.convert_ids_to_tokens(ids) for ids in encoded["input_ids"]]
+    assert tokens == [
+        ["[CLS]", "gender", "is", "female", ".", "title", "is", "東", "京", ".", "[SEP]"],
+        ["[CLS]", "gender", "is", "unknown", ".", "title", "is", ".", "[SEP]", "[PAD]", "[PAD]"],
+    ]
+    assert encoded["token_field_ids"].tolist() == [
+        [-1, -1, -1, 0, -1, -1, -1, 1, 1, -1, -1],
+        [-1, -1, -1, 0, -1, -1, -1, -1, -1, -1, -1],
+    ]
+
+
+@pytest.mark.xfail(reason="the token table keeps segments cut to the max_length it was made with", strict=True)
+def test_a_longer_max_length_reads_what_a_shorter_one_cut(wordpiece: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    values = [*map(str, range(3000)), "a " * 60]  # one long value among many, which a sample may miss
+    FlipProcessor.fit({"title": values}, ["title"], wordpiece, max_length=16).save_pretrained(tmp_path)
+    assert_equal_to_the_tokenizer(FlipProcessor.from_pretrained(tmp_path, max_length=128), {"title": ["a " * 60]})
+
+
+# ---- tokenizers that a table cannot serve
+
+
+def _sentencepiece_without_splitting() -> PreTrainedTokenizerFast:
+    """A BPE without a pre-tokenizer: its merges cross words and fields."""
+    special = ["<pad>", "<unk>", "<mask>"]
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    trainer = trainers.BpeTrainer(vocab_size=200, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(["gender is female. title is abc. gender is male. title is x y."] * 9, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", mask_token="<mask>", model_max_length=128
+    )
+
+
+def _normalizer_across_fields(wordpiece: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """A WordPiece that drops the full stop before "title"."""
+    backend = Tokenizer.from_str(wordpiece.backend_tokenizer.to_str())
+    backend.normalizer = normalizers.Sequence([backend.normalizer, normalizers.Replace(Regex(r"\. title"), " title")])
+    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    special = {name: getattr(wordpiece, name) for name in names}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=128, **special)
+
+
+@pytest.fixture(scope="module")
+def crossing(wordpiece: PreTrainedTokenizerFast) -> dict[str, FlipProcessor]:
+    """Processors whose tokenizers look across the border of two fields."""
+    rows = {"gender": ["female", "male"], "title": ["abc", "x y"]}
+    made = {"merges": _sentencepiece_without_splitting(), "normalizer": _normalizer_across_fields(wordpiece)}
+    return {name: FlipProcessor.fit(rows, ["gender", "title"], tokenizer) for name, tokenizer in made.items()}
+
+
+@pytest.mark.parametrize("name", ["merges", "normalizer"])
+def test_a_tokenizer_that_looks_across_fields_reads_whole_sentences(
+    crossing: dict[str, FlipProcessor], name: str
+) -> None:
+    processor = crossing[name]
+    rows = {"gender": ["female", "male", None, "new"], "title": ["abc", "abc x", "x y", "[MASK]"]}
+    assert processor.encode(rows).token_table is None
+    assert_equal_to_the_tokenizer(processor, rows)
+
+
+def test_whole_sentences_find_the_values_tokens_by_their_offsets(crossing: dict[str, FlipProcessor]) -> None:
+    processor = crossing["normalizer"]
+    encoded = processor({"gender": "female", "title": "x y"}, return_tensors="np")
+    assert processor.tokenizer is not None
+    tokens = processor.tokenizer.convert_ids_to_tokens(encoded["input_ids"][0])
+    assert tokens == ["[CLS]", "gender", "is", "female", "title", "is", "x", "y", ".", "[SEP]"]
+    assert encoded["token_field_ids"].tolist() == [[-1, -1, -1, 0, -1, -1, 1, 1, -1, -1]]
+
+
+# ---- the template
+
+
+def test_the_sentence_names_each_field_and_its_value(rows: list[dict[str, Any]]) -> None:
+    processor = FlipProcessor.fit(rows, ["gender", "title", "user_id"])
+    assert processor.texts(rows)[0] == "gender is female. title is Toy Story (1995). user id is 1."
+    assert processor.texts(rows)[4] == "gender is unknown. title is It's a Wonderful Life. user id is 3."
+
+
+def test_display_names_replace_the_columns_names(wordpiece: PreTrainedTokenizerFast) -> None:
+    processor = FlipProcessor.fit(
+        {"user_id": [1], "sex": ["f"]}, ["user_id", "sex"], wordpiece, display_names={"sex": "gender"}
+    )
+    assert processor.texts({"user_id": 1, "sex": "f"}) == ["user id is 1. gender is f."]
+    ids = processor({"user_id": 1, "sex": "f"})["input_ids"][0]
+    assert wordpiece.decode(ids, skip_special_tokens=True) == "user id is 1. gender is f."
+
+
+# ---- unseen values, absent fields
+
+
+def test_an_unseen_value_is_the_unknown_feature_and_keeps_its_words(wordpiece: PreTrainedTokenizerFast) -> None:
+    processor = FlipProcessor.fit({"gender": ["f", "m"], "title": ["toy", "story"]}, ["gender", "title"], wordpiece)
+    encoded = processor({"gender": ["other", "m"], "title": ["toy", "m"]})
+    # (unknown, f, m), (unknown, toy, story), <MASK>
+    assert encoded["feature_ids"].tolist() == [[0, 4], [2, 3]]
+    sentences = wordpiece.batch_decode(encoded["input_ids"], skip_special_tokens=True)
+    assert sentences == ["gender is other. title is toy.", "gender is m. title is m."]
+
+
+def test_a_rare_value_is_the_unknown_feature_and_keeps_its_words(wordpiece: PreTrainedTokenizerFast) -> None:
+    processor = FlipProcessor.fit({"title": ["toy", "toy", "story"]}, ["title"], wordpiece, min_count=2)
+    encoded = processor({"title": ["story", "toy"]})
+    assert encoded["feature_ids"].tolist() == [[0], [1]]
+    assert wordpiece.decode(encoded["input_ids"][0], skip_special_tokens=True) == "title is story."
+
+
+def test_an_absent_field_is_missing_on_both_sides(wordpiece: PreTrainedTokenizerFast) -> None:
+    processor = FlipProcessor.fit({"gender": ["f"], "title": ["toy"]}, ["gender", "title"], wordpiece)
+    encoded = processor({"gender": "f"})
+    assert encoded["feature_ids"].tolist() == [[1, 2]]
+    assert wordpiece.decode(encoded["input_ids"][0], skip_special_tokens=True) == "gender is f. title is unknown."
+
+
+def test_an_absent_field_is_an_error_where_rows_are_encoded_for_training(rows: list[dict[str, Any]]) -> None:
+    processor = FlipProcessor.fit(rows, ["gender", "title"])
+    with pytest.raises(ValueError, match=r"column 'title' is missing; the columns are .* did you mean 'titles'"):
+        processor.encode({"gender": ["male"], "titles": ["toy"]})
+
+
+@pytest.mark.parametrize(
+    ("family", "word"),
+    [
+        ("wordpiece", "[MASK]"),
+        ("wordpiece", "[SEP]"),
+        ("byte_level_bpe", "<mask>"),
+        ("byte_level_bpe", "</s>"),
+        *(
+            pytest.param(
+                "unigram", word, marks=pytest.mark.xfail(reason="a Unigram matches its special pieces", strict=True)
+            )
+            for word in ("<mask>", "</s>", "<pad>")
+        ),
+    ],
+)
+def test_a_value_that_spells_a_special_token_stays_text(
+    processors: dict[tuple[str, int], FlipProcessor], family: str, word: str
+) -> None:
+    processor = processors[family, 128]
+    assert processor.tokenizer is not None
+    encoded = processor({"user_id": "1", "gender": f"a {word}", "title": word}, return_tensors="np")
+    of_values = encoded["input_ids"][encoded["token_field_ids"] >= 0]
+    assert processor.tokenizer.convert_tokens_to_ids(word) not in of_values
+    assert len(of_values) > 4
+
+
+# ---- tokenizers
+
+
+@pytest.mark.parametrize("eos", [None, "<|end|>"])
+def test_a_tokenizer_without_mask_and_pad_tokens_gets_them(eos: str | None) -> None:
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        special_tokens=["<|end|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    backend.decoder = decoders.ByteLevel()
+    backend.train_from_iterator(["title is x."], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=eos)
+    size = len(tokenizer)
+    processor = FlipProcessor.fit({"title": ["x", "a long one"]}, ["title"], tokenizer)
+
+    assert tokenizer.mask_token_id == size
+    assert tokenizer.pad_token == (eos or "<pad>")
+    assert processor.max_length == 512  # the tokenizer has no limit of its own
+    encoded = processor({"title": ["x", "a long one"]})
+    short = int(encoded["attention_mask"][0].sum())
+    assert set(encoded["input_ids"][0, short:].tolist()) == {tokenizer.pad_token_id}
+    assert tokenizer.decode(encoded["input_ids"][0, :short]) == "title is x."
+
+
+def test_a_slow_tokenizer_is_refused() -> None:
+    with pytest.raises(ValueError, match="ByT5Tokenizer reports no character offsets"):
+        FlipProcessor.fit({"title": ["x"]}, ["title"], ByT5Tokenizer())
+
+
+def test_a_processor_without_a_vocabulary_says_how_to_make_one(wordpiece: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(ValueError, match=r"FlipProcessor\.fit"):
+        FlipProcessor(wordpiece)
+
+
+# ---- files
+
+
+@pytest.mark.parametrize("loader", [FlipProcessor, AutoProcessor])
+@pytest.mark.parametrize("family", [*FAMILIES, "merges", None])
+def test_a_saved_processor_loads_with_the_same_outputs(
+    family: str | None,
+    loader: Any,
+    tokenizers: dict[str, PreTrainedTokenizerFast],
+    crossing: dict[str, FlipProcessor],
+    rows: list[dict[str, Any]],
+    tmp_path: Path,
+) -> None:
+    tokenizer = crossing["merges"].tokenizer if family == "merges" else tokenizers[family] if family else None
+    saved = FlipProcessor.fit(
+        rows[:5], FIELDS, tokenizer, min_count=2, display_names={"gender": "sex"}, max_length=24 if family else None
+    )
+    saved.save_pretrained(tmp_path)
+    loaded = loader.from_pretrained(tmp_path)
+
+    assert isinstance(loaded, FlipProcessor)
+    assert loaded.vocabulary == saved.vocabulary
+    assert (loaded.display_names, loaded.max_length) == (saved.display_names, saved.max_length)
+    expected, encoded = saved(rows), loaded(rows)
+    assert (
+        set(encoded)
+        == set(expected)
+        == {"token_field_ids", *saved.model_input_names} - (set() if family else {"token_field_ids"})
+    )
+    for key in expected:
+        assert encoded[key].tolist() == expected[key].tolist(), key
+
+
+# ---- datasets
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, None])
+def test_a_batch_of_no_rows(processors: dict[tuple[str, int], FlipProcessor], family: str | None) -> None:
+    processor = processors[family, 128] if family else FlipProcessor.fit({f: ["a"] for f in FIELDS}, FIELDS)
+    encoded = processor({field: [] for field in FIELDS})
+    assert encoded["feature_ids"].shape == (0, 3)
+    assert all(len(value) == 0 for value in encoded.values())
+
+
+@pytest.mark.xfail(reason="the tokenizer raises IndexError on an empty list", strict=True, raises=IndexError)
+def test_a_batch_of_no_rows_where_whole_sentences_are_tokenised(crossing: dict[str, FlipProcessor]) -> None:
+    assert len(crossing["merges"]({"gender": [], "title": []})["input_ids"]) == 0
+
+
+def test_a_slice_of_a_dataset_keeps_each_rows_values_label_and_number(wordpiece: PreTrainedTokenizerFast) -> None:
+    rows = {"title": ["a", "b c", "c d", "a"], "click": [0, 1, 1, 0]}
+    processor = FlipProcessor.fit({"title": ["a", "b c"]}, ["title"], wordpiece)
+    dataset = processor.encode(rows, label_column="click")
+    assert dataset.has_unseen_value.tolist() == [False, False, True, False]
+    assert dataset.lengths.tolist() == [4, 5, 5, 4]  # title is a .
+    batch = dataset.__getitems__([2, 1])
+    assert len(batch) == 2
+    assert batch.row_ids.tolist() == [2, 1]
+    assert batch.labels is not None
+    assert batch.labels.tolist() == [1.0, 1.0]
+    texts = wordpiece.batch_decode(processor.sentences(batch)["input_ids"], skip_special_tokens=True)
+    assert texts == ["title is c d.", "title is b c."]
+    assert dataset[3].row_ids.tolist() == [3]
+
+
+# ---- labels
+
+
+@pytest.mark.parametrize(
+    "labels", [[1, 0], [True, False], [1.0, 0.0], ["1", "0"], np.array([1, 0], np.int8), [1, False]], ids=str
+)
+def test_labels_are_clicks_in_any_type(labels: Any) -> None:
+    read = read_labels({"click": labels}, "click")
+    assert read.dtype == np.float32
+    assert read.tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "shown"),
+    [
+        ([0, 1, float("nan")], "a missing value (row 2)"),
+        ([0, None, None], "a missing value (row 1)"),
+        ([0, 2, 3], "'2' (row 1)"),
+        (["yes", "no"], "'yes' (row 0)"),
+        ([0.0, 0.5], "'0.5' (row 1)"),
+    ],
+    ids=str,
+)
+def test_a_label_that_is_no_click_is_shown_with_its_row(labels: list[Any], shown: str) -> None:
+    processor = FlipProcessor(vocabulary=FeatureVocabulary.fit({"title": ["a"]}, ["title"]))
+    with pytest.raises(ValueError, match="label column 'click' of rows holds ") as error:
+        processor.encode({"title": ["a"] * len(labels), "click": labels}, label_column="click")
+    assert shown in str(error.value)
+
+
+def test_a_missing_label_column_is_named_with_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"column 'clicks' is missing.*did you mean 'click'"):
+        read_labels({"click": [1]}, "clicks")
+
+
+def test_no_rows_have_no_labels() -> None:
+    assert read_labels({"click": []}, "click").shape == (0,)
