@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from modeling_flip import FlipDataset, FlipForCTR, FlipForPreTraining, FlipProcessor, FlipTrainer, FlipTrainingArguments
+from modeling_flip.trainer_flip import LengthBuckets, ctr_metrics
+
+SIZES: dict[str, Any] = {"embedding_size": 4, "hidden_sizes": [8], "projection_size": 8}
+
+
+@pytest.fixture(scope="module")
+def processor(wordpiece: PreTrainedTokenizerFast) -> FlipProcessor:
+    return FlipProcessor.fit(table(), ["user_id", "title"], wordpiece)
+
+
+def table() -> dict[str, list[Any]]:
+    titles = ["Toy Story", "Das Boot", "The Usual Suspects 1995", "Amélie from Montmartre"]
+    rng = np.random.default_rng(0)
+    return {
+        "user_id": rng.integers(0, 8, 64).tolist(),
+        "title": [titles[i] for i in rng.integers(0, 4, 64)],
+        "label": rng.integers(0, 2, 64).tolist(),
+    }
+
+
+@pytest.fixture
+def data(processor: FlipProcessor) -> FlipDataset:
+    return processor.encode(table(), "label")
+
+
+@pytest.fixture
+def make(
+    processor: FlipProcessor, tiny_text_model: Path, data: FlipDataset, tmp_path: Path
+) -> Callable[..., FlipTrainer]:
+    def trainer(model_class: Any = FlipForCTR, towers: str = "both", **kwargs: Any) -> FlipTrainer:
+        torch.manual_seed(0)
+        model = model_class.from_text_pretrained(tiny_text_model, processor, towers=towers, **SIZES)
+        defaults = {"per_device_train_batch_size": 16, "num_train_epochs": 1, "logging_steps": 1, "save_strategy": "no"}
+        args = FlipTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **defaults | kwargs)
+        return FlipTrainer(model, args, processor, data, data)
+
+    return trainer
+
+
+def test_each_tower_has_its_learning_rate(make: Callable[..., FlipTrainer]) -> None:
+    trainer = make(learning_rate=1e-2, text_learning_rate=1e-5, weight_decay=0.1)
+    optimizer = trainer.create_optimizer()
+    of = {id(p): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+    for name, parameter in trainer.model.named_parameters():
+        rate, decay = of[id(parameter)]
+        assert rate == (1e-5 if "text_tower" in name else 1e-2), name
+        assert decay == (0.0 if name.endswith("bias") or "LayerNorm" in name else 0.1), name
+    assert len(of) == len(list(trainer.model.parameters()))
+
+
+def test_without_a_text_learning_rate_all_towers_share_one(make: Callable[..., FlipTrainer]) -> None:
+    assert {group["lr"] for group in make(learning_rate=3e-3).create_optimizer().param_groups} == {3e-3}
+
+
+def test_every_component_and_alpha_are_logged_and_add_up(make: Callable[..., FlipTrainer]) -> None:
+    trainer = make()
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logged) == 4
+    for entry in logged:
+        parts = entry["joint_loss"] + entry["tabular_loss"] + entry["text_loss"]
+        assert entry["loss"] == pytest.approx(parts, abs=1e-5)
+        assert 0 < entry["alpha"] < 1
+
+
+def test_logged_components_are_means_since_the_last_line(make: Callable[..., FlipTrainer]) -> None:
+    logged = []
+    for steps in (1, 2):
+        trainer = make(FlipForPreTraining, logging_steps=steps)
+        trainer.train()
+        logged.append([entry["mtm_loss"] for entry in trainer.state.log_history if "mtm_loss" in entry])
+    one, two = logged
+    assert two == pytest.approx([(one[0] + one[1]) / 2, (one[2] + one[3]) / 2], abs=1e-5)
+
+
+def test_gradient_accumulation_is_one_large_batch(make: Callable[..., FlipTrainer]) -> None:
+    same: dict[str, Any] = {"optim": "sgd", "learning_rate": 0.1, "towers": "tabular"}
+    whole = make(per_device_train_batch_size=16, **same)
+    parts = make(per_device_train_batch_size=4, gradient_accumulation_steps=4, **same)
+    for trainer in (whole, parts):
+        trainer.train()
+    for (name, a), b in zip(whole.model.named_parameters(), parts.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, msg=name)
+
+
+def test_a_loss_that_is_not_finite_stops_training_with_its_batch(make: Callable[..., FlipTrainer]) -> None:
+    trainer = make(towers="tabular", logging_steps=100, save_strategy="epoch", num_train_epochs=3)
+    trainer.train_dataset.labels[37] = np.nan
+    order = list(trainer.get_train_dataloader())
+    batch = next(i for i, b in enumerate(order, start=1) if b["labels"].isnan().any())
+    with pytest.raises(FloatingPointError, match=f"loss of batch {batch} .*Lower learning_rate"):
+        trainer.train()
+    assert not list(Path(trainer.args.output_dir).glob("checkpoint-*/model.safetensors"))
+
+
+def test_predictions_come_in_the_order_of_the_rows(make: Callable[..., FlipTrainer], processor: FlipProcessor) -> None:
+    trainer = make(per_device_eval_batch_size=5)
+    output = trainer.predict(trainer.eval_dataset)
+    assert output.label_ids.tolist() == table()["label"]
+    with torch.no_grad():
+        expected = trainer.model.eval()(**processor(table()))
+    for predicted, logits in zip(
+        output.predictions, (expected.logits, expected.tabular_logits, expected.text_logits), strict=True
+    ):
+        torch.testing.assert_close(torch.from_numpy(predicted), logits, atol=1e-5, rtol=1e-4)
+
+
+def test_batches_hold_sentences_of_like_length_in_an_order_of_seed_and_epoch() -> None:
+    lengths = np.random.default_rng(0).integers(5, 100, 400).tolist()
+    sampler = LengthBuckets(8, lengths, seed=3)
+    first = list(sampler)
+    sampler.set_epoch(1)
+    second = list(sampler)
+    sampler.set_epoch(0)
+    assert list(sampler) == first != second
+    assert sorted(first) == list(range(400))
+    spread = [np.ptp([lengths[i] for i in first[k : k + 8]]) for k in range(0, 400, 8)]
+    assert np.mean(spread) < 10  # 70 in a random order
+
+
+def test_masks_change_with_the_epoch(make: Callable[..., FlipTrainer]) -> None:
+    trainer = make(FlipForPreTraining, num_train_epochs=2)
+    seen: list[int] = []
+    collate = trainer.data_collator
+    trainer.data_collator = lambda rows: (seen.append(rows.epoch), collate(rows))[1]
+    trainer.train()
+    assert seen == [0] * 4 + [1] * 4
+
+
+def test_the_best_epoch_on_validation_is_kept_and_training_stops_early(make: Callable[..., FlipTrainer]) -> None:
+    trainer = make(
+        towers="tabular",
+        num_train_epochs=30,
+        learning_rate=0.05,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        load_best_model_at_end=True,
+        metric_for_best_model="logloss",
+        greater_is_better=False,
+        early_stopping_patience=1,
+    )
+    rng = np.random.default_rng(1)
+    trainer.eval_dataset.labels = rng.integers(0, 2, 64).astype(
+        np.float32
+    )  # other clicks: more training makes it worse
+    trainer.train_dataset = trainer.train_dataset.__getitems__(range(64))
+    trainer.train_dataset.labels = rng.integers(0, 2, 64).astype(np.float32)
+    trainer.train()
+    history = [entry["eval_logloss"] for entry in trainer.state.log_history if "eval_logloss" in entry]
+    assert len(history) == int(np.argmin(history)) + 2 < 30
+    assert trainer.evaluate()["eval_logloss"] == pytest.approx(min(history), abs=1e-6)
+
+
+def test_a_checkpoint_holds_the_processor_and_no_pickled_arguments(
+    make: Callable[..., FlipTrainer], tmp_path: Path
+) -> None:
+    make().save_model(str(tmp_path / "saved"))
+    names = {path.name for path in (tmp_path / "saved").iterdir()}
+    assert {
+        "model.safetensors",
+        "config.json",
+        "feature_vocab.parquet",
+        "tokenizer.json",
+        "processor_config.json",
+    } <= names
+    assert "training_args.bin" not in names
+
+
+def test_metrics_of_one_and_of_two_towers() -> None:
+    labels, good, bad = (
+        np.array([0.0, 0.0, 1.0, 1.0]),
+        np.array([-2.0, -1.0, 1.0, 2.0]),
+        np.array([2.0, 1.0, -1.0, -2.0]),
+    )
+    assert set(ctr_metrics(good, labels)) == {"auc", "logloss", "ece"}
+    both = ctr_metrics((good, good, bad), labels)
+    assert (both["auc"], both["tabular_auc"], both["text_auc"]) == (1.0, 1.0, 0.0)
+    sure = np.log1p(np.exp([-2.0, -1.0])).mean()
+    assert both["logloss"] == pytest.approx(sure)
+
+
+@pytest.mark.parametrize("arguments", [{"text_mask_ratio": 0.0}, {"tabular_mask_ratio": 1.1}, {"text_masking": "word"}])
+def test_bad_masking_is_refused_before_training(arguments: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        FlipTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **arguments)
+
+
+def test_bf16_trains(make: Callable[..., FlipTrainer]) -> None:
+    trainer = make(FlipForPreTraining, bf16=True)
+    trainer.train()
+    assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+    assert next(trainer.model.parameters()).dtype == torch.float32
