@@ -1,6 +1,6 @@
 """Renders the README's results table from benchmarks/results/*.json, each a run's all_results.json.
 
-    python benchmarks/results_table.py
+python benchmarks/results_table.py
 """
 
 from __future__ import annotations

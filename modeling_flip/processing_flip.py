@@ -129,6 +129,10 @@ class FlipProcessor(ProcessorMixin):
         """A processor for the values of `fields` in the training rows; `kwargs` go to the constructor."""
         return cls(tokenizer, FeatureVocabulary.fit(rows, fields, min_count), **kwargs)
 
+    def tabular_only(self) -> FlipProcessor:
+        """The same without its tokenizer, for a model of the tabular tower alone."""
+        return FlipProcessor(None, replace(self._vocabulary, token_table=None), self.display_names)
+
     @property
     def vocabulary(self) -> FeatureVocabulary:
         return self._vocabulary

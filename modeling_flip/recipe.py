@@ -228,7 +228,7 @@ def run(recipe: Recipe, data: datasets.DatasetDict) -> dict[str, Any]:
         return json.loads((output_dir / RESULTS_FILE).read_text())
     check_recipe(recipe)
     check_data(data, recipe)
-    with PartialState().main_process_first():
+    with PartialState(cpu=uses_cpu(recipe)).main_process_first():
         if not check_output_dir(recipe):
             output_dir.mkdir(parents=True, exist_ok=True)
             (output_dir / RECIPE_FILE).write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True))
@@ -258,6 +258,8 @@ def run(recipe: Recipe, data: datasets.DatasetDict) -> dict[str, Any]:
             tabular_tower=recipe.tabular_tower,
             **recipe.model,
         )
+    if recipe.towers == "tabular":
+        processor = processor.tabular_only()
     arguments = stage_arguments(recipe, "finetuning")
     trainer = FlipTrainer(model, arguments, processor, encoded["train"], encoded["validation"])
     trained = train_or_resume(trainer)
@@ -402,13 +404,17 @@ def pretrain(recipe: Recipe, processor: FlipProcessor, encoded: dict[str, FlipDa
     }
 
 
+def uses_cpu(recipe: Recipe) -> bool:
+    """Trainer allows bf16 on a machine without an accelerator only where the CPU is asked for; so it is, there."""
+    return recipe.use_cpu or not torch.accelerator.is_available()
+
+
 def stage_arguments(recipe: Recipe, stage: str) -> FlipTrainingArguments:
     given = STAGE_DEFAULTS[stage] | (getattr(recipe, stage) or {})
     return FlipTrainingArguments(
         output_dir=str(Path(recipe.output_dir) / "checkpoints" / stage),
         seed=recipe.seed,
-        # bf16 on a machine without an accelerator is allowed only where the CPU is asked for.
-        use_cpu=recipe.use_cpu or not torch.accelerator.is_available(),
+        use_cpu=uses_cpu(recipe),
         **given,
     )
 

@@ -38,7 +38,7 @@ def _wordpiece() -> PreTrainedTokenizerFast:
     )
     tokenizer.train_from_iterator(SENTENCES, trainer)
     tokenizer.post_processor = processors.BertProcessing(
-        ("[SEP]", tokenizer.token_to_id("[SEP]")), ("[CLS]", tokenizer.token_to_id("[CLS]"))
+        ("[SEP]", tokenizer.get_vocab()["[SEP]"]), ("[CLS]", tokenizer.get_vocab()["[CLS]"])
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -76,7 +76,7 @@ def _byte_level_bpe() -> PreTrainedTokenizerFast:
     )
     tokenizer.train_from_iterator(SENTENCES, trainer)
     tokenizer.post_processor = processors.RobertaProcessing(
-        ("</s>", tokenizer.token_to_id("</s>")), ("<s>", tokenizer.token_to_id("<s>")), add_prefix_space=False
+        ("</s>", tokenizer.get_vocab()["</s>"]), ("<s>", tokenizer.get_vocab()["<s>"]), add_prefix_space=False
     )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=128, **SENTENCEPIECE_SPECIAL)
 
@@ -98,8 +98,8 @@ def _unigram() -> PreTrainedTokenizerFast:
     )
     tokenizer.train_from_iterator(SENTENCES, trainer)
     tokenizer.post_processor = processors.RobertaProcessing(
-        ("</s>", tokenizer.token_to_id("</s>")),
-        ("<s>", tokenizer.token_to_id("<s>")),
+        ("</s>", tokenizer.get_vocab()["</s>"]),
+        ("<s>", tokenizer.get_vocab()["<s>"]),
         trim_offsets=False,
         add_prefix_space=False,
     )

@@ -218,7 +218,7 @@ def draw_noise(processor: FlipProcessor, rows: dict[str, list[Any]], copies: int
 
 
 def test_noise_follows_the_training_frequency(wordpiece: PreTrainedTokenizerFast) -> None:
-    rows = {"gender": ["f"] * 6 + ["m"] * 3 + [None], "city": ["x"] * 5 + ["y"] * 4 + ["rare"]}
+    rows: dict[str, list[Any]] = {"gender": ["f"] * 6 + ["m"] * 3 + [None], "city": ["x"] * 5 + ["y"] * 4 + ["rare"]}
     processor = FlipProcessor.fit(rows, ["gender", "city"], wordpiece, min_count=2)
     # gender: one null, f, m; city: "rare" is unknown, x, y; <MASK> never
     assert processor.vocabulary.feature_counts.tolist() == [1, 6, 3, 1, 5, 4, 0]
@@ -269,8 +269,9 @@ def test_uniforms_of_other_rows_columns_streams_epochs_and_seeds_are_uncorrelate
 @pytest.mark.parametrize("name", ["text_mask_ratio", "tabular_mask_ratio"])
 @pytest.mark.parametrize("ratio", [0.0, -0.1, 1.01, float("nan")])
 def test_a_ratio_outside_zero_to_one_is_refused(processors: dict[str, FlipProcessor], name: str, ratio: float) -> None:
+    arguments: dict[str, Any] = {name: ratio}
     with pytest.raises(ValueError, match=f"{name} is {ratio}"):
-        PretrainingCollator(processors["wordpiece"], **{name: ratio})
+        PretrainingCollator(processors["wordpiece"], **arguments)
 
 
 def test_another_text_masking_is_refused(processors: dict[str, FlipProcessor]) -> None:

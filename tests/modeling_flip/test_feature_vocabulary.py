@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from modeling_flip.feature_vocabulary import FORMAT_VERSION, FeatureVocabulary, TokenTable, text_columns
 
 FIELDS = ["gender", "city"]
-COLUMNS = {"gender": ["f", "m", "f", None], "city": ["x", "y", "z", "x"]}
+COLUMNS: dict[str, list[Any]] = {"gender": ["f", "m", "f", None], "city": ["x", "y", "z", "x"]}
 
 columns_of_text = st.lists(st.tuples(*[st.sampled_from(["a", "b", "c", "", None])] * 2), max_size=8).map(
     lambda rows: {"gender": [g for g, _ in rows], "city": [c for _, c in rows]}
@@ -184,7 +184,7 @@ def test_values_without_one_text_are_refused_by_name(value: Any) -> None:
 
 # ---- every kind of rows
 
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"user_id": 1, "age": 25.0, "gender": "f", "title": "Amélie"},
     {"user_id": 2, "age": None, "gender": None, "title": ""},
     {"user_id": 1, "age": 31.5, "gender": "m", "title": "東京物語"},

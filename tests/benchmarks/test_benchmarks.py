@@ -1,0 +1,77 @@
+"""The benchmarks run at small sizes, and compare what they say they compare."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import data_pipeline
+import pretraining_step
+import pytest
+import torch
+
+from benchmarks import quickstart
+from modeling_flip import PretrainingCollator
+from modeling_flip.recipe import parse_recipe
+
+
+def test_the_published_step_computes_our_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Padding and extra passes change no loss; MLM's average alone is over tokens, not rows."""
+    model, processor, rows = pretraining_step.build(4)
+    model.eval()
+    batch = PretrainingCollator(processor)(rows.__getitems__([0, 1, 2, 3]))
+    assert processor.tokenizer is not None
+    padded = pretraining_step.pad(batch, 100, processor.tokenizer.pad_token_id)
+    assert padded["input_ids"].shape == (4, 100)
+    with torch.no_grad():
+        ours = model(**batch)
+        one_row = {k: v[:1] for k, v in batch.items()}  # of one row, both averages are the same
+        torch.testing.assert_close(
+            pretraining_step.published_loss(model, pretraining_step.pad(one_row, 100, 0)), model(**one_row).loss
+        )
+        theirs = pretraining_step.published_loss(model, padded)
+    assert abs(theirs - ours.loss) < 1.0
+
+
+def test_pretraining_step_writes_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "figures.json"
+    monkeypatch.setattr(sys, "argv", ["pretraining_step.py", "--batch_size", "4", "--rounds", "1", "--json", str(path)])
+    pretraining_step.main()
+    figures = json.loads(path.read_text())
+    assert set(figures) == {"published", "fp32", "bf16"}
+    for name in ("fp32", "bf16"):
+        ratio = figures[name]["samples_per_second"] / figures["published"]["samples_per_second"]
+        assert figures[name]["ratio"] == pytest.approx(ratio)
+        assert figures[name]["peak_memory_mib"] > 0
+
+
+def test_data_pipeline_writes_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "figures.json"
+    arguments = ["data_pipeline.py", "--rows", "2000", "--batch_size", "64", "--json", str(path)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    data_pipeline.main()
+    figures = json.loads(path.read_text())
+    assert set(figures) == {"encode_rows_per_second", "feed_tabular_rows_per_second", "feed_text_rows_per_second"}
+    assert min(figures.values()) > 0
+
+
+def test_quickstart_ends_with_a_table_and_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    quick = ["--pretraining.max_steps", "2", "--finetuning.max_steps", "2", "--max_train_samples", "2000"]
+    monkeypatch.setattr(sys, "argv", ["quickstart.py", *quick, "--output_dir", str(tmp_path / "quickstart")])
+    quickstart.main()
+    printed = capfd.readouterr().out
+    for name in ("DCNv2", "FLIP_ID", "FLIP_PLM", "FLIP"):
+        assert f"\n{name} " in printed
+    assert "item id is never-seen. title is A Title Nobody Has Seen." in printed
+    assert "Next: " in printed
+
+
+def test_all_systems_of_the_quickstart_share_one_pretraining() -> None:
+    systems = quickstart.systems(parse_recipe([quickstart.RECIPE]))
+    assert list(systems) == ["FLIP", "FLIP_ID", "FLIP_PLM", "DCNv2"]
+    assert {name for name, s in systems.items() if s.pretraining} == {"FLIP"}
+    assert systems["FLIP_ID"].pretrained_model_name_or_path == "outputs/quickstart/pretraining"
+    assert systems["DCNv2"].pretrained_model_name_or_path is None
