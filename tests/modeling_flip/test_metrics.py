@@ -50,11 +50,11 @@ def test_logloss_of_certain_predictions_is_finite(predictions: list[float], boun
 
 
 def test_ece_weighs_the_gap_of_each_bin_by_its_rows() -> None:
-    # Bins are 0.05 wide: two rows in [0.10, 0.15), three in [0.60, 0.65), and 1.0 falls into the last bin, [0.95, 1].
-    predictions = [0.11, 0.13, 0.60, 0.62, 0.64, 0.96, 1.0]
-    references = [1, 0, 1, 1, 0, 1, 1]
-    gaps = [abs(1 / 2 - 0.24 / 2) * 2, abs(2 / 3 - 1.86 / 3) * 3, abs(2 / 2 - 1.96 / 2) * 2]
-    assert compute(predictions, references)["ece"] == pytest.approx(sum(gaps) / 7)
+    # Bins are 0.05 wide: two rows in [0.10, 0.15), one in [0.15, 0.20), three in [0.60, 0.65), two in [0.95, 1].
+    predictions = [0.11, 0.13, 0.16, 0.60, 0.62, 0.64, 0.96, 1.0]
+    references = [1, 0, 0, 0, 1, 0, 1, 0]
+    gaps = [abs(1 / 2 - 0.24 / 2) * 2, 0.16, abs(1 / 3 - 1.86 / 3) * 3, abs(1 / 2 - 1.96 / 2) * 2]
+    assert compute(predictions, references)["ece"] == pytest.approx(sum(gaps) / 8)
 
 
 def test_ece_of_the_click_rate_itself_is_zero_and_knows_nothing_of_ranking() -> None:

@@ -153,7 +153,7 @@ def test_a_tokenizer_that_looks_across_fields_reads_whole_sentences(
     crossing: dict[str, FlipProcessor], name: str
 ) -> None:
     processor = crossing[name]
-    rows = {"gender": ["female", "male", None, "new"], "title": ["abc", "abc x", "x y", "[MASK]"]}
+    rows = {"gender": ["female", "male", None, "new"], "title": ["abc", "abc x", "x y " * 100, "[MASK]"]}
     assert processor.encode(rows).token_table is None
     assert_equal_to_the_tokenizer(processor, rows)
 
@@ -328,19 +328,19 @@ def test_a_batch_of_no_rows_where_whole_sentences_are_tokenised(crossing: dict[s
 
 
 def test_a_slice_of_a_dataset_keeps_each_rows_values_label_and_number(wordpiece: PreTrainedTokenizerFast) -> None:
-    rows = {"title": ["a", "b c", "c d", "a"], "click": [0, 1, 1, 0]}
-    processor = FlipProcessor.fit({"title": ["a", "b c"]}, ["title"], wordpiece)
+    rows = {"title": ["a", "b c", "c d", "a"], "gender": ["male"] * 4, "click": [0, 1, 1, 0]}
+    processor = FlipProcessor.fit({"title": ["a", "b c"], "gender": ["male"] * 2}, ["title", "gender"], wordpiece)
     dataset = processor.encode(rows, label_column="click")
     assert dataset.has_unseen_value.tolist() == [False, False, True, False]
-    assert dataset.lengths.tolist() == [4, 5, 5, 4]  # title is a .
+    assert dataset.lengths.tolist() == [8, 9, 9, 8]  # title is a . gender is male .
     batch = dataset.__getitems__([2, 1])
     assert len(batch) == 2
     assert batch.row_ids.tolist() == [2, 1]
     assert batch.labels is not None
     assert batch.labels.tolist() == [1.0, 1.0]
     texts = wordpiece.batch_decode(processor.sentences(batch)["input_ids"], skip_special_tokens=True)
-    assert texts == ["title is c d.", "title is b c."]
-    assert dataset[3].row_ids.tolist() == [3]
+    assert texts == ["title is c d. gender is male.", "title is b c. gender is male."]
+    assert batch[1].row_ids.tolist() == [1]
 
 
 # ---- labels
