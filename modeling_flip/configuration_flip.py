@@ -1,7 +1,6 @@
 """FlipConfig: the sizes and choices of a FLIP model."""
 
-from __future__ import annotations
-
+# No `from __future__ import annotations` here: `strict` reads the types of the fields, and skips types that are strings.
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -42,27 +41,36 @@ class FlipConfig(PreTrainedConfig):
     num_fields: int = 1
     embedding_size: int = 32
     hidden_sizes: list[int] | tuple[int, ...] = (300, 300, 128)
-    dropout: float = 0.0
+    dropout: float | int = 0.0
     num_cross_layers: int = 3
     num_attention_layers: int = 3
     num_attention_heads: int = 2
     attention_size: int = 32
     text_pooling: str = "cls"
     projection_size: int = 128
-    temperature: float = 0.7
-    mlm_weight: float = 1.0
-    mtm_weight: float = 1.0
-    icl_weight: float = 1.0
+    temperature: float | int = 0.7
+    mlm_weight: float | int = 1.0
+    mtm_weight: float | int = 1.0
+    icl_weight: float | int = 1.0
     joint_reconstruction: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if self.towers != "tabular" and self.text_config is None:
+            self.text_config = {"model_type": "bert"}
+        super().__post_init__(**kwargs)
+        self.check()
+
+    def check(self) -> None:
+        """Raises ValueError where a setting cannot be. Every model asks again: settings can be changed after construction."""
         for name, choices in {"towers": ("both", "tabular", "text"), "text_pooling": ("cls", "mean")}.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
-        if self.temperature <= 0:
+        if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature}; it must be above 0")
-        if self.towers != "tabular" and self.text_config is None:
-            self.text_config = {"model_type": "bert"}
-        super().__post_init__(**kwargs)
+        for name in ("mlm_weight", "mtm_weight", "icl_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+        if not self.hidden_sizes:
+            raise ValueError("hidden_sizes is empty; the MLP needs one layer or more")

@@ -19,7 +19,7 @@ class CtrMetrics(evaluate.Metric):
     distance between click rate and mean probability over 20 bins of equal width, weighted by their rows.
 
     Raises:
-        ValueError: the clicks are all the same, so that AUC is not defined.
+        ValueError: a prediction is no probability, or the clicks are all the same, so that AUC is not defined.
     """
 
     def __init__(self, **kwargs: Any):
@@ -40,6 +40,9 @@ class CtrMetrics(evaluate.Metric):
         probabilities, clicks = np.asarray(predictions, np.float64), np.asarray(references, np.int64)
         if len(np.unique(clicks)) < 2:
             raise ValueError(f"AUC needs clicks and non-clicks, but all {len(clicks)} labels are {clicks[:1]}")
+        if not ((probabilities >= 0) & (probabilities <= 1)).all():
+            wrong = probabilities[~((probabilities >= 0) & (probabilities <= 1))][0]
+            raise ValueError(f"predictions hold {wrong}; they must be probabilities, between 0 and 1")
         bins = np.minimum((probabilities * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
         gaps = np.bincount(bins, weights=clicks - probabilities, minlength=CALIBRATION_BINS)
         return {

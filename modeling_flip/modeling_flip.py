@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from dataclasses import dataclass
 from typing import Any, Self
@@ -11,6 +12,10 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
 from transformers.utils import ModelOutput, logging
 
 from .configuration_flip import FlipConfig
@@ -77,6 +82,10 @@ class FlipPreTrainedModel(PreTrainedModel):
     # Trainer takes a forward with **kwargs for one that normalises the loss itself; ours does not.
     accepts_loss_kwargs = False
 
+    def __init__(self, config: FlipConfig, *args: Any, **kwargs: Any):
+        config.check()
+        super().__init__(config, *args, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Layers of this package; the text tower initialises its own."""
@@ -114,7 +123,7 @@ class FlipPreTrainedModel(PreTrainedModel):
             return cls(FlipConfig(**sizes, **config_kwargs))
         if text_model_name_or_path is None or processor.tokenizer is None:
             raise ValueError("a text tower needs text_model_name_or_path and a processor with a tokenizer")
-        text_tower = AutoModel.from_pretrained(text_model_name_or_path)
+        text_tower = AutoModel.from_pretrained(text_model_name_or_path, dtype=torch.float32)
         if len(processor.tokenizer) > text_tower.get_input_embeddings().num_embeddings:
             text_tower.resize_token_embeddings(len(processor.tokenizer))
         model = cls(FlipConfig(text_config=text_tower.config, **sizes, **config_kwargs))
@@ -124,10 +133,29 @@ class FlipPreTrainedModel(PreTrainedModel):
         return model
 
     def get_input_embeddings(self) -> nn.Module:
+        if self.config.towers == "tabular":
+            return self.base_model.tabular_tower.embedding
         return self.base_model.text_tower.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.base_model.text_tower.set_input_embeddings(value)
+
+
+def check_text_config(config: FlipConfig) -> None:
+    """Raises ValueError where there is no text tower, or its first token does not see the sentence."""
+    if config.text_config is None:
+        raise ValueError(
+            f"towers is {config.towers!r}, but this checkpoint has no text tower; load it with towers='tabular'"
+        )
+    text_config: Any = config.text_config
+    family = text_config.model_type
+    if getattr(text_config, "is_encoder_decoder", False):
+        raise ValueError(f"text model {family!r} is an encoder-decoder; use an encoder, such as BERT")
+    is_decoder = family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and family not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if is_decoder and config.text_pooling == "cls":
+        raise ValueError(
+            f"text model {family!r} is a decoder: its first token sees no other; set text_pooling to 'mean'"
+        )
 
 
 class FlipModel(FlipPreTrainedModel):
@@ -138,8 +166,9 @@ class FlipModel(FlipPreTrainedModel):
         if config.towers != "text":
             self.tabular_tower = create_tabular_tower(config)
         if config.towers != "tabular":
+            check_text_config(config)
             self.text_tower = AutoModel.from_config(config.text_config)
-            if getattr(self.text_tower, "pooler", None) is not None:
+            if "add_pooling_layer" in inspect.signature(type(self.text_tower).__init__).parameters:
                 self.text_tower.pooler = None  # never read: the pooled sentence is a hidden state
         self.post_init()
 
@@ -170,7 +199,7 @@ class FlipModel(FlipPreTrainedModel):
 class FlipForPreTraining(FlipPreTrainedModel):
     """Fine-grained alignment of the two towers: L = MLM + MTM + ICL (Eq. 12), each with its weight.
 
-    Two passes of each tower: over the row as it is, and over its masked copy.
+    At most two passes of each tower: over the row as it is, and over its masked copy.
     """
 
     def __init__(self, config: FlipConfig):
@@ -204,7 +233,10 @@ class FlipForPreTraining(FlipPreTrainedModel):
     ) -> FlipForPreTrainingOutput:
         """What `PretrainingCollator` gives → the losses."""
         config, output = self.config, FlipForPreTrainingOutput()
-        clean = self.flip(feature_ids, input_ids, attention_mask)
+        # Each tower reads the row as it is only where some objective looks at that.
+        text_is_read = config.icl_weight or (config.mtm_weight and config.joint_reconstruction)
+        table_is_read = config.icl_weight or (config.mlm_weight and config.joint_reconstruction)
+        clean = self.flip(feature_ids if table_is_read else None, input_ids if text_is_read else None, attention_mask)
         losses: list[torch.Tensor] = []
         if config.mlm_weight:
             masked_text = self.flip(None, masked_input_ids, attention_mask).text_hidden_states
@@ -225,7 +257,7 @@ class FlipForPreTraining(FlipPreTrainedModel):
 
 
 class FlipForCTR(FlipPreTrainedModel):
-    """Click prediction: ŷ = σ(α · logit_ID + (1 − α) · logit_PLM), α learned in (0, 1) (FLIP §3.3).
+    """Click prediction: ŷ = σ(α · logit_ID + (1 − α) · logit_PLM), α learned in [0, 1] (FLIP §3.3).
 
     With one tower, its own logit. A pretraining checkpoint loads into it, and a checkpoint of both towers loads as one with
     `from_pretrained(path, towers="tabular")` or `"text"`: the other tower's weights are never read.

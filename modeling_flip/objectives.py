@@ -1,7 +1,7 @@
 """The pretraining objectives of FLIP (RecSys '24, §3.2): heads and losses, each its own module.
 
 B rows, F fields, L tokens, V text vocabulary, M features, K noise features. `-100` marks what is not masked. Losses are
-computed in fp32. Nothing of size (B, L, V) or (B, F, M) is ever made.
+computed in fp32, under autocast too. Nothing of size (B, L, V) or (B, F, M) is ever made.
 """
 
 from __future__ import annotations
@@ -42,15 +42,18 @@ class MaskedLanguageModeling(nn.Module):
     def forward(
         self,
         masked_text: torch.Tensor,
-        tabular: torch.Tensor,
+        tabular: torch.Tensor | None,
         labels: torch.Tensor,
         token_embeddings: torch.Tensor,
     ) -> torch.Tensor:
-        """masked_text (B, L, D_text), tabular (B, D_tab), labels (B, L), token_embeddings (V, token_size) → scalar."""
+        """masked_text (B, L, D_text), tabular (B, D_tab), labels (B, L), token_embeddings (V, token_size) → scalar.
+
+        `tabular` is not read without joint reconstruction.
+        """
         is_masked = labels != IGNORE
         rows = is_masked.nonzero()[:, 0]  # (n,)
         x = masked_text[is_masked]  # (n, D_text)
-        if self.joint:
+        if self.joint and tabular is not None:
             x = torch.cat([x, tabular[rows]], dim=1)
         logits = F.linear(F.gelu(self.hidden(x)), token_embeddings, self.bias)  # (n, V)
         losses = F.cross_entropy(logits.float(), labels[is_masked], reduction="none")
@@ -98,8 +101,9 @@ class MaskedTabularModeling(nn.Module):
         is_masked = labels != IGNORE
         rows = is_masked.nonzero()[:, 0]  # (n,)
         candidates = torch.cat([labels[is_masked][:, None], noise_feature_ids[rows]], dim=1)  # (n, 1 + K)
-        scores = torch.einsum("nd,nkd->nk", fields[is_masked].float(), self.feature_embedding(candidates))
-        scores = scores + self.feature_bias(candidates).squeeze(-1)
+        with torch.autocast(labels.device.type, enabled=False):
+            embeddings, bias = self.feature_embedding(candidates).float(), self.feature_bias(candidates).float()
+            scores = torch.einsum("nd,nkd->nk", fields[is_masked].float(), embeddings) + bias.squeeze(-1)
         losses = F.softplus(-scores[:, 0]) + F.softplus(scores[:, 1:]).sum(1)
         return row_mean(losses, rows, len(labels))
 
@@ -124,8 +128,9 @@ class InstanceContrastiveLearning(nn.Module):
         tabular = self.tabular_projection(tabular).float()
         all_text, all_tabular, first = gather_rows(text, tabular)
         targets = torch.arange(len(text), device=text.device) + first
-        text_to_table = F.cross_entropy(text @ all_tabular.T / self.temperature, targets)
-        table_to_text = F.cross_entropy(tabular @ all_text.T / self.temperature, targets)
+        with torch.autocast(text.device.type, enabled=False):
+            text_to_table = F.cross_entropy(text @ all_tabular.T / self.temperature, targets)
+            table_to_text = F.cross_entropy(tabular @ all_text.T / self.temperature, targets)
         return (text_to_table + table_to_text) / 2
 
 
