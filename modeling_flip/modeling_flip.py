@@ -167,7 +167,7 @@ class FlipModel(FlipPreTrainedModel):
             self.tabular_tower = create_tabular_tower(config)
         if config.towers != "tabular":
             check_text_config(config)
-            self.text_tower = AutoModel.from_config(config.text_config)
+            self.text_tower = AutoModel.from_config(config.text_config, dtype=torch.get_default_dtype())
             if "add_pooling_layer" in inspect.signature(type(self.text_tower).__init__).parameters:
                 self.text_tower.pooler = None  # never read: the pooled sentence is a hidden state
         self.post_init()
