@@ -42,12 +42,14 @@ from .version import __version__
 logger = logging.get_logger(__name__)
 
 SPLITS = ("train", "validation", "test")
-RECIPE_FILE, RESULTS_FILE = "recipe.yaml", "all_results.json"
+RECIPE_FILE, RESULTS_FILE, PRETRAINING_RESULTS_FILE = "recipe.yaml", "all_results.json", "pretraining_results.json"
 MODEL_KEYS = [
     name
     for name in FlipConfig.__annotations__
     if name not in ("text_config", "towers", "tabular_tower", "num_features", "num_fields")
 ]
+# What finetuning may set otherwise than pretraining: it changes no weights.
+FREE_MODEL_KEYS = ("dropout", "text_pooling")
 # Where TrainingArguments' own defaults do not suit click logs. A recipe overrides them like any other.
 STAGE_DEFAULTS: dict[str, dict[str, Any]] = {
     "pretraining": {"save_strategy": "epoch", "save_total_limit": 1, "logging_steps": 50},
@@ -228,28 +230,31 @@ def run(recipe: Recipe, data: datasets.DatasetDict) -> dict[str, Any]:
         return json.loads((output_dir / RESULTS_FILE).read_text())
     check_recipe(recipe)
     check_data(data, recipe)
+    check_output_dir(recipe)
+    set_seed(recipe.seed)
+    processor = make_processor(recipe, data)
+    encoded = {split: processor.encode(data[split], recipe.label_column) for split in SPLITS}
     with PartialState(cpu=uses_cpu(recipe)).main_process_first():
         if not check_output_dir(recipe):
             output_dir.mkdir(parents=True, exist_ok=True)
             (output_dir / RECIPE_FILE).write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True))
 
-    set_seed(recipe.seed)
-    processor = make_processor(recipe, data)
-    encoded = {split: processor.encode(data[split], recipe.label_column) for split in SPLITS}
-    wall_time: dict[str, float] = {}
     results: dict[str, Any] = {}
+    wall_time: dict[str, float] = {}
     pretrained = recipe.pretrained_model_name_or_path
     if recipe.pretraining is not None and pretrained is None:
-        pretrained = str(output_dir / "pretraining")
-        if not (Path(pretrained) / "config.json").exists():
-            begun = time.perf_counter()
-            results |= pretrain(recipe, processor, encoded, Path(pretrained))
-            wall_time["pretraining_seconds"] = time.perf_counter() - begun
+        folder = output_dir / "pretraining"
+        if not folder.exists():
+            pretrain(recipe, processor, encoded, folder)
+        pretrained = str(folder)
+        results |= json.loads((folder / PRETRAINING_RESULTS_FILE).read_text())
+        wall_time["pretraining_seconds"] = results.pop("pretraining_seconds")
 
     begun = time.perf_counter()
     set_seed(recipe.seed)  # finetuning is the same after a resumed pretraining as after a straight one
     if pretrained is not None:
-        model = FlipForCTR.from_pretrained(pretrained, towers=recipe.towers, **_heads_free(recipe.model))
+        free = {key: value for key, value in recipe.model.items() if key in FREE_MODEL_KEYS}
+        model = FlipForCTR.from_pretrained(pretrained, towers=recipe.towers, **free)
     else:
         model = FlipForCTR.from_text_pretrained(
             recipe.text_model_name_or_path,
@@ -335,11 +340,17 @@ def check_recipe(recipe: Recipe) -> None:
                 f"text model {text_model!r} cannot be loaded: it is no folder with a config.json, and the Hub does not give "
                 f"it ({str(error).splitlines()[0]}); set --text_model_name_or_path to a Hub id or a folder that exists"
             ) from error
-    if (pretrained := recipe.pretrained_model_name_or_path) and not (Path(pretrained) / "config.json").exists():
+    if (pretrained := recipe.pretrained_model_name_or_path) is not None:
         try:
-            FlipConfig.from_pretrained(pretrained)
+            config = FlipConfig.from_pretrained(pretrained)
         except OSError as error:
             raise ValueError(f"pretrained_model_name_or_path {pretrained!r} does not exist; pretrain first") from error
+        for key, value in {"tabular_tower": recipe.tabular_tower, **recipe.model}.items():
+            if key not in FREE_MODEL_KEYS and getattr(config, key) != value:
+                raise ValueError(
+                    f"{key} is {value!r}, but {pretrained} was pretrained with {getattr(config, key)!r}; "
+                    "take that, or pretrain anew"
+                )
 
 
 def needs_text(recipe: Recipe) -> bool:
@@ -382,26 +393,27 @@ def make_processor(recipe: Recipe, data: datasets.DatasetDict) -> FlipProcessor:
     )
 
 
-def pretrain(recipe: Recipe, processor: FlipProcessor, encoded: dict[str, FlipDataset], folder: Path) -> dict[str, Any]:
-    """Align the two towers on the training rows, and save the checkpoint to `folder`."""
+def pretrain(recipe: Recipe, processor: FlipProcessor, encoded: dict[str, FlipDataset], folder: Path) -> None:
+    """Align the two towers on the training rows; checkpoint and figures go to `folder`."""
+    started = time.perf_counter()
     model = FlipForPreTraining.from_text_pretrained(
         recipe.text_model_name_or_path, processor, tabular_tower=recipe.tabular_tower, **recipe.model
     )
-    trainer = FlipTrainer(
-        model, stage_arguments(recipe, "pretraining"), processor, encoded["train"], encoded["validation"]
-    )
+    arguments = stage_arguments(recipe, "pretraining")
+    trainer = FlipTrainer(model, arguments, processor, encoded["train"], encoded["validation"])
     metrics = train_or_resume(trainer)
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    figures = {
+        "pretraining_samples_per_second": metrics.get("train_samples_per_second"),
+        "pretraining_losses": {k: v for k, v in logged[-1].items() if k.endswith("loss")} if logged else {},
+        "pretraining_seconds": time.perf_counter() - started,
+    }
     unfinished = folder.with_name(f".{folder.name}")  # renamed when whole: the folder is never seen half-written
     trainer.save_model(str(unfinished))
     if trainer.is_world_process_zero():
+        (unfinished / PRETRAINING_RESULTS_FILE).write_text(json.dumps(figures, indent=2) + "\n")
         unfinished.rename(folder)
     trainer.accelerator.wait_for_everyone()
-    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
-    last = {k: v for k, v in logged[-1].items() if k.endswith("loss")} if logged else {}
-    return {
-        "pretraining_samples_per_second": metrics.get("train_samples_per_second"),
-        "pretraining_losses": last,
-    }
 
 
 def uses_cpu(recipe: Recipe) -> bool:
@@ -475,8 +487,3 @@ def environment() -> dict[str, Any]:
             "processes": PartialState().num_processes,
         },
     }
-
-
-def _heads_free(model: dict[str, Any]) -> dict[str, Any]:
-    """Settings that may differ from the pretraining checkpoint's: those that change no weights."""
-    return {key: value for key, value in model.items() if key in ("dropout", "text_pooling")}

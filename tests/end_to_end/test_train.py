@@ -284,6 +284,16 @@ def test_bad_input_is_one_error_before_training(
     assert not Path(bad.output_dir).exists()
 
 
+def test_a_pretraining_checkpoint_of_another_shape_is_refused(
+    flip: tuple[Recipe, dict[str, Any]], recipe: MakeRecipe
+) -> None:
+    pretrained = Path(flip[0].output_dir) / "pretraining"
+    with pytest.raises(ValueError, match=r"tabular_tower is 'autoint', but .* was pretrained with 'dcnv2'"):
+        run_recipe(recipe("--tabular_tower", "autoint", "--pretrained_model_name_or_path", pretrained))
+    with pytest.raises(ValueError, match=r"embedding_size is 5, but .* was pretrained with 4"):
+        run_recipe(recipe("--model.embedding_size", 5, "--pretrained_model_name_or_path", pretrained))
+
+
 def test_an_output_folder_that_holds_another_model_is_left_alone(
     flip: tuple[Recipe, dict[str, Any]], recipe: MakeRecipe, tmp_path: Path
 ) -> None:

@@ -340,7 +340,7 @@ def test_a_slice_of_a_dataset_keeps_each_rows_values_label_and_number(wordpiece:
     assert batch.labels.tolist() == [1.0, 1.0]
     texts = wordpiece.batch_decode(processor.sentences(batch)["input_ids"], skip_special_tokens=True)
     assert texts == ["title is c d. gender is male.", "title is b c. gender is male."]
-    assert batch[1].row_ids.tolist() == [1]
+    assert batch[0].row_ids.tolist() == [2]
 
 
 # ---- labels
