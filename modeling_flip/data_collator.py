@@ -83,7 +83,7 @@ class PretrainingCollator:
                 chosen, np.maximum(token_field_ids, 0), axis=1
             )
         else:
-            special = np.isin(input_ids, self.processor.tokenizer.all_special_ids)
+            special = np.isin(input_ids, list(self.processor._control_ids))
             draw = uniforms(self.seed, rows.epoch, TEXT_TOKENS, rows.row_ids, input_ids.shape[1])
             is_masked_token = (draw < self.text_mask_ratio) & (sentences["attention_mask"] == 1) & ~special
         is_masked_field = self._choose_fields(rows, TABULAR_FIELDS, num_fields, self.tabular_mask_ratio)

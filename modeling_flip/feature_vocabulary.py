@@ -36,6 +36,9 @@ def as_text(column: pa.Array | pa.ChunkedArray, field: str) -> pa.Array:
         return column
     if pa.types.is_floating(column.type):
         column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+        is_whole = pc.and_(pc.equal(column, pc.floor(column)), pc.less(pc.abs(column), 2.0**53))
+        whole = pc.if_else(is_whole, column, pa.scalar(0, column.type)).cast(pa.int64())
+        return pc.if_else(is_whole, whole.cast(pa.string()), column.cast(pa.string()))
     if pa.types.is_nested(column.type) or pa.types.is_binary(column.type):
         raise TypeError(f"field {field!r} has type {column.type}; turn it into text or numbers first")
     return pc.cast(column, pa.string())
@@ -45,9 +48,17 @@ def _column(values: Sequence[Any], field: str) -> pa.Array:
     """One column of Python values as canonical text; values of mixed type are converted one by one."""
     try:
         return as_text(pa.array(values, from_pandas=True), field)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        texts = [as_text(pa.array([value], from_pandas=True), field)[0].as_py() for value in values]
-        return pa.array(texts, pa.string())
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError):
+        return pa.array([_text(value, field) for value in values], pa.string())
+
+
+def _text(value: Any, field: str) -> str | None:
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()  # a lone surrogate has no UTF-8
+    try:
+        return as_text(pa.array([value], from_pandas=True), field)[0].as_py()
+    except OverflowError:  # an integer of more than 64 bits
+        return str(value)
 
 
 def text_columns(rows: Any, fields: Sequence[str], *, strict: bool = True) -> tuple[dict[str, pa.Array], list[str]]:
@@ -68,12 +79,16 @@ def text_columns(rows: Any, fields: Sequence[str], *, strict: bool = True) -> tu
     if hasattr(rows, "with_format"):  # datasets.Dataset
         rows = rows.with_format("arrow")[:]
     if isinstance(rows, Mapping):
-        is_columns = any(isinstance(v, (list, tuple, np.ndarray, pa.Array, pa.ChunkedArray)) for v in rows.values())
-        rows = rows if is_columns else [rows]
+        wanted = [rows[field] for field in fields if field in rows]
+        is_column = [isinstance(v, (list, tuple, np.ndarray, pa.Array, pa.ChunkedArray)) for v in wanted]
+        rows = rows if wanted and all(is_column) else [rows]
     if isinstance(rows, Mapping):
-        present, length = set(rows), len(next(iter(rows.values()), []))
+        lengths = {field: len(rows[field]) for field in fields if field in rows}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"columns differ in length: {lengths}; give every row a value, None where it has none")
+        present, length = set(rows), next(iter(lengths.values()))
     elif isinstance(rows, (list, tuple)) and all(isinstance(row, Mapping) for row in rows):
-        present, length = {key for row in rows for key in row}, len(rows)
+        present, length = {key for row in rows for key in row} if rows else set(fields), len(rows)
     elif isinstance(rows, pa.Table):
         present, length = set(rows.column_names), rows.num_rows
     elif hasattr(rows, "columns") and hasattr(rows, "to_numpy"):  # pandas.DataFrame
@@ -309,22 +324,25 @@ class FeatureVocabulary:
             ValueError: the file is truncated, is no vocabulary, or was written by a later version.
         """
         try:
-            table = pq.read_table(path)
+            table = pq.read_table(path).combine_chunks()
             metadata = json.loads(table.schema.metadata[b"flip"])
-        except (pa.ArrowInvalid, OSError, KeyError, TypeError) as error:
+            version, fields = int(metadata["format_version"]), list(metadata["fields"])
+            if version <= FORMAT_VERSION:
+                return cls._from_table(table, fields, int(metadata["min_count"]))
+        except (pa.ArrowException, OSError, LookupError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{path} is not a whole feature vocabulary ({error}); copy or download it again"
             ) from error
-        if metadata["format_version"] > FORMAT_VERSION:
-            raise ValueError(
-                f"{path} has format version {metadata['format_version']}, this modeling_flip reads up to "
-                f"{FORMAT_VERSION}; upgrade modeling_flip"
-            )
-        table = table.combine_chunks()
-        rows_of_field = pc.index_in(table["field"], value_set=pa.array(metadata["fields"])).to_numpy()
+        raise ValueError(
+            f"{path} has format version {version}, this modeling_flip reads up to {FORMAT_VERSION}; upgrade modeling_flip"
+        )
+
+    @classmethod
+    def _from_table(cls, table: pa.Table, fields: list[str], min_count: int) -> FeatureVocabulary:
+        field_of_row = pc.index_in(table["field"], value_set=pa.array(fields, pa.string())).to_numpy()
         values, counts, nulls = {}, {}, {}
-        for i, field in enumerate(metadata["fields"]):
-            first, stop = np.searchsorted(rows_of_field, [i, i + 1])
+        for i, field in enumerate(fields):
+            first, stop = np.searchsorted(field_of_row, [i, i + 1])
             values[field] = _whole(table["value"].slice(first + 1, stop - first - 1))
             count = table["count"].to_numpy()[first:stop]
             nulls[field], counts[field] = int(count[0]), count[1:]
@@ -334,7 +352,7 @@ class FeatureVocabulary:
             tokens = TokenTable(
                 lists.values.to_numpy(), flags.values.to_numpy(zero_copy_only=False), lists.offsets.to_numpy()
             )
-        return cls(values, counts, nulls, metadata["min_count"], tokens)
+        return cls(values, counts, nulls, min_count, tokens)
 
 
 def _whole(column: pa.ChunkedArray) -> pa.Array:

@@ -20,6 +20,8 @@ logger = logging.get_logger(__name__)
 
 MISSING_TEXT = "unknown"
 MAX_LENGTH = 512
+# Values are cut to so many tokens in the token table, whatever max_length is: a processor may be loaded with another.
+MAX_SEGMENT_LENGTH = 4096
 # A segment is tokenised behind this, as it stands in the sentence: behind the full stop of the segment before it.
 ANCHOR = "."
 
@@ -96,25 +98,46 @@ class FlipProcessor(ProcessorMixin):
     ):
         if vocabulary is None:
             raise ValueError("FlipProcessor needs a vocabulary; FlipProcessor.fit(rows, fields, tokenizer) makes both")
+        strangers = set(display_names or {}) - set(vocabulary.fields)
+        if strangers:
+            raise ValueError(
+                f"display_names names {sorted(strangers)}, which are no fields; fields: {vocabulary.fields}"
+            )
         self.chat_template = None
         self.tokenizer = tokenizer
         self.display_names = {f: (display_names or {}).get(f, f.replace("_", " ")) for f in vocabulary.fields}
         self.max_length = max_length
         self.has_text = tokenizer is not None
-        if tokenizer is not None:
-            if not tokenizer.is_fast:
-                raise ValueError(f"{type(tokenizer).__name__} reports no character offsets; load it with use_fast=True")
-            if tokenizer.mask_token is None:
-                tokenizer.add_special_tokens({"mask_token": "<mask>"})
-            if tokenizer.pad_token is None:
-                tokenizer.add_special_tokens({"pad_token": tokenizer.eos_token or "<pad>"})
-            self.max_length = max_length or min(tokenizer.model_max_length, MAX_LENGTH)
-            self._special_ids = _special_ids_around(tokenizer)
-            if vocabulary.token_table is None:
-                table = TokenTable.from_segments(self._segments(vocabulary.texts))
-                vocabulary = replace(vocabulary, token_table=table)
         self._vocabulary = vocabulary
-        self._token_table_is_exact = tokenizer is not None and self._check_token_table()
+        self._token_table_is_exact = False
+        if tokenizer is not None:
+            self._prepare_text(tokenizer)
+
+    def _prepare_text(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        if not tokenizer.is_fast:
+            raise ValueError(f"{type(tokenizer).__name__} reports no character offsets; load it with use_fast=True")
+        if tokenizer.mask_token is None:
+            tokenizer.add_special_tokens({"mask_token": "<mask>"})
+        if tokenizer.pad_token is None:
+            tokenizer.add_special_tokens({"pad_token": tokenizer.eos_token or "<pad>"})
+        tokenizer.truncation_side = "right"
+        self._special_ids = _special_ids_around(tokenizer)
+        self._control_ids = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+        self.max_length = self.max_length or min(tokenizer.model_max_length, MAX_LENGTH)
+        least = len(self._special_ids[0]) + len(self._special_ids[1]) + 1
+        if not least <= self.max_length <= MAX_SEGMENT_LENGTH:
+            raise ValueError(f"max_length is {self.max_length}; it must be from {least} to {MAX_SEGMENT_LENGTH}")
+        if self._vocabulary.token_table is not None:
+            self._token_table_is_exact = self._check_token_table()
+        if not self._token_table_is_exact:  # none yet, or made for another tokenizer or other names
+            table = TokenTable.from_segments(self._segments(self._vocabulary.texts))
+            self._vocabulary = replace(self._vocabulary, token_table=table)
+            self._token_table_is_exact = self._check_token_table()
+        if not self._token_table_is_exact:
+            logger.warning_once(
+                "this tokenizer splits a value differently alone and inside its sentence: whole sentences are tokenised "
+                "instead of gathered, which is slower"
+            )
 
     @classmethod
     def fit(
@@ -242,7 +265,6 @@ class FlipProcessor(ProcessorMixin):
 
     def _segments(self, values: Sequence[tuple[int, str | None]]) -> Iterator[tuple[list[int], list[bool]]]:
         """Tokens of "{field name} is {value}." for values given as (field index, text), in batches."""
-        assert self.tokenizer is not None and self.max_length is not None
         names = list(self.display_names.values())
         for first in range(0, len(values), 4096):
             batch = values[first : first + 4096]
@@ -253,9 +275,9 @@ class FlipProcessor(ProcessorMixin):
                 batch, heads, texts, encoded["input_ids"], encoded["offset_mapping"], strict=True
             ):
                 skip = sum(stop <= len(ANCHOR) for _, stop in spans) if i else 0
-                spans = spans[skip : skip + self.max_length]
-                inside = [start < len(head) + len(text) and stop > len(head) for start, stop in spans]
-                yield ids[skip : skip + self.max_length], inside
+                cut = slice(skip, skip + MAX_SEGMENT_LENGTH)
+                inside = [start < len(head) + len(text) and stop > len(head) for start, stop in spans[cut]]
+                yield self._without_control_ids(ids[cut]), inside
 
     def _tokenize(self, texts: list[str], *, special: bool = True, **kwargs: Any) -> Mapping[str, Any]:
         """Tokenise plain text: a value that spells a special token, such as "[MASK]", stays text."""
@@ -269,6 +291,12 @@ class FlipProcessor(ProcessorMixin):
             **kwargs,
         )
 
+    def _without_control_ids(self, ids: list[int]) -> list[int]:
+        """A Unigram model finds "<mask>" in plain text, though special tokens are split: such a token is unknown."""
+        assert self.tokenizer is not None
+        unknown = self.tokenizer.unk_token_id
+        return [unknown if i in self._control_ids and unknown is not None else i for i in ids]
+
     def _tokenize_sentences(self, rows: FlipDataset) -> dict[str, np.ndarray]:
         """What `sentences` gives, by tokenising each whole sentence and reading the fields from the offsets."""
         assert self.tokenizer is not None
@@ -281,12 +309,16 @@ class FlipProcessor(ProcessorMixin):
                 text += head + value + stop
             texts.append(text)
             all_spans.append(value_spans)
+        if not texts:
+            return {key: np.zeros((0, 0), np.int64) for key in ("input_ids", "attention_mask", "token_field_ids")}
         encoded = self._tokenize(texts, truncation=True, max_length=self.max_length)
+        before, after = map(len, self._special_ids)
         width = max(map(len, encoded["input_ids"]), default=0)
         input_ids = np.full((len(texts), width), self.tokenizer.pad_token_id, np.int64)
         mask = np.zeros_like(input_ids)
         token_field_ids = np.full_like(input_ids, -1)
         for r, (ids, spans) in enumerate(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)):
+            ids[before : len(ids) - after] = self._without_control_ids(ids[before : len(ids) - after])
             input_ids[r, : len(ids)], mask[r, : len(ids)] = ids, 1
             for t, (start, stop) in enumerate(spans):
                 for field, (first, last) in enumerate(all_spans[r]):
@@ -310,13 +342,7 @@ class FlipProcessor(ProcessorMixin):
         encoded = self.encode({f: pa.array([row[f] for row in rows], pa.string()) for f in self.fields})
         gathered = self.sentences(encoded)
         whole = self._tokenize_sentences(encoded)
-        exact = all(np.array_equal(gathered[key], whole[key]) for key in whole)
-        if not exact:
-            logger.warning_once(
-                "this tokenizer splits a value differently alone and inside its sentence: whole sentences are tokenised "
-                "instead of gathered, which is slower"
-            )
-        return exact
+        return all(np.array_equal(gathered[key], whole[key]) for key in whole)
 
     # ---- files
 
@@ -365,7 +391,7 @@ def read_labels(rows: Any, label_column: str, split: str = "rows") -> np.ndarray
         )
     encoded = column.dictionary_encode()
     values = np.asarray([names[text] for text in encoded.dictionary.to_pylist()], np.float32)
-    return values[encoded.indices.to_numpy()] if len(column) else np.zeros(0, np.float32)
+    return values[encoded.indices.to_numpy()]
 
 
 def _special_ids_around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
+# Before anything of Hugging Face is imported: no test may reach for the network, or wait for it.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # for processes that tests start; tiny tensors gain nothing from threads
+
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +20,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 # The same examples in every run; `pytest --hypothesis-profile=default` draws new ones.
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("suite")
+torch.set_num_threads(1)
 
 SENTENCES = [
     "gender is female. gender is male. user id is 1. title is unknown. genre is Action and Drama.",

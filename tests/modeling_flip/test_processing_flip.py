@@ -65,8 +65,13 @@ def assert_equal_to_the_tokenizer(processor: FlipProcessor, rows: Any) -> None:
         max_length=processor.max_length,
         padding=True,
         return_tensors="np",
+        return_special_tokens_mask=True,
     )
-    np.testing.assert_array_equal(encoded["input_ids"], expected["input_ids"])
+    # A Unigram finds special pieces in plain text, whatever split_special_tokens says: there they are unknown.
+    control = set(processor.tokenizer.all_special_ids) - {processor.tokenizer.unk_token_id}
+    in_text = np.isin(expected["input_ids"], list(control)) & (expected["special_tokens_mask"] == 0)
+    plain_ids = np.where(in_text, processor.tokenizer.unk_token_id, expected["input_ids"])
+    np.testing.assert_array_equal(encoded["input_ids"], plain_ids)
     np.testing.assert_array_equal(encoded["attention_mask"], expected["attention_mask"])
     by_offsets = processor._tokenize_sentences(processor.encode(rows))
     np.testing.assert_array_equal(encoded["token_field_ids"], by_offsets["token_field_ids"])
@@ -110,7 +115,6 @@ def test_token_field_ids_mark_the_tokens_of_the_values(wordpiece: PreTrainedToke
     ]
 
 
-@pytest.mark.xfail(reason="the token table keeps segments cut to the max_length it was made with", strict=True)
 def test_a_longer_max_length_reads_what_a_shorter_one_cut(wordpiece: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     values = [*map(str, range(3000)), "a " * 60]  # one long value among many, which a sample may miss
     FlipProcessor.fit({"title": values}, ["title"], wordpiece, max_length=16).save_pretrained(tmp_path)
@@ -224,12 +228,7 @@ def test_an_absent_field_is_an_error_where_rows_are_encoded_for_training(rows: l
         ("wordpiece", "[SEP]"),
         ("byte_level_bpe", "<mask>"),
         ("byte_level_bpe", "</s>"),
-        *(
-            pytest.param(
-                "unigram", word, marks=pytest.mark.xfail(reason="a Unigram matches its special pieces", strict=True)
-            )
-            for word in ("<mask>", "</s>", "<pad>")
-        ),
+        *(("unigram", word) for word in ("<mask>", "</s>", "<pad>")),
     ],
 )
 def test_a_value_that_spells_a_special_token_stays_text(
@@ -322,7 +321,6 @@ def test_a_batch_of_no_rows(processors: dict[tuple[str, int], FlipProcessor], fa
     assert all(len(value) == 0 for value in encoded.values())
 
 
-@pytest.mark.xfail(reason="the tokenizer raises IndexError on an empty list", strict=True, raises=IndexError)
 def test_a_batch_of_no_rows_where_whole_sentences_are_tokenised(crossing: dict[str, FlipProcessor]) -> None:
     assert len(crossing["merges"]({"gender": [], "title": []})["input_ids"]) == 0
 
