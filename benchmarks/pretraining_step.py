@@ -29,6 +29,7 @@ from transformers import BertConfig
 from modeling_flip import FlipConfig, FlipDataset, FlipForPreTraining, FlipProcessor, PretrainingCollator
 
 PUBLISHED_LENGTH = 100
+MEGABATCH = 50  # batches among which transformers' LengthGroupedSampler groups by length
 Batch = dict[str, torch.Tensor]
 
 
@@ -79,19 +80,19 @@ class Variant:
         self.loss, self.bf16, self.model = loss, bf16, copy.deepcopy(model)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=5e-5, fused=True)
         self.seconds = 0.0
-        self.peak_memory_mib = 0.0
+        self.peak_memory_mib = 0.0  # above what is resident between steps
 
-    def step(self, batch: Batch) -> None:
+    def step(self, batch: Batch) -> float:
+        """Forward, backward, update; seconds."""
         device = next(self.model.parameters()).device
-        resting, started = reset_peak_memory(), time.perf_counter()
+        started = time.perf_counter()
         with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
             loss = self.loss(self.model, {k: v.to(device) for k, v in batch.items()})
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
         loss.item()  # waits for a GPU
-        self.seconds += time.perf_counter() - started
-        self.peak_memory_mib = max(self.peak_memory_mib, peak_memory() - resting)
+        return time.perf_counter() - started
 
 
 def reset_peak_memory() -> float:
@@ -115,32 +116,36 @@ def peak_memory() -> float:
 
 
 def measure(batch_size: int, rounds: int) -> dict[str, dict[str, float]]:
-    model, processor, rows = build(batch_size * (rounds + 1))
+    model, processor, rows = build(batch_size * max(MEGABATCH, rounds))
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     collate = PretrainingCollator(processor)
     assert processor.tokenizer is not None
     pad_token_id = processor.tokenizer.pad_token_id
-    order = np.random.default_rng(0).permutation(len(rows))
-    warm, timed = order[:batch_size], order[batch_size:]
-    by_length = timed[rows.lengths[timed].argsort(kind="stable")]
+    # Ours are batches of like length, as FlipTrainer makes them; the published step gets the same rows in random order.
+    rng = np.random.default_rng(0)
+    by_length = rng.permutation(rows.lengths.argsort(kind="stable").reshape(-1, batch_size))[:rounds]
+    shuffled = rng.permutation(by_length.ravel()).reshape(rounds, batch_size)
     variants = {
         "published": Variant(published_loss, model, bf16=False),
         "fp32": Variant(our_loss, model, bf16=False),
         "bf16": Variant(our_loss, model, bf16=True),
     }
-    rng = np.random.default_rng(0)
-    starts = [int(s) for s in rng.permutation(rounds) * batch_size]
-    for i, first in enumerate([None, *starts]):
+
+    def batch_for(name: str, i: int) -> Batch:
+        if name == "published":
+            return pad(collate(rows.__getitems__(shuffled[i].tolist())), PUBLISHED_LENGTH, pad_token_id)
+        return collate(rows.__getitems__(by_length[i].tolist()))
+
+    for name, variant in variants.items():  # not timed: a warm-up, then the memory of the longest of our batches
+        variant.step(batch_for(name, 0))
+        longest = int(rows.lengths[by_length].max(axis=1).argmax())
+        batch, resting = batch_for(name, longest), reset_peak_memory()
+        variant.step(batch)
+        variant.peak_memory_mib = peak_memory() - resting
+    for i in range(rounds):
         for name, variant in variants.items():
-            rest = timed if name == "published" else by_length
-            index = warm if first is None else rest[first : first + batch_size]
-            batch = collate(rows.__getitems__(index.tolist()))
-            if name == "published":
-                batch = pad(batch, PUBLISHED_LENGTH, pad_token_id)
-            variant.step(batch)
-            if first is None:
-                variant.seconds = 0.0  # a warm-up
-        print(f"round {i} of {rounds}", end="\r", flush=True)
+            variant.seconds += variant.step(batch_for(name, i))
+        print(f"round {i + 1} of {rounds}", end="\r", flush=True)
     result: dict[str, dict[str, float]] = {}
     for name, variant in variants.items():
         speed = rounds * batch_size / variant.seconds

@@ -188,12 +188,15 @@ class FlipModel(FlipPreTrainedModel):
                 attention_mask = torch.ones_like(input_ids)
             hidden = self.text_tower(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
             output.text_hidden_states = hidden
-            if self.config.text_pooling == "cls":
-                output.text_representation = hidden[:, 0]
-            else:
-                weight = attention_mask.unsqueeze(-1).to(hidden.dtype)
-                output.text_representation = (hidden * weight).sum(1) / weight.sum(1)
+            output.text_representation = self.pool(hidden, attention_mask)
         return output
+
+    def pool(self, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """hidden (B, L, D_text), attention_mask (B, L) → the pooled sentence (B, D_text)."""
+        if self.config.text_pooling == "cls":
+            return hidden[:, 0]
+        weight = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        return (hidden * weight).sum(1) / weight.sum(1)
 
 
 class FlipForPreTraining(FlipPreTrainedModel):
@@ -233,24 +236,32 @@ class FlipForPreTraining(FlipPreTrainedModel):
     ) -> FlipForPreTrainingOutput:
         """What `PretrainingCollator` gives → the losses."""
         config, output = self.config, FlipForPreTrainingOutput()
-        # Each tower reads the row as it is only where some objective looks at that.
-        text_is_read = config.icl_weight or (config.mtm_weight and config.joint_reconstruction)
-        table_is_read = config.icl_weight or (config.mlm_weight and config.joint_reconstruction)
-        clean = self.flip(feature_ids if table_is_read else None, input_ids if text_is_read else None, attention_mask)
+        # A view of the row is computed only where some objective reads it, and both views of the text in one pass: then the
+        # gradient of the token embeddings, as large as the text vocabulary, is made once.
+        joint = config.joint_reconstruction
+        text_views = {"masked": masked_input_ids} if config.mlm_weight else {}
+        if config.icl_weight or (config.mtm_weight and joint):
+            text_views["clean"] = input_ids
+        text: dict[str, torch.Tensor] = {}
+        if text_views:
+            tokens, mask = torch.cat(list(text_views.values())), attention_mask.repeat(len(text_views), 1)
+            hidden = self.flip(input_ids=tokens, attention_mask=mask).text_hidden_states
+            text = dict(zip(text_views, hidden.chunk(len(text_views)), strict=True))
+        table = None
+        if config.icl_weight or (config.mlm_weight and joint):
+            table = self.flip(feature_ids).tabular_representation
+
         losses: list[torch.Tensor] = []
         if config.mlm_weight:
-            masked_text = self.flip(None, masked_input_ids, attention_mask).text_hidden_states
             token_embeddings = self.get_input_embeddings().weight
-            output.mlm_loss = self.mlm(masked_text, clean.tabular_representation, mlm_labels, token_embeddings)
+            output.mlm_loss = self.mlm(text["masked"], table, mlm_labels, token_embeddings)
             losses.append(config.mlm_weight * output.mlm_loss)
         if config.mtm_weight:
-            masked_tabular = self.flip(masked_feature_ids).tabular_representation
-            output.mtm_loss = self.mtm(
-                masked_tabular, clean.text_hidden_states, attention_mask, mtm_labels, noise_feature_ids
-            )
+            masked_table = self.flip(masked_feature_ids).tabular_representation
+            output.mtm_loss = self.mtm(masked_table, text.get("clean"), attention_mask, mtm_labels, noise_feature_ids)
             losses.append(config.mtm_weight * output.mtm_loss)
         if config.icl_weight:
-            output.icl_loss = self.icl(clean.text_representation, clean.tabular_representation)
+            output.icl_loss = self.icl(self.flip.pool(text["clean"], attention_mask), table)
             losses.append(config.icl_weight * output.icl_loss)
         output.loss = torch.stack(losses).sum()
         return output
