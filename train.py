@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 
 import datasets
+from accelerate import PartialState
 from transformers.utils import logging
 
 from data_scripts import demo, movielens
-from modeling_flip.recipe import SPLITS, Recipe, parse_recipe, run
+from modeling_flip.recipe import SPLITS, Recipe, parse_recipe, run, uses_cpu
 
 MOVIELENS = ("movielens-1m", "movielens-100k")
 
@@ -26,7 +27,10 @@ def load_data(recipe: Recipe) -> datasets.DatasetDict:
     if name == "demo":
         data = demo.load()
         if recipe.text_model_name_or_path is None:
-            recipe.text_model_name_or_path = str(demo.text_model(Path("outputs") / "demo-text-model", data))
+            text_model = Path(recipe.output_dir).parent / "demo-text-model"
+            if not (text_model / "config.json").exists():
+                demo.text_model(text_model, data)
+            recipe.text_model_name_or_path = str(text_model)
     elif name in MOVIELENS:
         data = movielens.load(name, recipe.raw_dir)
     else:
@@ -35,11 +39,13 @@ def load_data(recipe: Recipe) -> datasets.DatasetDict:
                 data = datasets.load_dataset({".csv": "csv"}.get(path.suffix, "parquet"), data_files=str(path))
             else:
                 data = datasets.load_dataset(name)
-        except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             raise ValueError(
                 f"dataset {name!r} cannot be loaded ({error}); give demo, {', '.join(MOVIELENS)}, a Hub dataset id, "
                 "or a CSV or Parquet file or folder"
             ) from error
+        if "train" not in data:
+            raise ValueError(f"dataset {name!r} has no split 'train'; it has {', '.join(data)}")
         for part, rest in (("test", "train"), ("validation", "train")):
             if part not in data and len(data[rest]) >= 10:
                 first = int(0.9 * len(data[rest]))
@@ -53,10 +59,15 @@ def load_data(recipe: Recipe) -> datasets.DatasetDict:
 def main(arguments: list[str]) -> None:
     recipe = parse_recipe(arguments)
     logging.enable_explicit_format()
+    state = PartialState(cpu=uses_cpu(recipe))
     try:
-        results = run(recipe, load_data(recipe))
-    except (ValueError, FloatingPointError) as error:
+        with state.main_process_first():  # the others find what it downloaded or made
+            data = load_data(recipe)
+        results = run(recipe, data)
+    except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"train.py: error: {error}")
+    if not state.is_main_process:
+        return
     width = max(map(len, results))
     for key, value in results.items():
         if isinstance(value, float):

@@ -80,7 +80,7 @@ class Variant:
         self.loss, self.bf16, self.model = loss, bf16, copy.deepcopy(model)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=5e-5, fused=True)
         self.seconds = 0.0
-        self.peak_memory_mib = 0.0  # above what is resident between steps
+        self.peak_memory_mib = 0.0
 
     def step(self, batch: Batch) -> float:
         """Forward, backward, update; seconds."""
@@ -141,7 +141,9 @@ def measure(batch_size: int, rounds: int) -> dict[str, dict[str, float]]:
         longest = int(rows.lengths[by_length].max(axis=1).argmax())
         batch, resting = batch_for(name, longest), reset_peak_memory()
         variant.step(batch)
-        variant.peak_memory_mib = peak_memory() - resting
+        # What the step adds, and what this variant alone keeps between steps: parameters, and Adam's two moments of each.
+        parameters = sum(p.numel() * p.element_size() for p in variant.model.parameters())
+        variant.peak_memory_mib = peak_memory() - resting + 3 * parameters / 2**20
     for i in range(rounds):
         for name, variant in variants.items():
             variant.seconds += variant.step(batch_for(name, i))

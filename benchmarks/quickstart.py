@@ -19,19 +19,16 @@ RECIPE = "configuration/quickstart.yaml"
 # Runs in a process of its own, as a newcomer would write it.
 SCORE = """
 import sys
-import warnings
+from data_scripts import demo
 from modeling_flip import FlipForCTR, FlipProcessor
-from train import load_data
-from modeling_flip.recipe import parse_recipe
 
 folder = sys.argv[1]
 model, processor = FlipForCTR.from_pretrained(folder).eval(), FlipProcessor.from_pretrained(folder)
-row = load_data(parse_recipe([sys.argv[2]]))["test"][0]
+row = demo.load()["test"][0]
 row.pop("label")
 other = {**row, "interest": "unknown"}
 unseen = {**row, "item_id": "never-seen", "title": "A Title Nobody Has Seen"}
-batch = processor([row, other, unseen])
-probabilities = model(batch["feature_ids"], batch["input_ids"], batch["attention_mask"]).logits.sigmoid()
+probabilities = model(**processor([row, other, unseen])).logits.sigmoid()
 for sentence, probability in zip(processor.texts([row, other, unseen]), probabilities.tolist()):
     print(f"  {probability:.3f}  {sentence}")
 """
@@ -69,7 +66,7 @@ def main() -> None:
         results[name] = run(system, data)
     print(table(results))
     print(f"FLIP, reloaded from {recipe.output_dir} in a fresh process, scores three rows; the last item is new to it:")
-    subprocess.run([sys.executable, "-c", SCORE, recipe.output_dir, RECIPE], check=True)
+    subprocess.run([sys.executable, "-c", SCORE, recipe.output_dir], check=True)
     print(
         f"\n{time.perf_counter() - started:.0f} s. The model, its processor and all_results.json are in {recipe.output_dir}/."
         "\nNext: your own data, with `accelerate launch train.py configuration/quickstart.yaml --dataset_name FILE.csv "

@@ -65,9 +65,9 @@ def results() -> str:
     for path in sorted(RESULTS.glob("movielens-*/*.json")):
         r = json.loads(path.read_text())
         recipe = r["recipe"]
-        text = Path(recipe.get("text_model_name_or_path") or "–").name if recipe["towers"] != "tabular" else "–"
+        text = Path(r.get("text_model", "–")).name
         figures = [f"{r[key]:.4f}" for key in ("test_auc", "test_logloss", "validation_auc")]
-        minutes = f"{r['wall_time']['total_seconds'] / 60:.0f} min"
+        minutes = f"{r['wall_time']['total_seconds'] / 60:.1f} min"
         link = f"[{path.stem}.json]({path.relative_to(ROOT)})"
         rows.append([DATASETS[recipe["dataset_name"]], system(recipe), text, *figures, minutes, link])
     head = ["dataset", "system", "text tower", "test AUC", "test logloss", "validation AUC", "time", "run"]

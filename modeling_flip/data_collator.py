@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from .objectives import IGNORE
 from .processing_flip import FlipDataset, FlipProcessor
 
-IGNORE = -100
 # One stream of random numbers for each choice, so that no choice depends on another.
 TEXT_FIELDS, TABULAR_FIELDS, TEXT_TOKENS, NOISE = range(4)
 

@@ -127,9 +127,11 @@ class FlipPreTrainedModel(PreTrainedModel):
         if len(processor.tokenizer) > text_tower.get_input_embeddings().num_embeddings:
             text_tower.resize_token_embeddings(len(processor.tokenizer))
         model = cls(FlipConfig(text_config=text_tower.config, **sizes, **config_kwargs))
-        model.flip.text_tower.load_state_dict(text_tower.state_dict(), strict=False)
-        fresh = sorted({name.split(".")[0] for name, _ in model.named_parameters() if not name.startswith("flip.text")})
-        logger.info(f"text tower from {text_model_name_or_path}; newly initialised: {', '.join(fresh)}")
+        loaded = model.flip.text_tower.load_state_dict(text_tower.state_dict(), strict=False)  # its pooler stays behind
+        if loaded.missing_keys:
+            raise ValueError(
+                f"{text_model_name_or_path} lacks weights of its own architecture: {loaded.missing_keys[:3]}"
+            )
         return model
 
     def get_input_embeddings(self) -> nn.Module:
@@ -182,7 +184,9 @@ class FlipModel(FlipPreTrainedModel):
         """feature_ids (B, F), input_ids (B, L), attention_mask (B, L); a tower without its input is left out."""
         output = FlipModelOutput()
         if self.config.towers != "text" and feature_ids is not None:
-            output.tabular_representation, output.tabular_logit = self.tabular_tower(feature_ids)
+            # In fp32 under autocast too: next to nothing of the time, and bf16 would round logits to three digits.
+            with torch.autocast(feature_ids.device.type, enabled=False):
+                output.tabular_representation, output.tabular_logit = self.tabular_tower(feature_ids)
         if self.config.towers != "tabular" and input_ids is not None:
             if attention_mask is None:
                 attention_mask = torch.ones_like(input_ids)
@@ -330,7 +334,10 @@ class FlipForCTR(FlipPreTrainedModel):
         if self.config.towers == "tabular":
             logits = towers.tabular_logit
         else:
-            logits = self.text_classifier(towers.text_representation).squeeze(1)
+            with torch.autocast(towers.text_representation.device.type, enabled=False):
+                logits = self.text_classifier(towers.text_representation.to(self.text_classifier.weight.dtype)).squeeze(
+                    1
+                )
         if self.config.towers != "both":
             return FlipForCTROutput(loss=None if labels is None else click_loss(logits, labels), logits=logits)
         each = {"tabular": towers.tabular_logit, "text": logits}

@@ -202,7 +202,7 @@ class FlipProcessor(ProcessorMixin):
 
     # ---- integers to tensors
 
-    def __call__(self, rows: Any, return_tensors: str | None = "pt", **kwargs: Any) -> BatchFeature:
+    def __call__(self, rows: Any, return_tensors: str | None = "pt") -> BatchFeature:
         """Encode rows for the model: `feature_ids` (B, F), and with a tokenizer `input_ids` (B, L), `attention_mask`
         (B, L) and `token_field_ids` (B, L), the field whose value a token belongs to, or -1.
 

@@ -33,7 +33,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from .configuration_flip import FlipConfig
-from .modeling_flip import FlipForCTR, FlipForPreTraining
+from .modeling_flip import FlipForCTR, FlipForPreTraining, check_text_config
 from .processing_flip import FlipDataset, FlipProcessor, read_labels
 from .tabular_towers import TABULAR_TOWERS
 from .trainer_flip import FlipTrainer, FlipTrainingArguments, ctr_metrics
@@ -61,6 +61,7 @@ STAGE_DEFAULTS: dict[str, dict[str, Any]] = {
         "metric_for_best_model": "auc",
         "greater_is_better": True,
         "early_stopping_patience": 2,
+        "restore_callback_states_from_checkpoint": True,  # a resumed run is as patient as an uninterrupted one
         "logging_steps": 50,
     },
 }
@@ -87,6 +88,7 @@ SHOWN = {
     "text_masking": "field, or token for the ablation",
 }
 PRETRAINING_ONLY = {"text_mask_ratio", "tabular_mask_ratio", "num_noise_features", "text_masking"}
+FINETUNING_ONLY = {"early_stopping_patience"}
 
 
 @dataclass
@@ -109,7 +111,7 @@ class Recipe:
         max_length: sentences are cut to this many tokens; by default the tokenizer's limit, at most 512.
         use_cpu: train on the CPU even where there is an accelerator.
         model: settings of FlipConfig.
-        pretraining: training arguments of the alignment stage; without this section there is none.
+        pretraining: training arguments of the alignment stage; without any there is none.
         finetuning: training arguments of the click prediction stage.
     """
 
@@ -165,17 +167,18 @@ def recipe_parser() -> RecipeParser:
         allow_abbrev=False,
         exit_on_error=True,
     )
-    parser.add_argument("--recipe", action="config", help=argparse.SUPPRESS)
+    parser.add_argument("--recipe", action="config", help="the YAML file; may be written first, without --recipe")
     parser.add_class_arguments(Recipe, as_group=False, skip={"use_cpu", "model", "pretraining", "finetuning"})
     parser.add_argument("--use_cpu", action=jsonargparse.ActionYesNo, help="train on the CPU even where there is a GPU")
     parser.add_class_arguments(FlipConfig, "model", skip=_not_in(FlipConfig, MODEL_KEYS))
     for stage in STAGE_DEFAULTS:
-        skip = {"output_dir", "seed", "data_seed", "use_cpu"} | (PRETRAINING_ONLY if stage == "finetuning" else set())
+        others = PRETRAINING_ONLY if stage == "finetuning" else FINETUNING_ONLY
+        skip = {"output_dir", "seed", "data_seed", "use_cpu"} | others
         parser.add_class_arguments(FlipTrainingArguments, stage, skip=skip)
     titles = {
         "model": "the model",
-        "pretraining": "pretraining: alignment",
-        "finetuning": "finetuning: click prediction",
+        "pretraining": "pretraining (alignment)",
+        "finetuning": "finetuning (click prediction)",
     }
     for section, title in titles.items():
         (parser.groups or {})[section].title = title
@@ -185,8 +188,18 @@ def recipe_parser() -> RecipeParser:
             action.help = argparse.SUPPRESS
         elif section in STAGE_DEFAULTS:
             action.help = SHOWN.get(name, argparse.SUPPRESS)
+        elif section == "print_config":
+            action.help = argparse.SUPPRESS
+        default = STAGE_DEFAULTS.get(section, {}).get(name, action.default)
+        if (
+            action.help != argparse.SUPPRESS
+            and default not in (None, argparse.SUPPRESS)
+            and action.option_strings[0] != "-h"
+        ):
+            action.help = f"{action.help or ''} (default: {getattr(default, 'value', default)})".strip()
+        action.option_strings = [option for option in action.option_strings if not option.endswith("+")]
         kind = str(getattr(action, "_typehint", ""))
-        kinds = {"bool": "true|false", "float": "NUMBER", "int": "N", "str": "TEXT"}
+        kinds = {"list": "[A, B]", "bool": "true|false", "float": "NUMBER", "int": "N", "str": "TEXT"}
         action.metavar = next((shown for word, shown in kinds.items() if word in kind), "VALUE")
     return parser
 
@@ -225,30 +238,33 @@ def run(recipe: Recipe, data: datasets.DatasetDict) -> dict[str, Any]:
     """
     started = time.perf_counter()
     output_dir = Path(recipe.output_dir)
-    if (output_dir / RESULTS_FILE).exists() and check_output_dir(recipe):
-        logger.warning(f"{output_dir} is finished; delete it to run again")
-        return json.loads((output_dir / RESULTS_FILE).read_text())
     check_recipe(recipe)
     check_data(data, recipe)
-    check_output_dir(recipe)
+    if check_output_dir(recipe) and (output_dir / RESULTS_FILE).exists():
+        logger.warning(f"{output_dir} is finished; delete it to run again")
+        return json.loads((output_dir / RESULTS_FILE).read_text())
     set_seed(recipe.seed)
     processor = make_processor(recipe, data)
     encoded = {split: processor.encode(data[split], recipe.label_column) for split in SPLITS}
     with PartialState(cpu=uses_cpu(recipe)).main_process_first():
         if not check_output_dir(recipe):
             output_dir.mkdir(parents=True, exist_ok=True)
-            (output_dir / RECIPE_FILE).write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True))
+            write(output_dir / RECIPE_FILE, yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True))
 
     results: dict[str, Any] = {}
     wall_time: dict[str, float] = {}
+    resumed = False
     pretrained = recipe.pretrained_model_name_or_path
     if recipe.pretraining is not None and pretrained is None:
         folder = output_dir / "pretraining"
-        if not folder.exists():
+        resumed = folder.exists()
+        if not resumed:
             pretrain(recipe, processor, encoded, folder)
         pretrained = str(folder)
         results |= json.loads((folder / PRETRAINING_RESULTS_FILE).read_text())
         wall_time["pretraining_seconds"] = results.pop("pretraining_seconds")
+        if resumed:
+            started -= wall_time["pretraining_seconds"]
 
     begun = time.perf_counter()
     set_seed(recipe.seed)  # finetuning is the same after a resumed pretraining as after a straight one
@@ -267,8 +283,10 @@ def run(recipe: Recipe, data: datasets.DatasetDict) -> dict[str, Any]:
         processor = processor.tabular_only()
     arguments = stage_arguments(recipe, "finetuning")
     trainer = FlipTrainer(model, arguments, processor, encoded["train"], encoded["validation"])
-    trained = train_or_resume(trainer)
+    last = last_checkpoint(trainer)
+    trained = trainer.train(resume_from_checkpoint=last).metrics
     wall_time["finetuning_seconds"] = time.perf_counter() - begun
+    results["resumed"] = resumed or last is not None  # then times count the parts that were not lost
     results["train_samples_per_second"] = trained.get("train_samples_per_second")
     results["epochs"] = trainer.state.epoch
     results["best_epoch"] = best_epoch(trainer)
@@ -281,18 +299,27 @@ def run(recipe: Recipe, data: datasets.DatasetDict) -> dict[str, Any]:
         results |= evaluate(trainer, encoded[split], split)
     results["alpha"] = model.alpha.item()
     results["num_parameters"] = model.num_parameters()
+    if recipe.towers != "tabular":
+        results["text_model"] = (
+            model.config.text_config.name_or_path
+        )  # of a checkpoint, not of the recipe, where both say
     wall_time["total_seconds"] = time.perf_counter() - started
     results |= {"recipe": recipe.to_dict(), "seed": recipe.seed, "wall_time": wall_time} | environment()
     results["rows"] = {split: len(data[split]) for split in SPLITS}
 
     trainer.save_model(str(output_dir))
     if trainer.is_world_process_zero():
-        temporary = output_dir / f".{RESULTS_FILE}"
-        temporary.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
-        temporary.replace(output_dir / RESULTS_FILE)
+        write(output_dir / RESULTS_FILE, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
         shutil.rmtree(output_dir / "checkpoints", ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
     return results
+
+
+def write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(text)
+    temporary.replace(path)
 
 
 def check_output_dir(recipe: Recipe) -> bool:
@@ -324,7 +351,7 @@ def check_recipe(recipe: Recipe) -> None:
         raise ValueError(
             f"tabular_tower is {recipe.tabular_tower!r}; it must be one of {', '.join(TABULAR_TOWERS)}{hint}"
         )
-    FlipConfig(towers=recipe.towers, **recipe.model)
+    config = FlipConfig(towers=recipe.towers, **recipe.model)
     for stage in STAGE_DEFAULTS:
         stage_arguments(recipe, stage)
     if needs_text(recipe):
@@ -334,12 +361,14 @@ def check_recipe(recipe: Recipe) -> None:
                 "text_model_name_or_path is missing: this recipe uses a text tower; name a Hub id or a folder"
             )
         try:
-            AutoConfig.from_pretrained(text_model)
+            text_config = AutoConfig.from_pretrained(text_model)
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"text model {text_model!r} cannot be loaded: it is no folder with a config.json, and the Hub does not give "
                 f"it ({str(error).splitlines()[0]}); set --text_model_name_or_path to a Hub id or a folder that exists"
             ) from error
+        config.towers, config.text_config = "both", text_config
+        check_text_config(config)
     if (pretrained := recipe.pretrained_model_name_or_path) is not None:
         try:
             config = FlipConfig.from_pretrained(pretrained)
@@ -368,6 +397,12 @@ def check_data(data: datasets.DatasetDict, recipe: Recipe) -> None:
         if len(data[split]) == 0:
             raise ValueError(f"split {split!r} is empty; every one of {', '.join(SPLITS)} needs rows")
         columns = data[split].column_names
+        if recipe.label_column in (recipe.fields or []):
+            raise ValueError(f"fields hold the label column {recipe.label_column!r}: the model would read the answer")
+        if set(columns) == {recipe.label_column}:
+            raise ValueError(
+                f"split {split!r} has no column but the label {recipe.label_column!r}: there is nothing to learn"
+            )
         for column in [recipe.label_column, *(recipe.fields or [])]:
             if column not in columns:
                 near = difflib.get_close_matches(column, columns, n=1, cutoff=0.4)
@@ -383,7 +418,20 @@ def check_data(data: datasets.DatasetDict, recipe: Recipe) -> None:
 def make_processor(recipe: Recipe, data: datasets.DatasetDict) -> FlipProcessor:
     """The pretraining checkpoint's processor, or one fitted on the training rows."""
     if recipe.pretrained_model_name_or_path is not None:
-        return FlipProcessor.from_pretrained(recipe.pretrained_model_name_or_path)
+        processor = FlipProcessor.from_pretrained(recipe.pretrained_model_name_or_path)
+        theirs = {
+            "fields": processor.fields,
+            "min_count": processor.vocabulary.min_count,
+            "max_length": processor.max_length,
+        }
+        ours = {"fields": recipe.fields, "min_count": recipe.min_count, "max_length": recipe.max_length}
+        for key, value in ours.items():
+            if value not in (None, Recipe.min_count if key == "min_count" else None, theirs[key]):
+                raise ValueError(
+                    f"{key} is {value}, but {recipe.pretrained_model_name_or_path} was pretrained with {theirs[key]}; "
+                    "take that, or pretrain anew"
+                )
+        return processor
     tokenizer: PreTrainedTokenizerBase | None = None
     if needs_text(recipe):
         tokenizer = AutoTokenizer.from_pretrained(recipe.text_model_name_or_path)
@@ -401,7 +449,7 @@ def pretrain(recipe: Recipe, processor: FlipProcessor, encoded: dict[str, FlipDa
     )
     arguments = stage_arguments(recipe, "pretraining")
     trainer = FlipTrainer(model, arguments, processor, encoded["train"], encoded["validation"])
-    metrics = train_or_resume(trainer)
+    metrics = trainer.train(resume_from_checkpoint=last_checkpoint(trainer)).metrics
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     figures = {
         "pretraining_samples_per_second": metrics.get("train_samples_per_second"),
@@ -431,8 +479,8 @@ def stage_arguments(recipe: Recipe, stage: str) -> FlipTrainingArguments:
     )
 
 
-def train_or_resume(trainer: FlipTrainer) -> dict[str, Any]:
-    """Train from the last whole checkpoint, if there is one."""
+def last_checkpoint(trainer: FlipTrainer) -> str | None:
+    """The last whole checkpoint of an interrupted stage, if there is one; half-written ones are deleted."""
     folder = Path(str(trainer.args.output_dir))
     for checkpoint in folder.glob("checkpoint-*"):
         # Trainer writes its state last; without it the checkpoint is half-written and must not be resumed from.
@@ -442,11 +490,13 @@ def train_or_resume(trainer: FlipTrainer) -> dict[str, Any]:
     last = get_last_checkpoint(str(folder)) if folder.exists() else None
     if last is not None:
         logger.warning(f"continuing from {last}")
-    return trainer.train(resume_from_checkpoint=last).metrics
+    return last
 
 
 def best_epoch(trainer: FlipTrainer) -> float | None:
-    """The epoch whose model was kept, chosen on validation."""
+    """The epoch that was best on validation; None where none was evaluated."""
+    if trainer.state.best_metric is None:
+        return None
     name = f"eval_{str(trainer.args.metric_for_best_model).removeprefix('eval_')}"
     return next((e["epoch"] for e in trainer.state.log_history if e.get(name) == trainer.state.best_metric), None)
 
@@ -455,7 +505,7 @@ def evaluate(trainer: FlipTrainer, dataset: FlipDataset, split: str) -> dict[str
     """Metrics of one split, all towers; on the test split also of the rows with a value never seen in training."""
     output = trainer.predict(dataset, metric_key_prefix=split)
     labels = np.asarray(output.label_ids)
-    results = {f"{split}_{k}": v for k, v in ctr_metrics(output.predictions, labels).items()}
+    results = {k: v for k, v in (output.metrics or {}).items() if re.search(r"_(auc|logloss|ece)$", k)}
     unseen = dataset.has_unseen_value
     if split == "test":
         results["test_unseen_rows"] = int(unseen.sum())

@@ -53,6 +53,10 @@ class FlipTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_masking(self.text_mask_ratio, self.tabular_mask_ratio, self.text_masking)
+        if self.early_stopping_patience is not None and self.eval_strategy == "no":
+            raise ValueError(
+                "early_stopping_patience is set, but eval_strategy is 'no': there is nothing to be patient with"
+            )
 
 
 class LengthBuckets(LengthGroupedSampler):
@@ -166,6 +170,8 @@ class FlipTrainer(Trainer):
         back = np.argsort(list(self._get_eval_sampler(test_dataset)))
 
         def reorder(x: Any) -> Any:
+            if x is None:
+                return None
             return tuple(part[back] for part in x) if isinstance(x, tuple) else x[back]
 
         return PredictionOutput(reorder(output.predictions), reorder(output.label_ids), output.metrics)
@@ -177,7 +183,7 @@ class FlipTrainer(Trainer):
         if self.optimizer is not None:
             return self.optimizer
         model = self.model if model is None else model
-        decayed = set(self.get_decay_parameter_names(model))
+        decayed = set(self.get_decay_parameter_names(model)) - {"alpha_logit"}  # decay would pull α to one half
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
@@ -211,7 +217,7 @@ class FlipTrainer(Trainer):
         if self._first_bad_step is not None and (step := self._first_bad_step.item()) != torch.inf:
             raise FloatingPointError(
                 f"the loss of batch {step:.0f} (epoch {self.state.epoch:.2f}) is not finite; checkpoints written before it "
-                "are sound. Lower learning_rate or text_learning_rate, or set max_grad_norm, and run again"
+                "are sound. Lower learning_rate or text_learning_rate and run again, with another output_dir or this one deleted"
             )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

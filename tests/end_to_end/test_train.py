@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -18,10 +19,12 @@ import datasets
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 
 import train
 from modeling_flip import FlipForCTR, FlipProcessor
+from modeling_flip import recipe as recipe_module
 from modeling_flip.recipe import RECIPE_FILE, RESULTS_FILE, Recipe, parse_recipe, run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,7 +67,7 @@ def same_bits(one: Path, other: Path) -> bool:
 def flip(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, dict[str, Any]]:
     """A whole FLIP run, and what it returned."""
     folder = tmp_path_factory.mktemp("flip") / "out"
-    recipe = parse_recipe([str(recipe_file), "--output_dir", str(folder)])
+    recipe = parse_recipe([str(recipe_file), "--output_dir", str(folder), "--finetuning.num_train_epochs", "6"])
     return recipe, run_recipe(recipe)
 
 
@@ -87,7 +90,7 @@ def test_results_say_what_was_measured_and_how(flip: tuple[Recipe, dict[str, Any
         assert results[f"test_{tower}logloss"] > 0
     assert 0 < results["alpha"] < 1
     assert results["rows"] == {"train": 162, "validation": 18, "test": 20}
-    assert results["recipe"]["finetuning"]["num_train_epochs"] == 2
+    assert results["recipe"]["finetuning"]["num_train_epochs"] == 6
     assert results["versions"]["torch"] == torch.__version__
     assert results["wall_time"]["total_seconds"] > results["wall_time"]["finetuning_seconds"] > 0
     assert results["seed"] == 42
@@ -245,6 +248,7 @@ def empty(split: str) -> Callable[[Any], None]:
     [
         (without_column("clicked"), [], "column 'clicked' is missing in split 'train'"),
         (lambda data: None, ["--label_column", "click"], "column 'click' is missing .* did you mean 'clicked'"),
+        (lambda data: None, ["--fields", "[user_id, clicked]"], "fields hold the label column 'clicked'"),
         (lambda data: None, ["--fields", "[user_id, titel]"], "column 'titel' is missing .* did you mean 'title'"),
         (
             with_column("train", "clicked", lambda v: [float("nan"), *v[1:]]),
@@ -292,6 +296,31 @@ def test_a_pretraining_checkpoint_of_another_shape_is_refused(
         run_recipe(recipe("--tabular_tower", "autoint", "--pretrained_model_name_or_path", pretrained))
     with pytest.raises(ValueError, match=r"embedding_size is 5, but .* was pretrained with 4"):
         run_recipe(recipe("--model.embedding_size", 5, "--pretrained_model_name_or_path", pretrained))
+
+
+def test_a_killed_finetuning_is_as_patient_as_an_uninterrupted_one(recipe: MakeRecipe, tmp_path: Path) -> None:
+    """Killed after every epoch but the last and run again, it ends with the model of a straight run."""
+    patient = recipe("--finetuning.num_train_epochs", 12, "--finetuning.learning_rate", 0.05, "--towers", "tabular")
+    patient = replace(patient, pretraining=None)
+    straight = replace(patient, output_dir=str(tmp_path / "straight"))
+    epochs = run_recipe(straight)["epochs"]
+    assert epochs < 12
+
+    class Killed(Exception):
+        pass
+
+    class KillAtSave(transformers.TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            raise Killed
+
+    killed = replace(patient, output_dir=str(tmp_path / "killed"))
+    original = recipe_module.FlipTrainer
+    for _ in range(int(epochs) - 1):
+        with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Killed):
+            patch.setattr(recipe_module, "FlipTrainer", lambda *a: original(*a, callbacks=[KillAtSave()]))
+            run_recipe(killed)
+    assert run_recipe(killed)["epochs"] == epochs
+    assert same_bits(tmp_path / "straight", tmp_path / "killed")
 
 
 def test_an_output_folder_that_holds_another_model_is_left_alone(

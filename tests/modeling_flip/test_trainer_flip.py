@@ -56,7 +56,7 @@ def test_each_tower_has_its_learning_rate(make: Callable[..., FlipTrainer]) -> N
     for name, parameter in trainer.model.named_parameters():
         rate, decay = of[id(parameter)]
         assert rate == (1e-5 if "text_tower" in name else 1e-2), name
-        assert decay == (0.0 if name.endswith("bias") or "LayerNorm" in name else 0.1), name
+        assert decay == (0.0 if name.endswith("bias") or "LayerNorm" in name or name == "alpha_logit" else 0.1), name
     assert len(of) == len(list(trainer.model.parameters()))
 
 
@@ -115,6 +115,17 @@ def test_predictions_come_in_the_order_of_the_rows(make: Callable[..., FlipTrain
         output.predictions, (expected.logits, expected.tabular_logits, expected.text_logits), strict=True
     ):
         torch.testing.assert_close(torch.from_numpy(predicted), logits, atol=1e-5, rtol=1e-4)
+
+
+def test_rows_without_labels_are_predicted(make: Callable[..., FlipTrainer], processor: FlipProcessor) -> None:
+    output = make(towers="tabular").predict(processor.encode({"user_id": [1, 2], "title": ["Das Boot", None]}))
+    assert output.predictions.shape == (2,)
+    assert output.label_ids is None
+
+
+def test_patience_without_evaluation_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="early_stopping_patience is set, but eval_strategy is 'no'"):
+        FlipTrainingArguments(output_dir=str(tmp_path), use_cpu=True, early_stopping_patience=2)
 
 
 def test_batches_hold_sentences_of_like_length_in_an_order_of_seed_and_epoch() -> None:
