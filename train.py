@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import datasets
+import torch
 from accelerate import PartialState
 from transformers.utils import logging
 
@@ -56,10 +58,19 @@ def load_data(recipe: Recipe) -> datasets.DatasetDict:
     return datasets.DatasetDict({split: data[split] for split in SPLITS if split in data})
 
 
+def use_all_cores(num_processes: int) -> None:
+    """Share the cores among the processes: `accelerate launch` leaves each on the CPU one thread unless it is told a number."""
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+    if launched and os.environ.get("OMP_NUM_THREADS") == "1":
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // num_processes))
+
+
 def main(arguments: list[str]) -> None:
     recipe = parse_recipe(arguments)
     logging.enable_explicit_format()
     state = PartialState(cpu=uses_cpu(recipe))
+    if state.device.type == "cpu":
+        use_all_cores(state.num_processes)
     try:
         with state.main_process_first():  # the others find what it downloaded or made
             data = load_data(recipe)
