@@ -10,6 +10,10 @@ it runs there.
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as train.py does; for all variants
+
 import argparse
 import copy
 import ctypes
