@@ -192,21 +192,18 @@ class FlipModel(FlipPreTrainedModel):
                 attention_mask = torch.ones_like(input_ids)
             hidden = self.text_tower(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
             output.text_hidden_states = hidden
-            output.text_representation = self.pool(hidden, attention_mask)
+            if self.config.text_pooling == "cls":
+                output.text_representation = hidden[:, 0]
+            else:
+                weight = attention_mask.unsqueeze(-1).to(hidden.dtype)
+                output.text_representation = (hidden * weight).sum(1) / weight.sum(1)
         return output
-
-    def pool(self, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """hidden (B, L, D_text), attention_mask (B, L) → the pooled sentence (B, D_text)."""
-        if self.config.text_pooling == "cls":
-            return hidden[:, 0]
-        weight = attention_mask.unsqueeze(-1).to(hidden.dtype)
-        return (hidden * weight).sum(1) / weight.sum(1)
 
 
 class FlipForPreTraining(FlipPreTrainedModel):
     """Fine-grained alignment of the two towers: L = MLM + MTM + ICL (Eq. 12), each with its weight.
 
-    At most two passes of each tower: over the row as it is, and over its masked copy.
+    Each tower reads the row as it is, and its masked copy: the text tower both in one pass.
     """
 
     def __init__(self, config: FlipConfig):
@@ -249,8 +246,8 @@ class FlipForPreTraining(FlipPreTrainedModel):
         text: dict[str, torch.Tensor] = {}
         if text_views:
             tokens, mask = torch.cat(list(text_views.values())), attention_mask.repeat(len(text_views), 1)
-            hidden = self.flip(input_ids=tokens, attention_mask=mask).text_hidden_states
-            text = dict(zip(text_views, hidden.chunk(len(text_views)), strict=True))
+            passed = self.flip(input_ids=tokens, attention_mask=mask)
+            text = dict(zip(text_views, passed.text_hidden_states.chunk(len(text_views)), strict=True))
         table = None
         if config.icl_weight or (config.mlm_weight and joint):
             table = self.flip(feature_ids).tabular_representation
@@ -265,7 +262,8 @@ class FlipForPreTraining(FlipPreTrainedModel):
             output.mtm_loss = self.mtm(masked_table, text.get("clean"), attention_mask, mtm_labels, noise_feature_ids)
             losses.append(config.mtm_weight * output.mtm_loss)
         if config.icl_weight:
-            output.icl_loss = self.icl(self.flip.pool(text["clean"], attention_mask), table)
+            sentence = passed.text_representation.chunk(len(text_views))[-1]  # the clean view stands last
+            output.icl_loss = self.icl(sentence, table)
             losses.append(config.icl_weight * output.icl_loss)
         output.loss = torch.stack(losses).sum()
         return output

@@ -170,7 +170,7 @@ def recipe_parser() -> RecipeParser:
     parser.add_argument("--recipe", action="config", help="the YAML file; may be written first, without --recipe")
     parser.add_class_arguments(Recipe, as_group=False, skip={"use_cpu", "model", "pretraining", "finetuning"})
     parser.add_argument("--use_cpu", action=jsonargparse.ActionYesNo, help="train on the CPU even where there is a GPU")
-    parser.add_class_arguments(FlipConfig, "model", skip=_not_in(FlipConfig, MODEL_KEYS))
+    parser.add_class_arguments(FlipConfig, "model", skip={f.name for f in fields(FlipConfig)} - set(MODEL_KEYS))
     for stage in STAGE_DEFAULTS:
         others = PRETRAINING_ONLY if stage == "finetuning" else FINETUNING_ONLY
         skip = {"output_dir", "seed", "data_seed", "use_cpu"} | others
@@ -202,10 +202,6 @@ def recipe_parser() -> RecipeParser:
         kinds = {"list": "[A, B]", "bool": "true|false", "float": "NUMBER", "int": "N", "str": "TEXT"}
         action.metavar = next((shown for word, shown in kinds.items() if word in kind), "VALUE")
     return parser
-
-
-def _not_in(config: type, names: list[str]) -> set[str]:
-    return {f.name for f in fields(config)} - set(names)
 
 
 def parse_recipe(arguments: Sequence[str]) -> Recipe:
@@ -300,9 +296,8 @@ def run(recipe: Recipe, data: datasets.DatasetDict) -> dict[str, Any]:
     results["alpha"] = model.alpha.item()
     results["num_parameters"] = model.num_parameters()
     if recipe.towers != "tabular":
-        results["text_model"] = (
-            model.config.text_config.name_or_path
-        )  # of a checkpoint, not of the recipe, where both say
+        # The one whose weights are in the model: a pretraining checkpoint's, whatever the recipe names.
+        results["text_model"] = model.config.text_config.name_or_path
     wall_time["total_seconds"] = time.perf_counter() - started
     results |= {"recipe": recipe.to_dict(), "seed": recipe.seed, "wall_time": wall_time} | environment()
     results["rows"] = {split: len(data[split]) for split in SPLITS}

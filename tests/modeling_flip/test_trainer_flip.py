@@ -208,6 +208,13 @@ def test_bad_masking_is_refused_before_training(arguments: dict[str, Any], tmp_p
         FlipTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **arguments)
 
 
+def test_scores_are_not_rounded_to_bf16(make: Callable[..., FlipTrainer]) -> None:
+    for logits in make(bf16=True).predict(make().eval_dataset).predictions:
+        rounded = torch.from_numpy(logits).bfloat16().float().numpy()
+        assert logits.dtype == np.float32
+        assert (logits != rounded).mean() > 0.5
+
+
 def test_bf16_trains(make: Callable[..., FlipTrainer]) -> None:
     trainer = make(FlipForPreTraining, bf16=True)
     trainer.train()
