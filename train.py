@@ -58,6 +58,9 @@ def load_data(recipe: Recipe) -> datasets.DatasetDict:
                 first = int(0.9 * len(data[rest]))
                 data[part] = data[rest].select(range(first, len(data[rest])))
                 data[rest] = data[rest].select(range(first))
+    if recipe.item_fields is None and recipe.model_type in ("ctr_bert", "morec"):
+        known = {"demo": demo.ITEM_FIELDS} | dict.fromkeys(MOVIELENS, movielens.ITEM_FIELDS)
+        recipe.item_fields = [f for f in known.get(name, []) if recipe.fields is None or f in recipe.fields] or None
     if recipe.max_train_samples is not None:
         data["train"] = data["train"].select(range(min(recipe.max_train_samples, len(data["train"]))))
     return datasets.DatasetDict({split: data[split] for split in SPLITS if split in data})

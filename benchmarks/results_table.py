@@ -6,20 +6,42 @@ python benchmarks/results_table.py
 from __future__ import annotations
 
 import json
+import math
+import re
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from scipy import stats
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 DATASETS = {"movielens-1m": "MovieLens-1M", "movielens-100k": "MovieLens-100K"}
-SYSTEMS = {("tabular", False): "{tower} from scratch", ("tabular", True): "FLIP_ID", ("text", True): "FLIP_PLM"}
-TOWERS = {"dcnv2": "DCNv2", "deepfm": "DeepFM", "autoint": "AutoInt"}
-
-
-def system(recipe: dict[str, Any]) -> str:
-    pretrained = "pretraining" in recipe or "pretrained_model_name_or_path" in recipe
-    name = SYSTEMS.get((recipe["towers"], pretrained), "FLIP" if pretrained else "both towers, not aligned")
-    return name.format(tower=TOWERS.get(recipe["tabular_tower"], recipe["tabular_tower"]))
+# A recipe's file name: what the paper calls it, and the category in which it competes.
+SYSTEMS = {
+    "afm": ("AFM", "ID"),
+    "pnn": ("PNN", "ID"),
+    "pnn-outer": ("PNN, outer product", "ID"),
+    "wide-deep": ("Wide&Deep", "ID"),
+    "dcn": ("DCN", "ID"),
+    "deepfm": ("DeepFM", "ID"),
+    "xdeepfm": ("xDeepFM", "ID"),
+    "afn": ("AFN", "ID"),
+    "autoint": ("AutoInt", "ID"),
+    "dcnv2": ("DCNv2", "ID"),
+    "dcn-mix": ("DCN-Mix", "ID"),
+    "flip-id": ("FLIP_ID", "ID"),
+    "ctr-bert": ("CTR-BERT", "text"),
+    "p5": ("P5", "text"),
+    "ptab": ("PTab", "text"),
+    "flip-plm": ("FLIP_PLM", "text"),
+    "ctrl": ("CTRL", "ID + text"),
+    "morec": ("MoRec", "ID + text"),
+    "morec-cached": ("MoRec, cached", "ID + text"),
+    "flip": ("FLIP", "ID + text"),
+}
+OURS = ("flip-id", "flip-plm", "flip")
 
 
 def load(*parts: str) -> dict[str, Any]:
@@ -36,7 +58,7 @@ def quickstart() -> str:
     for name in ("dcnv2", "flip-id", "flip-plm", "flip"):
         r = load("quickstart", f"{name}.json")
         figures = [f"{r[key]:.4f}" for key in ("test_auc", "test_logloss", "test_unseen_auc")]
-        rows.append([system(r["recipe"]), *figures])
+        rows.append([SYSTEMS[name][0], *figures])
     return table(["", "test AUC", "test logloss", "AUC on rows with an unseen item"], rows)
 
 
@@ -61,17 +83,69 @@ def speed() -> str:
 
 
 def results() -> str:
+    """One table for each dataset."""
+    paper = json.loads((ROOT / "benchmarks" / "paper.json").read_text())
+    return "\n\n".join(dataset_table(name, paper.get(name, {})) for name in DATASETS if (RESULTS / name).exists())
+
+
+def dataset_table(dataset: str, paper: dict[str, list[float]]) -> str:
+    runs: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
+    for path in sorted((RESULTS / dataset).glob("*.json")):
+        name, seed = re.fullmatch(r"(.+)-(\d+)", path.stem).groups()  # type: ignore[union-attr]
+        runs[name][int(seed)] = json.loads(path.read_text())
+    auc = {name: {seed: r["test_auc"] for seed, r in seeds.items()} for name, seeds in runs.items()}
     rows = []
-    for path in sorted(RESULTS.glob("movielens-*/*.json")):
-        r = json.loads(path.read_text())
-        recipe = r["recipe"]
-        text = Path(r.get("text_model", "–")).name
-        figures = [f"{r[key]:.4f}" for key in ("test_auc", "test_logloss", "validation_auc")]
-        minutes = f"{r['wall_time']['total_seconds'] / 60:.1f} min"
-        link = f"[{path.stem}.json]({path.relative_to(ROOT)})"
-        rows.append([DATASETS[recipe["dataset_name"]], system(recipe), text, *figures, minutes, link])
-    head = ["dataset", "system", "text tower", "test AUC", "test logloss", "validation AUC", "time", "run"]
-    return table(head, rows)
+    for name in (name for name in SYSTEMS if name in runs):
+        system, category = SYSTEMS[name]
+        rivals = [n for n in runs if n != name and n not in OURS and SYSTEMS[n][1] == category]
+        best = max(rivals, key=lambda n: np.mean(list(auc[n].values())), default=None)
+        figures = list(runs[name].values())
+        rows.append(
+            [
+                category,
+                system,
+                Path(figures[0].get("text_model") or "–").name,
+                str(len(figures)),
+                spread([r["test_auc"] for r in figures]),
+                spread([r["test_logloss"] for r in figures]),
+                f"{np.mean([r['validation_auc'] for r in figures]):.4f}",
+                *(["–", "–"] if name not in paper else [f"{value:.4f}" for value in paper[name]]),
+                *(["–", "–"] if best is None else [relative(auc[name], auc[best]), significance(auc[name], auc[best])]),
+                f"{figures[0]['num_parameters'] / 1e6:.2f}",
+                speed_of(figures, "train_samples_per_second"),
+                speed_of(figures, "test_rows_per_second"),
+            ]
+        )
+    head = ["kind", "system", "text tower", "seeds", "test AUC", "test logloss", "validation AUC", "paper AUC"]
+    head += ["paper logloss", "against the best other", "p", "M parameters", "training samples/s", "scoring rows/s"]
+    return f"**{DATASETS[dataset]}**\n\n{table(head, rows)}"
+
+
+def spread(values: list[float]) -> str:
+    """Mean, and the standard deviation over seeds where there are several."""
+    deviation = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.4f}{deviation}"
+
+
+def relative(auc: dict[int, float], best: dict[int, float]) -> str:
+    """Relative improvement of the mean AUC above one half, against the best baseline of the same kind."""
+    ours, theirs = np.mean(list(auc.values())), np.mean(list(best.values()))
+    return f"{(ours - 0.5) / (theirs - 0.5) - 1:+.1%}"
+
+
+def significance(auc: dict[int, float], best: dict[int, float]) -> str:
+    """p of the paired t-test over the seeds that both were run with."""
+    seeds = sorted(auc.keys() & best.keys())
+    if len(seeds) < 2:
+        return "–"
+    p = stats.ttest_rel([auc[s] for s in seeds], [best[s] for s in seeds]).pvalue
+    return "–" if math.isnan(p) else f"{p:.3f}"
+
+
+def speed_of(figures: list[dict[str, Any]], key: str) -> str:
+    """The median run's, of those that were not interrupted."""
+    values = [r[key] for r in figures if r.get(key) and not r["resumed"]]
+    return f"{np.median(values):,.0f}" if values else "–"
 
 
 def render(readme: str) -> str:

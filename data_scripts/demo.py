@@ -40,6 +40,7 @@ _VALIDATION_FROM, _TEST_FROM = 0.7, 0.8  # shares of the rows, which are in time
 _SHELF_LIFE = 0.5  # share of the whole time in which an item is shown, from its release on
 
 _COLUMNS = ["user_id", "age", "occupation", "interest", "item_id", "title", "category", "label"]
+ITEM_FIELDS = ["item_id", "title", "category"]  # the others describe the user
 
 # Words of titles, occupations, interests. The topics lie on a circle in this order: neighbours please the same people.
 _TOPICS = [

@@ -27,6 +27,7 @@ from huggingface_hub import DatasetCardData
 BASE_URL = "https://files.grouplens.org/datasets/movielens"
 
 _COLUMNS = ["user_id", "gender", "age", "occupation", "zipcode", "movie_id", "title", "genre", "label"]
+ITEM_FIELDS = ["movie_id", "title", "genre"]  # the others describe the user
 
 # dataset name: (archive, and the folder inside it; md5 of the archive, as published beside it)
 _ARCHIVES = {

@@ -12,20 +12,31 @@ from .configuration_flip import FlipConfig
 from .data_collator import FlipDataCollator, PretrainingCollator
 from .feature_vocabulary import FeatureVocabulary
 from .metrics import CtrMetrics
+from .modeling_baselines import (
+    CTRBertConfig,
+    CTRBertForCTR,
+    MoRecConfig,
+    MoRecForCTR,
+    P5Config,
+    P5ForCTR,
+)
 from .modeling_flip import FlipForCTR, FlipForPreTraining, FlipModel, FlipPreTrainedModel
 from .processing_flip import FlipDataset, FlipProcessor
 from .tabular_towers import TABULAR_TOWERS, TabularTower, register_tabular_tower
 from .trainer_flip import FlipTrainer, FlipTrainingArguments
 from .version import __version__
 
-AutoConfig.register("flip", FlipConfig)
 AutoModel.register(FlipConfig, FlipModel)
 AutoModelForPreTraining.register(FlipConfig, FlipForPreTraining)
-AutoModelForSequenceClassification.register(FlipConfig, FlipForCTR)
-AutoProcessor.register(FlipConfig, FlipProcessor)
+for model_class in (FlipForCTR, CTRBertForCTR, MoRecForCTR, P5ForCTR):
+    AutoConfig.register(model_class.config_class.model_type, model_class.config_class)
+    AutoModelForSequenceClassification.register(model_class.config_class, model_class)
+    AutoProcessor.register(model_class.config_class, FlipProcessor)
 
 __all__ = [
     "TABULAR_TOWERS",
+    "CTRBertConfig",
+    "CTRBertForCTR",
     "CtrMetrics",
     "FeatureVocabulary",
     "FlipConfig",
@@ -38,6 +49,10 @@ __all__ = [
     "FlipProcessor",
     "FlipTrainer",
     "FlipTrainingArguments",
+    "MoRecConfig",
+    "MoRecForCTR",
+    "P5Config",
+    "P5ForCTR",
     "PretrainingCollator",
     "TabularTower",
     "__version__",

@@ -5,7 +5,12 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.activations import ACT2FN
 from transformers.configuration_utils import SubConfigSpec
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
 
 
 @strict
@@ -16,16 +21,31 @@ class FlipConfig(PreTrainedConfig):
         text_config: configuration of any encoder that AutoModel knows; not used where `towers` is "tabular".
         towers: "both" (FLIP), "tabular" (FLIP_ID, or an ID model from scratch) or "text" (FLIP_PLM).
         tabular_tower: name of a registered tabular tower, such as "dcnv2", "deepfm" or "autoint".
+        item_fields: positions of the fields that describe the item; the others describe the user. Read by the models that
+            keep the two apart (CTR-BERT, MoRec).
         num_features: M, features of all fields, unknown features and `<MASK>` included.
         num_fields: F.
         embedding_size: D, of a feature.
         hidden_sizes: layers of the tabular tower's MLP.
-        dropout: of that MLP.
-        num_cross_layers: of DCNv2.
-        num_attention_layers: of AutoInt; likewise `num_attention_heads` and `attention_size`, the size of one head.
-        text_pooling: "cls", the first token, or "mean", of the tokens that are not padding.
+        activation: of that MLP, a name that transformers' ACT2FN knows.
+        batch_norm: whether that MLP normalises each layer's outputs over the batch.
+        dropout: of that MLP, and of AFM's pooled products.
+        embedding_l2: λ of the penalty λ/2 ‖E‖² on the tabular tower's embeddings, added to the finetuning loss.
+        num_cross_layers: of DCN, DCNv2 and DCN-Mix.
+        num_experts: of a cross layer of DCN-Mix.
+        cross_rank: of an expert's matrices.
+        num_attention_layers: of AutoInt.
+        num_attention_heads: of AutoInt.
+        attention_size: of one head of AutoInt, and of AFM's attention.
+        pnn_product: "inner" or "outer".
+        cin_sizes: feature maps of each layer of xDeepFM's CIN.
+        num_logarithmic_neurons: of AFN.
+        text_pooling: "cls", the first token, "mean", of the tokens that are not padding, or "last" of these; by default the
+            family's own: last for a decoder, mean for the encoder of an encoder-decoder, else cls.
         projection_size: of the space where ICL compares the towers, and of MTM's hidden layer.
         temperature: τ of ICL.
+        icl_subspaces: parts into which ICL splits both projections; above 1 it compares them as CTRL does, each part of
+            one with the most similar part of the other.
         mlm_weight: of the MLM loss, 0 switches it off; likewise `mtm_weight` and `icl_weight`.
         joint_reconstruction: whether a masked field is recovered with the help of the other modality.
     """
@@ -37,18 +57,28 @@ class FlipConfig(PreTrainedConfig):
     text_config: PreTrainedConfig | dict | None = None
     towers: str = "both"
     tabular_tower: str = "dcnv2"
+    item_fields: list[int] | tuple[int, ...] = ()
     num_features: int = 2
     num_fields: int = 1
     embedding_size: int = 32
     hidden_sizes: list[int] | tuple[int, ...] = (300, 300, 128)
+    activation: str = "relu"
+    batch_norm: bool = False
     dropout: float | int = 0.0
+    embedding_l2: float | int = 0.0
     num_cross_layers: int = 3
+    num_experts: int = 4
+    cross_rank: int = 32
     num_attention_layers: int = 3
     num_attention_heads: int = 2
     attention_size: int = 32
-    text_pooling: str = "cls"
+    pnn_product: str = "inner"
+    cin_sizes: list[int] | tuple[int, ...] = (32, 32)
+    num_logarithmic_neurons: int = 64
+    text_pooling: str | None = None
     projection_size: int = 128
     temperature: float | int = 0.7
+    icl_subspaces: int = 1
     mlm_weight: float | int = 1.0
     mtm_weight: float | int = 1.0
     icl_weight: float | int = 1.0
@@ -58,19 +88,51 @@ class FlipConfig(PreTrainedConfig):
         if self.towers != "tabular" and self.text_config is None:
             self.text_config = {"model_type": "bert"}
         super().__post_init__(**kwargs)
+        if self.text_pooling is None and self.text_config is not None:
+            encoder_decoder = getattr(self.text_config, "is_encoder_decoder", False)
+            self.text_pooling = "last" if self.text_is_decoder else "mean" if encoder_decoder else "cls"
         self.check()
+
+    @property
+    def text_is_decoder(self) -> bool:
+        """Whether a token of the text tower sees only those before it."""
+        family = getattr(self.text_config, "model_type", None)
+        return family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not (
+            family in MODEL_FOR_MASKED_LM_MAPPING_NAMES or getattr(self.text_config, "is_encoder_decoder", False)
+        )
 
     def check(self) -> None:
         """Raises ValueError where a setting cannot be. Every model asks again: settings can be changed after construction."""
-        for name, choices in {"towers": ("both", "tabular", "text"), "text_pooling": ("cls", "mean")}.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}")
+        choices = {
+            "towers": ("both", "tabular", "text"),
+            "text_pooling": (None, "cls", "mean", "last"),
+            "pnn_product": ("inner", "outer"),
+            "activation": tuple(ACT2FN),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(filter(None, allowed))}"
+                )
+        if self.text_pooling == "cls" and self.text_is_decoder:
+            raise ValueError(
+                f"text model {getattr(self.text_config, 'model_type', None)!r} is a decoder: its first token sees no other; "
+                "set text_pooling to 'last' or 'mean'"
+            )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
         if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature}; it must be above 0")
-        for name in ("mlm_weight", "mtm_weight", "icl_weight"):
+        for name in ("mlm_weight", "mtm_weight", "icl_weight", "embedding_l2"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
         if not self.hidden_sizes:
             raise ValueError("hidden_sizes is empty; the MLP needs one layer or more")
+        if self.icl_subspaces < 1 or self.projection_size % self.icl_subspaces:
+            raise ValueError(
+                f"icl_subspaces is {self.icl_subspaces}; it must divide projection_size ({self.projection_size})"
+            )
+        if not set(self.item_fields) < set(range(self.num_fields)):
+            raise ValueError(
+                f"item_fields is {list(self.item_fields)}; it names positions below num_fields ({self.num_fields}), not all"
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,25 +17,36 @@ TEXT_FIELDS, TABULAR_FIELDS, TEXT_TOKENS, NOISE = range(4)
 
 @dataclass
 class FlipDataCollator:
-    """Rows to `feature_ids` (B, F), `input_ids` and `attention_mask` (B, L), and `labels` (B,) where there are labels.
+    """Rows to what a model reads of them, and `labels` (B,) where there are labels.
 
     Args:
         processor: makes the rows' sentences.
-        towers: "both", "tabular" or "text"; a tower's inputs are made only where it is used.
+        inputs: any of "feature_ids", (B, F); "sentence": `input_ids` and `attention_mask` (B, L); "user_sentence" and
+            "item_sentence": the distinct sentences of the user's or the item's fields, `item_input_ids` and
+            `item_attention_mask` (U, L), and which of them each row has, `item_index` (B,). A model's are its `inputs`.
+        item_fields: positions of the item's fields; the others are the user's.
     """
 
     processor: FlipProcessor
-    towers: str = "both"
+    inputs: Sequence[str] = ("feature_ids", "sentence")
+    item_fields: Sequence[int] = ()
 
     def __call__(self, rows: FlipDataset) -> dict[str, torch.Tensor]:
         batch: dict[str, np.ndarray] = {}
-        if self.towers != "text":
+        if rows.labels is not None:
+            batch["labels"] = rows.labels  # first: Trainer counts the rows of the first tensor
+        if "feature_ids" in self.inputs:
             batch["feature_ids"] = self.processor.feature_ids(rows)
-        if self.towers != "tabular":
+        if "sentence" in self.inputs:
             sentences = self.processor.sentences(rows)
             batch |= {key: sentences[key] for key in ("input_ids", "attention_mask")}
-        if rows.labels is not None:
-            batch["labels"] = rows.labels
+        users = [f for f in range(rows.value_ids.shape[1]) if f not in self.item_fields]
+        for side, fields in {"user": users, "item": self.item_fields}.items():
+            if f"{side}_sentence" in self.inputs:
+                _, first, index = np.unique(rows.value_ids[:, fields], axis=0, return_index=True, return_inverse=True)
+                sentences = self.processor.sentences(rows.__getitems__(first.tolist()), fields)
+                batch |= {f"{side}_{key}": sentences[key] for key in ("input_ids", "attention_mask")}
+                batch[f"{side}_index"] = index.reshape(-1)
         return {key: torch.from_numpy(value) for key, value in batch.items()}
 
 

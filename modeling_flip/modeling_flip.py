@@ -10,18 +10,14 @@ from typing import Any, Self
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-)
 from transformers.utils import ModelOutput, logging
 
 from .configuration_flip import FlipConfig
 from .objectives import InstanceContrastiveLearning, MaskedLanguageModeling, MaskedTabularModeling
 from .processing_flip import FlipProcessor
-from .tabular_layers import FieldwiseLinear
+from .tabular_layers import BatchNorm, FieldwiseLinear, VectorCrossNetwork
 from .tabular_towers import create_tabular_tower
 
 logger = logging.get_logger(__name__)
@@ -98,7 +94,17 @@ class FlipPreTrainedModel(PreTrainedModel):
         elif isinstance(module, FieldwiseLinear):
             for weight in module.weight:
                 init.xavier_uniform_(weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, BatchNorm):
+            init.ones_(module.weight)
             init.zeros_(module.bias)
+            init.zeros_(module.running_mean)
+            init.ones_(module.running_var)
+            init.zeros_(module.num_batches_tracked)
+        elif isinstance(module, VectorCrossNetwork):
+            for bias in module.biases:
+                init.zeros_(bias)
         elif isinstance(module, MaskedLanguageModeling):
             init.zeros_(module.bias)
         elif isinstance(module, FlipForCTR) and module.config.towers == "both":
@@ -120,19 +126,31 @@ class FlipPreTrainedModel(PreTrainedModel):
         """
         sizes = {"num_features": processor.vocabulary.num_features, "num_fields": len(processor.fields)}
         if config_kwargs.get("towers") == "tabular":
-            return cls(FlipConfig(**sizes, **config_kwargs))
+            return cls(cls.config_class(**sizes, **config_kwargs))
         if text_model_name_or_path is None or processor.tokenizer is None:
             raise ValueError("a text tower needs text_model_name_or_path and a processor with a tokenizer")
         text_tower = AutoModel.from_pretrained(text_model_name_or_path, dtype=torch.float32)
         if len(processor.tokenizer) > text_tower.get_input_embeddings().num_embeddings:
             text_tower.resize_token_embeddings(len(processor.tokenizer))
-        model = cls(FlipConfig(text_config=text_tower.config, **sizes, **config_kwargs))
-        loaded = model.flip.text_tower.load_state_dict(text_tower.state_dict(), strict=False)  # its pooler stays behind
-        if loaded.missing_keys:
-            raise ValueError(
-                f"{text_model_name_or_path} lacks weights of its own architecture: {loaded.missing_keys[:3]}"
-            )
+        model = cls(cls.config_class(text_config=text_tower.config, **sizes, **config_kwargs))
+        weights = bare_text_tower(text_tower).state_dict()
+        for tower in model.fresh_text_towers():
+            missing = tower.load_state_dict(weights, strict=False).missing_keys
+            if missing:
+                raise ValueError(f"{text_model_name_or_path} lacks weights of its own architecture: {missing[:3]}")
         return model
+
+    def fresh_text_towers(self) -> list[PreTrainedModel]:
+        """The text towers that `from_text_pretrained` fills."""
+        return [self.base_model.text_tower]
+
+    def embedding_penalty(self) -> torch.Tensor | float:
+        """λ/2 ‖E‖² of the tabular tower's embeddings, in training; 0 in evaluation and where λ is 0."""
+        tower = getattr(self.base_model, "tabular_tower", None)
+        if tower is None or not (self.training and self.config.embedding_l2):
+            return 0.0
+        tables = [module.weight for module in tower.modules() if isinstance(module, nn.Embedding)]
+        return 0.5 * self.config.embedding_l2 * torch.stack([table.square().sum() for table in tables]).sum()
 
     def get_input_embeddings(self) -> nn.Module:
         if self.config.towers == "tabular":
@@ -143,21 +161,30 @@ class FlipPreTrainedModel(PreTrainedModel):
         self.base_model.text_tower.set_input_embeddings(value)
 
 
-def check_text_config(config: FlipConfig) -> None:
-    """Raises ValueError where there is no text tower, or its first token does not see the sentence."""
-    if config.text_config is None:
-        raise ValueError(
-            f"towers is {config.towers!r}, but this checkpoint has no text tower; load it with towers='tabular'"
-        )
-    text_config: Any = config.text_config
-    family = text_config.model_type
-    if getattr(text_config, "is_encoder_decoder", False):
-        raise ValueError(f"text model {family!r} is an encoder-decoder; use an encoder, such as BERT")
-    is_decoder = family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and family not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    if is_decoder and config.text_pooling == "cls":
-        raise ValueError(
-            f"text model {family!r} is a decoder: its first token sees no other; set text_pooling to 'mean'"
-        )
+def create_text_tower(text_config: PreTrainedConfig) -> PreTrainedModel:
+    """A fresh text tower, to be read at its last hidden states."""
+    return bare_text_tower(AutoModel.from_config(text_config, dtype=torch.get_default_dtype()))
+
+
+def bare_text_tower(model: PreTrainedModel) -> PreTrainedModel:
+    """What is read of a text model: its encoder, where it has a decoder too; no pooler; no cache of keys and values."""
+    if getattr(model.config, "is_encoder_decoder", False):
+        model = model.get_encoder()
+    if "add_pooling_layer" in inspect.signature(type(model).__init__).parameters:
+        model.pooler = None
+    if hasattr(model.config, "use_cache"):
+        model.config.use_cache = False
+    return model
+
+
+def pooled(hidden: torch.Tensor, attention_mask: torch.Tensor, pooling: str | None) -> torch.Tensor:
+    """hidden (B, L, D), attention_mask (B, L) → (B, D): the first token, the last, or the mean, padding left out."""
+    if pooling == "mean":
+        weight = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        return (hidden * weight).sum(1) / weight.sum(1)
+    if pooling == "last":
+        return hidden[torch.arange(len(hidden), device=hidden.device), attention_mask.sum(1) - 1]
+    return hidden[:, 0]
 
 
 class FlipModel(FlipPreTrainedModel):
@@ -168,10 +195,11 @@ class FlipModel(FlipPreTrainedModel):
         if config.towers != "text":
             self.tabular_tower = create_tabular_tower(config)
         if config.towers != "tabular":
-            check_text_config(config)
-            self.text_tower = AutoModel.from_config(config.text_config, dtype=torch.get_default_dtype())
-            if "add_pooling_layer" in inspect.signature(type(self.text_tower).__init__).parameters:
-                self.text_tower.pooler = None  # never read: the pooled sentence is a hidden state
+            if config.text_config is None:
+                raise ValueError(
+                    f"towers is {config.towers!r}, but this checkpoint has no text tower; load it with towers='tabular'"
+                )
+            self.text_tower = create_text_tower(config.text_config)
         self.post_init()
 
     def forward(
@@ -192,11 +220,7 @@ class FlipModel(FlipPreTrainedModel):
                 attention_mask = torch.ones_like(input_ids)
             hidden = self.text_tower(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
             output.text_hidden_states = hidden
-            if self.config.text_pooling == "cls":
-                output.text_representation = hidden[:, 0]
-            else:
-                weight = attention_mask.unsqueeze(-1).to(hidden.dtype)
-                output.text_representation = (hidden * weight).sum(1) / weight.sum(1)
+            output.text_representation = pooled(hidden, attention_mask, self.config.text_pooling)
         return output
 
 
@@ -306,6 +330,12 @@ class FlipForCTR(FlipPreTrainedModel):
         return loaded
 
     @property
+    def inputs(self) -> tuple[str, ...]:
+        """What it reads of a row, for `FlipDataCollator`."""
+        views = {"tabular": ("feature_ids",), "text": ("sentence",)}
+        return views.get(self.config.towers, ("feature_ids", "sentence"))
+
+    @property
     def alpha(self) -> torch.Tensor:
         """Scalar, the tabular tower's share; 1 or 0 where one tower is alone."""
         if self.config.towers == "both":
@@ -337,13 +367,15 @@ class FlipForCTR(FlipPreTrainedModel):
                     1
                 )
         if self.config.towers != "both":
-            return FlipForCTROutput(loss=None if labels is None else click_loss(logits, labels), logits=logits)
+            loss = None if labels is None else click_loss(logits, labels) + self.embedding_penalty()
+            return FlipForCTROutput(loss=loss, logits=logits)
         each = {"tabular": towers.tabular_logit, "text": logits}
         each["joint"] = self.alpha * each["tabular"] + (1 - self.alpha) * each["text"]
         output = FlipForCTROutput(logits=each["joint"], tabular_logits=each["tabular"], text_logits=each["text"])
         if labels is not None:
             losses = {f"{name}_loss": click_loss(tower_logits, labels) for name, tower_logits in each.items()}
-            output = FlipForCTROutput(loss=torch.stack(list(losses.values())).sum(), **output, **losses)
+            loss = torch.stack(list(losses.values())).sum() + self.embedding_penalty()
+            output = FlipForCTROutput(loss=loss, **output, **losses)
         return output
 
 

@@ -112,12 +112,14 @@ class InstanceContrastiveLearning(nn.Module):
     """ICL (Eq. 11): each row's sentence and table find each other among all rows of the batch, on all processes.
 
     Both towers are projected linearly to `projection_size`; similarity is their dot product over τ; InfoNCE from text to
-    table and from table to text, averaged.
+    table and from table to text, averaged. With `icl_subspaces` S above 1 the similarity is CTRL's fine-grained one (Li et
+    al., 2023): both projections are split into S parts, and sim(a, b) = Σ_s max_t ⟨a_s, b_t⟩, a being the side that searches.
     """
 
     def __init__(self, config: FlipConfig, tabular_size: int, text_size: int):
         super().__init__()
         self.temperature = config.temperature
+        self.num_subspaces = config.icl_subspaces
         self.text_projection = nn.Linear(text_size, config.projection_size)
         self.tabular_projection = nn.Linear(tabular_size, config.projection_size)
 
@@ -129,9 +131,17 @@ class InstanceContrastiveLearning(nn.Module):
         all_text, all_tabular, first = gather_rows(text, tabular)
         targets = torch.arange(len(text), device=text.device) + first
         with torch.autocast(text.device.type, enabled=False):
-            text_to_table = F.cross_entropy(text @ all_tabular.T / self.temperature, targets)
-            table_to_text = F.cross_entropy(tabular @ all_text.T / self.temperature, targets)
+            text_to_table = F.cross_entropy(self.similarity(text, all_tabular) / self.temperature, targets)
+            table_to_text = F.cross_entropy(self.similarity(tabular, all_text) / self.temperature, targets)
         return (text_to_table + table_to_text) / 2
+
+    def similarity(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """a (A, projection_size), b (B, projection_size) → (A, B)."""
+        if self.num_subspaces == 1:
+            return a @ b.T
+        a, b = (x.unflatten(1, (self.num_subspaces, -1)).transpose(0, 1) for x in (a, b))  # (S, A, d), (S, B, d)
+        best = [torch.stack([part @ other.T for other in b]).amax(0) for part in a]  # S of (A, B): never (S, S, A, B)
+        return torch.stack(best).sum(0)
 
 
 def gather_rows(text: torch.Tensor, tabular: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:

@@ -219,14 +219,19 @@ class FlipProcessor(ProcessorMixin):
         """(B, F) int64 feature ids."""
         return rows.value_features[rows.value_ids].astype(np.int64)
 
-    def sentences(self, rows: FlipDataset) -> dict[str, np.ndarray]:
-        """`input_ids`, `attention_mask` and `token_field_ids`, each (B, L) int64, L the longest sentence here."""
+    def sentences(self, rows: FlipDataset, fields: Sequence[int] | None = None) -> dict[str, np.ndarray]:
+        """`input_ids`, `attention_mask` and `token_field_ids`, each (B, L) int64, L the longest sentence here.
+
+        `fields` (positions) makes sentences of these alone. Their first then stands as it does inside the whole sentence:
+        tokenizers that mark spaces mark one before it.
+        """
         if rows.token_table is None:
-            return self._tokenize_sentences(rows)
+            return self._tokenize_sentences(rows, fields)
         assert self.tokenizer is not None and self.max_length is not None
         before, after = self._special_ids
-        table, (size, num_fields) = rows.token_table, rows.value_ids.shape
-        value_ids = rows.value_ids.ravel()
+        chosen = np.arange(rows.value_ids.shape[1]) if fields is None else np.asarray(fields)
+        table, size, num_fields = rows.token_table, len(rows), len(chosen)
+        value_ids = rows.value_ids[:, chosen].ravel()
         lengths = table.lengths[value_ids]  # (B F,)
         sentence_lengths = lengths.reshape(size, num_fields).sum(1)
         # The tokens of all sentences, end to end: `stops` counts them, each is a slice of the table.
@@ -234,7 +239,7 @@ class FlipProcessor(ProcessorMixin):
         source = np.repeat(table.offsets[value_ids] - (stops - lengths), lengths) + np.arange(stops[-1] if size else 0)
         row = np.repeat(np.arange(size), sentence_lengths)
         position = np.arange(len(row)) - np.repeat(np.cumsum(sentence_lengths) - sentence_lengths, sentence_lengths)
-        field = np.repeat(np.tile(np.arange(num_fields), size), lengths)
+        field = np.repeat(np.tile(chosen, size), lengths)
 
         room = self.max_length - len(before) - len(after)
         fits = position < room
@@ -297,16 +302,17 @@ class FlipProcessor(ProcessorMixin):
         unknown = self.tokenizer.unk_token_id
         return [unknown if i in self._control_ids and unknown is not None else i for i in ids]
 
-    def _tokenize_sentences(self, rows: FlipDataset) -> dict[str, np.ndarray]:
+    def _tokenize_sentences(self, rows: FlipDataset, fields: Sequence[int] | None = None) -> dict[str, np.ndarray]:
         """What `sentences` gives, by tokenising each whole sentence and reading the fields from the offsets."""
         assert self.tokenizer is not None
         values = [text for _, text in [*self._vocabulary.texts, *rows.unseen_values]]
         texts, all_spans = [], []
         for row in rows.value_ids:
             text, value_spans = "", []
-            for head, value, stop in self._pieces([values[v] for v in row]):
-                value_spans.append((len(text) + len(head), len(text) + len(head) + len(value)))
-                text += head + value + stop
+            for i, (head, value, stop) in enumerate(self._pieces([values[v] for v in row])):
+                if fields is None or i in fields:
+                    value_spans.append((i, len(text) + len(head), len(text) + len(head) + len(value)))
+                    text += head + value + stop
             texts.append(text)
             all_spans.append(value_spans)
         if not texts:
@@ -321,7 +327,7 @@ class FlipProcessor(ProcessorMixin):
             ids[before : len(ids) - after] = self._without_control_ids(ids[before : len(ids) - after])
             input_ids[r, : len(ids)], mask[r, : len(ids)] = ids, 1
             for t, (start, stop) in enumerate(spans):
-                for field, (first, last) in enumerate(all_spans[r]):
+                for field, first, last in all_spans[r]:
                     if start < last and stop > first:
                         token_field_ids[r, t] = field
         return {"input_ids": input_ids, "attention_mask": mask, "token_field_ids": token_field_ids}

@@ -33,7 +33,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from .configuration_flip import FlipConfig
-from .modeling_flip import FlipForCTR, FlipForPreTraining, check_text_config
+from .modeling_baselines import CTRBertForCTR, MoRecConfig, MoRecForCTR, P5ForCTR
+from .modeling_flip import FlipForCTR, FlipForPreTraining
 from .processing_flip import FlipDataset, FlipProcessor, read_labels
 from .tabular_towers import TABULAR_TOWERS
 from .trainer_flip import FlipTrainer, FlipTrainingArguments, ctr_metrics
@@ -43,13 +44,14 @@ logger = logging.get_logger(__name__)
 
 SPLITS = ("train", "validation", "test")
 RECIPE_FILE, RESULTS_FILE, PRETRAINING_RESULTS_FILE = "recipe.yaml", "all_results.json", "pretraining_results.json"
+MODELS = {cls.config_class.model_type: cls for cls in (FlipForCTR, CTRBertForCTR, MoRecForCTR, P5ForCTR)}
 MODEL_KEYS = [
     name
-    for name in FlipConfig.__annotations__
-    if name not in ("text_config", "towers", "tabular_tower", "num_features", "num_fields")
+    for name in (*FlipConfig.__annotations__, "freeze_text_tower")
+    if name not in ("text_config", "towers", "tabular_tower", "item_fields", "num_features", "num_fields")
 ]
 # What finetuning may set otherwise than pretraining: it changes no weights.
-FREE_MODEL_KEYS = ("dropout", "text_pooling")
+FREE_MODEL_KEYS = ("dropout", "embedding_l2", "text_pooling")
 # Where TrainingArguments' own defaults do not suit click logs. A recipe overrides them like any other.
 STAGE_DEFAULTS: dict[str, dict[str, Any]] = {
     "pretraining": {"save_strategy": "epoch", "save_total_limit": 1, "logging_steps": 50},
@@ -101,9 +103,12 @@ class Recipe:
         raw_dir: folder with the raw files of a movielens dataset; without it they are downloaded.
         label_column: the column of clicks, 0 or 1.
         fields: the columns to use, in the order of the sentence; by default all but the label.
+        item_fields: those that describe the item; the others are the user's. By default what the dataset says of itself;
+            read by ctr_bert and morec.
+        model_type: flip (FLIP and its towers, ID models, PTab, CTRL), ctr_bert, morec or p5.
         text_model_name_or_path: the text tower, a Hub id or a folder.
         pretrained_model_name_or_path: a pretraining checkpoint to finetune from, instead of the pretraining stage.
-        tabular_tower: the ID model (dcnv2, deepfm or autoint).
+        tabular_tower: the ID model (afm, pnn, wide_deep, dcn, deepfm, xdeepfm, afn, autoint, dcnv2 or dcn_mix).
         towers: what is finetuned: both (FLIP), tabular (FLIP_ID; without pretraining, the ID model from scratch) or text.
         seed: of weights, order, masks and noise.
         max_train_samples: use only the first so many training rows.
@@ -120,6 +125,8 @@ class Recipe:
     raw_dir: str | None = None
     label_column: str = "label"
     fields: list[str] | None = None
+    item_fields: list[str] | None = None
+    model_type: str = "flip"
     text_model_name_or_path: str | None = None
     pretrained_model_name_or_path: str | None = None
     tabular_tower: str = "dcnv2"
@@ -170,7 +177,7 @@ def recipe_parser() -> RecipeParser:
     parser.add_argument("--recipe", action="config", help="the YAML file; may be written first, without --recipe")
     parser.add_class_arguments(Recipe, as_group=False, skip={"use_cpu", "model", "pretraining", "finetuning"})
     parser.add_argument("--use_cpu", action=jsonargparse.ActionYesNo, help="train on the CPU even where there is a GPU")
-    parser.add_class_arguments(FlipConfig, "model", skip={f.name for f in fields(FlipConfig)} - set(MODEL_KEYS))
+    parser.add_class_arguments(MoRecConfig, "model", skip={f.name for f in fields(MoRecConfig)} - set(MODEL_KEYS))
     for stage in STAGE_DEFAULTS:
         others = PRETRAINING_ONLY if stage == "finetuning" else FINETUNING_ONLY
         skip = {"output_dir", "seed", "data_seed", "use_cpu"} | others
@@ -268,22 +275,21 @@ def run(recipe: Recipe, data: datasets.DatasetDict) -> dict[str, Any]:
         free = {key: value for key, value in recipe.model.items() if key in FREE_MODEL_KEYS}
         model = FlipForCTR.from_pretrained(pretrained, towers=recipe.towers, **free)
     else:
-        model = FlipForCTR.from_text_pretrained(
-            recipe.text_model_name_or_path,
-            processor,
-            towers=recipe.towers,
-            tabular_tower=recipe.tabular_tower,
-            **recipe.model,
-        )
-    if recipe.towers == "tabular":
+        settings = {"tabular_tower": recipe.tabular_tower, **recipe.model}
+        if recipe.model_type == "flip":
+            settings["towers"] = recipe.towers
+        if recipe.item_fields:
+            settings["item_fields"] = [processor.fields.index(name) for name in recipe.item_fields]
+        model = MODELS[recipe.model_type].from_text_pretrained(recipe.text_model_name_or_path, processor, **settings)
+    if model.inputs == ("feature_ids",):
         processor = processor.tabular_only()
     arguments = stage_arguments(recipe, "finetuning")
     trainer = FlipTrainer(model, arguments, processor, encoded["train"], encoded["validation"])
     last = last_checkpoint(trainer)
-    trained = trainer.train(resume_from_checkpoint=last).metrics
+    trainer.train(resume_from_checkpoint=last)
     wall_time["finetuning_seconds"] = time.perf_counter() - begun
     results["resumed"] = resumed or last is not None  # then times count the parts that were not lost
-    results["train_samples_per_second"] = trained.get("train_samples_per_second")
+    results["train_samples_per_second"] = trainer.clock.median
     results["epochs"] = trainer.state.epoch
     results["best_epoch"] = best_epoch(trainer)
     results["history"] = [
@@ -293,9 +299,10 @@ def run(recipe: Recipe, data: datasets.DatasetDict) -> dict[str, Any]:
     ]
     for split in ("validation", "test"):
         results |= evaluate(trainer, encoded[split], split)
-    results["alpha"] = model.alpha.item()
+    if isinstance(model, FlipForCTR):
+        results["alpha"] = model.alpha.item()
     results["num_parameters"] = model.num_parameters()
-    if recipe.towers != "tabular":
+    if model.inputs != ("feature_ids",):
         # The one whose weights are in the model: a pretraining checkpoint's, whatever the recipe names.
         results["text_model"] = model.config.text_config.name_or_path
     wall_time["total_seconds"] = time.perf_counter() - started
@@ -346,6 +353,19 @@ def check_recipe(recipe: Recipe) -> None:
         raise ValueError(
             f"tabular_tower is {recipe.tabular_tower!r}; it must be one of {', '.join(TABULAR_TOWERS)}{hint}"
         )
+    if recipe.model_type not in MODELS:
+        near = difflib.get_close_matches(recipe.model_type, MODELS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"model_type is {recipe.model_type!r}; it must be one of {', '.join(MODELS)}{hint}")
+    pretrains = recipe.pretraining is not None or recipe.pretrained_model_name_or_path is not None
+    if recipe.model_type != "flip" and pretrains:
+        raise ValueError(
+            f"pretraining aligns FLIP's two towers; model_type {recipe.model_type!r} has none: leave it out"
+        )
+    if recipe.model_type != "morec" and "freeze_text_tower" in recipe.model:
+        raise ValueError(
+            "freeze_text_tower is morec's; to hold another text tower still, set its text_learning_rate to 0"
+        )
     config = FlipConfig(towers=recipe.towers, **recipe.model)
     for stage in STAGE_DEFAULTS:
         stage_arguments(recipe, stage)
@@ -362,8 +382,7 @@ def check_recipe(recipe: Recipe) -> None:
                 f"text model {text_model!r} cannot be loaded: it is no folder with a config.json, and the Hub does not give "
                 f"it ({str(error).splitlines()[0]}); set --text_model_name_or_path to a Hub id or a folder that exists"
             ) from error
-        config.towers, config.text_config = "both", text_config
-        check_text_config(config)
+        FlipConfig(text_config=text_config, **recipe.model)
     if (pretrained := recipe.pretrained_model_name_or_path) is not None:
         try:
             config = FlipConfig.from_pretrained(pretrained)
@@ -380,12 +399,17 @@ def check_recipe(recipe: Recipe) -> None:
 def needs_text(recipe: Recipe) -> bool:
     """Whether a text tower must be loaded from outside."""
     return recipe.pretrained_model_name_or_path is None and (
-        recipe.towers != "tabular" or recipe.pretraining is not None
+        recipe.towers != "tabular" or recipe.pretraining is not None or recipe.model_type != "flip"
     )
 
 
 def check_data(data: datasets.DatasetDict, recipe: Recipe) -> None:
     """Raises ValueError where a split is absent or empty, a column is absent, or labels are not clicks."""
+    if recipe.model_type in ("ctr_bert", "morec") and not recipe.item_fields:
+        raise ValueError(
+            f"{recipe.model_type} keeps users and items apart, and the dataset does not say which fields are the item's: name "
+            "them with item_fields"
+        )
     for split in SPLITS:
         if split not in data:
             raise ValueError(f"split {split!r} is missing; the dataset has {', '.join(data)}")
@@ -398,7 +422,9 @@ def check_data(data: datasets.DatasetDict, recipe: Recipe) -> None:
             raise ValueError(
                 f"split {split!r} has no column but the label {recipe.label_column!r}: there is nothing to learn"
             )
-        for column in [recipe.label_column, *(recipe.fields or [])]:
+        if recipe.fields is not None and (strangers := set(recipe.item_fields or []) - set(recipe.fields)):
+            raise ValueError(f"item_fields names {sorted(strangers)}, which are not among the fields {recipe.fields}")
+        for column in [recipe.label_column, *(recipe.fields or []), *(recipe.item_fields or [])]:
             if column not in columns:
                 near = difflib.get_close_matches(column, columns, n=1, cutoff=0.4)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -444,10 +470,10 @@ def pretrain(recipe: Recipe, processor: FlipProcessor, encoded: dict[str, FlipDa
     )
     arguments = stage_arguments(recipe, "pretraining")
     trainer = FlipTrainer(model, arguments, processor, encoded["train"], encoded["validation"])
-    metrics = trainer.train(resume_from_checkpoint=last_checkpoint(trainer)).metrics
+    trainer.train(resume_from_checkpoint=last_checkpoint(trainer))
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     figures = {
-        "pretraining_samples_per_second": metrics.get("train_samples_per_second"),
+        "pretraining_samples_per_second": trainer.clock.median,
         "pretraining_losses": {k: v for k, v in logged[-1].items() if k.endswith("loss")} if logged else {},
         "pretraining_seconds": time.perf_counter() - started,
     }
@@ -503,6 +529,7 @@ def evaluate(trainer: FlipTrainer, dataset: FlipDataset, split: str) -> dict[str
     results = {k: v for k, v in (output.metrics or {}).items() if re.search(r"_(auc|logloss|ece)$", k)}
     unseen = dataset.has_unseen_value
     if split == "test":
+        results["test_rows_per_second"] = (output.metrics or {}).get("test_samples_per_second")
         results["test_unseen_rows"] = int(unseen.sum())
         if len(np.unique(labels[unseen])) == 2:
             logits = output.predictions

@@ -3,21 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import torch
 from torch import nn
+from transformers.activations import ACT2FN
+
+from .configuration_flip import FlipConfig
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """nn.BatchNorm1d that also trains on a batch of one row, by its running statistics: one row has no variance."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training and len(x) == 1:
+            return nn.functional.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+        return super().forward(x)
 
 
 class MLP(nn.Sequential):
-    """Linear, ReLU and dropout for each hidden size: (B, input_size) → (B, hidden_sizes[-1])."""
+    """Linear, batch norm if the configuration has it, activation and dropout for each hidden size:
+    (B, input_size) → (B, hidden_sizes[-1])."""
 
-    def __init__(self, input_size: int, hidden_sizes: Sequence[int], dropout: float = 0.0):
-        sizes = [input_size, *hidden_sizes]
+    def __init__(self, input_size: int, config: FlipConfig):
         layers: list[nn.Module] = []
-        for size, next_size in pairwise(sizes):
-            layers += [nn.Linear(size, next_size), nn.ReLU(), nn.Dropout(dropout)]
+        for size, next_size in pairwise([input_size, *config.hidden_sizes]):
+            norm = [BatchNorm(next_size)] if config.batch_norm else []
+            layers += [nn.Linear(size, next_size), *norm, ACT2FN[config.activation], nn.Dropout(config.dropout)]
         super().__init__(*layers)
+
+
+class VectorCrossNetwork(nn.Module):
+    """DCN's cross layers, x_{l+1} = x_0 (x_l · w_l) + b_l + x_l (Wang et al., ADKDD '17, Eq. 3): (B, N) → (B, N)."""
+
+    def __init__(self, size: int, num_layers: int):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(size, 1, bias=False) for _ in range(num_layers))
+        self.biases = nn.ParameterList(torch.zeros(size) for _ in range(num_layers))
+
+    def forward(self, x0: torch.Tensor) -> torch.Tensor:
+        x = x0
+        for layer, bias in zip(self.layers, self.biases, strict=True):
+            x = torch.addcmul(x + bias, x0, layer(x))
+        return x
 
 
 class CrossNetwork(nn.Module):
@@ -32,6 +62,71 @@ class CrossNetwork(nn.Module):
         for layer in self.layers:
             x = torch.addcmul(x, x0, layer(x))
         return x
+
+
+class MixtureCrossNetwork(nn.Module):
+    """DCNv2's low-rank cross layers with K experts (Wang et al., WWW '21, Eq. 3-5): (B, N) → (B, N).
+
+    x_{l+1} = Σ_i G_i(x_l) x_0 ⊙ (U_i tanh(C_i tanh(V_iᵀ x_l)) + b) + x_l, G = softmax(gate · x_l).
+    """
+
+    def __init__(self, size: int, num_layers: int, num_experts: int, rank: int):
+        super().__init__()
+        self.num_experts = num_experts
+        self.gates = nn.ModuleList(nn.Linear(size, num_experts, bias=False) for _ in range(num_layers))
+        self.down = nn.ModuleList(nn.Linear(size, num_experts * rank, bias=False) for _ in range(num_layers))
+        self.inner = nn.ModuleList(FieldwiseLinear(num_experts, rank, rank, bias=False) for _ in range(num_layers))
+        self.up = nn.ModuleList(nn.Linear(num_experts * rank, size) for _ in range(num_layers))
+
+    def forward(self, x0: torch.Tensor) -> torch.Tensor:
+        x = x0
+        for gate, down, inner, up in zip(self.gates, self.down, self.inner, self.up, strict=True):
+            experts = inner(down(x).tanh().unflatten(1, (self.num_experts, -1))).tanh()  # (B, K, rank)
+            # The gates weigh the experts before U, which then is one product; they add to one, so b comes out whole.
+            x = torch.addcmul(x, x0, up((gate(x).softmax(1).unsqueeze(2) * experts).flatten(1)))
+        return x
+
+
+class CompressedInteractionNetwork(nn.Module):
+    """xDeepFM's CIN (Lian et al., KDD '18, Eq. 6-8): (B, F, D) → (B, sum of layer_sizes).
+
+    X^k_h = Σ_{i,j} W^{k,h}_{ij} (X^{k-1}_i ⊙ X^0_j), without activation; every layer's maps are summed over D.
+    """
+
+    def __init__(self, num_fields: int, layer_sizes: Sequence[int]):
+        super().__init__()
+        sizes = [num_fields, *layer_sizes]
+        self.layers = nn.ModuleList(nn.Linear(s * num_fields, n, bias=False) for s, n in pairwise(sizes))
+
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        x0 = embeddings.transpose(1, 2)  # (B, D, F)
+        x, pooled = x0, []
+        for layer in self.layers:
+            x = layer((x.unsqueeze(3) * x0.unsqueeze(2)).flatten(2))  # (B, D, H)
+            pooled.append(x.sum(1))
+        return torch.cat(pooled, dim=1)
+
+
+class LogarithmicLayer(nn.Module):
+    """AFN's logarithmic neurons (Cheng et al., AAAI '20, Eq. 6): (B, F, D) → (B, num_neurons, D).
+
+    y_j = exp(Σ_i w_ij ln |e_i|), batch norm before and behind, as in the paper's §3.4; |e| is at least 1e-5.
+    """
+
+    def __init__(self, num_fields: int, num_neurons: int):
+        super().__init__()
+        self.log_norm, self.exp_norm = BatchNorm(num_fields), BatchNorm(num_neurons)
+        self.orders = nn.Linear(num_fields, num_neurons)
+
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        logarithms = self.log_norm(embeddings.abs().clamp(min=1e-5).log())
+        return self.exp_norm(self.orders(logarithms.transpose(1, 2)).exp().transpose(1, 2))
+
+
+def pairs(num_fields: int) -> tuple[list[int], list[int]]:
+    """All pairs of fields i < j: the i and the j of each."""
+    both = list(combinations(range(num_fields), 2))
+    return [i for i, _ in both], [j for _, j in both]
 
 
 def pairwise_interactions(embeddings: torch.Tensor) -> torch.Tensor:
@@ -62,11 +157,12 @@ class InteractingLayer(nn.Module):
 class FieldwiseLinear(nn.Module):
     """One linear layer for each field: (B, input_size) or (B, F, input_size) → (B, F, output_size)."""
 
-    def __init__(self, num_fields: int, input_size: int, output_size: int):
+    def __init__(self, num_fields: int, input_size: int, output_size: int, bias: bool = True):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_fields, input_size, output_size))
-        self.bias = nn.Parameter(torch.empty(num_fields, output_size))
+        self.bias = nn.Parameter(torch.empty(num_fields, output_size)) if bias else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         equation = "bi,fio->bfo" if x.ndim == 2 else "bfi,fio->bfo"
-        return torch.einsum(equation, x, self.weight) + self.bias
+        product = torch.einsum(equation, x, self.weight)
+        return product if self.bias is None else product + self.bias

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from transformers.trainer_utils import PredictionOutput
 
 from .data_collator import FlipDataCollator, PretrainingCollator, check_masking
 from .metrics import CtrMetrics
-from .modeling_flip import FlipForCTR, FlipForPreTraining
+from .modeling_flip import FlipForCTR, FlipForPreTraining, FlipPreTrainedModel
 from .processing_flip import FlipDataset, FlipProcessor
 
 
@@ -82,6 +83,29 @@ class SetEpoch(TrainerCallback):
         self.dataset.set_epoch(int((state.epoch or 0) + 1e-6))
 
 
+class EpochClock(TrainerCallback):
+    """Training speed of each epoch: Trainer's own figure counts the epochs that early stopping left out, and evaluations.
+
+    Attributes:
+        samples_per_second: of each epoch that this process has trained.
+    """
+
+    def __init__(self) -> None:
+        self.samples_per_second: list[float] = []
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._began, self._first_step = time.perf_counter(), state.global_step
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        samples = (state.global_step - self._first_step) * args.train_batch_size * args.gradient_accumulation_steps
+        self.samples_per_second.append(samples * args.world_size / (time.perf_counter() - self._began))
+
+    @property
+    def median(self) -> float | None:
+        """Of all epochs; None where none was trained."""
+        return float(np.median(self.samples_per_second)) if self.samples_per_second else None
+
+
 def ctr_metrics(logits: np.ndarray | Iterable[np.ndarray], labels: np.ndarray) -> dict[str, float]:
     """Metrics of a prediction: `auc`, `logloss`, `ece`, and for two towers also `tabular_auc`, `text_auc`, …"""
     named = (
@@ -96,22 +120,24 @@ def ctr_metrics(logits: np.ndarray | Iterable[np.ndarray], labels: np.ndarray) -
 
 
 class FlipTrainer(Trainer):
-    """Trains `FlipForPreTraining` or `FlipForCTR` on `FlipDataset`s.
+    """Trains `FlipForPreTraining`, `FlipForCTR` or a baseline on `FlipDataset`s.
 
     Adds to Trainer: the right collator for the model, a learning rate for each tower, every component of the loss (and α)
-    in the log, batches of like length, metrics of each tower, and a stop as soon as the loss is not finite.
+    in the log, batches of like length, metrics of each tower, and a stop as soon as the loss is not finite. `clock` has the
+    training speed of each epoch.
     """
 
     def __init__(
         self,
-        model: FlipForPreTraining | FlipForCTR,
+        model: FlipPreTrainedModel,
         args: FlipTrainingArguments,
         processor: FlipProcessor,
         train_dataset: FlipDataset | None = None,
         eval_dataset: FlipDataset | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ):
-        callbacks = list(callbacks or [])
+        self.clock = EpochClock()
+        callbacks = [*(callbacks or []), self.clock]
         if train_dataset is not None:
             callbacks.append(SetEpoch(train_dataset))
         if args.early_stopping_patience is not None:
@@ -128,7 +154,7 @@ class FlipTrainer(Trainer):
                 args.seed,
             )
         else:
-            collator = FlipDataCollator(processor, model.config.towers)
+            collator = FlipDataCollator(processor, model.inputs, model.config.item_fields)
         # Not Trainer's processing_class: Trainer would copy the tokenizer's special tokens into the model's configuration.
         self.processor = processor
         self.args: FlipTrainingArguments
@@ -187,7 +213,7 @@ class FlipTrainer(Trainer):
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                rate = self.args.text_learning_rate if ".text_tower." in f".{name}" else None
+                rate = self.args.text_learning_rate if "text_tower." in name else None
                 key = (self.args.learning_rate if rate is None else rate, self.args.weight_decay * (name in decayed))
                 groups.setdefault(key, []).append(parameter)
         optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)

@@ -294,17 +294,19 @@ def test_batches_of_no_row_and_of_one(
 
 
 @pytest.mark.parametrize(
-    ("towers", "keys"),
+    ("inputs", "keys"),
     [
-        ("both", {"feature_ids", "input_ids", "attention_mask", "labels"}),
-        ("tabular", {"feature_ids", "labels"}),
-        ("text", {"input_ids", "attention_mask", "labels"}),
+        (("feature_ids", "sentence"), {"feature_ids", "input_ids", "attention_mask", "labels"}),
+        (("feature_ids",), {"feature_ids", "labels"}),
+        (("sentence",), {"input_ids", "attention_mask", "labels"}),
     ],
 )
-def test_a_batch_holds_what_its_towers_read(processors: dict[str, FlipProcessor], towers: str, keys: set[str]) -> None:
+def test_a_batch_holds_what_its_model_reads(
+    processors: dict[str, FlipProcessor], inputs: tuple[str, ...], keys: set[str]
+) -> None:
     processor = processors["wordpiece"]
     rows = make_rows(6)
-    batch = FlipDataCollator(processor, towers)(processor.encode(rows, "click").__getitems__([3, 1]))
+    batch = FlipDataCollator(processor, inputs)(processor.encode(rows, "click").__getitems__([3, 1]))
     assert set(batch) == keys
     expected = processor({field: [rows[field][3], rows[field][1]] for field in FIELDS})
     for key in keys - {"labels"}:
