@@ -126,8 +126,12 @@ class FlipConfig(PreTrainedConfig):
         for name in ("mlm_weight", "mtm_weight", "icl_weight", "embedding_l2"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
-        if not self.hidden_sizes:
-            raise ValueError("hidden_sizes is empty; the MLP needs one layer or more")
+        for name in ("hidden_sizes", "cin_sizes"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty; one layer or more is needed")
+        for name in ("embedding_size", "num_experts", "cross_rank", "num_logarithmic_neurons", "attention_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
         if self.icl_subspaces < 1 or self.projection_size % self.icl_subspaces:
             raise ValueError(
                 f"icl_subspaces is {self.icl_subspaces}; it must divide projection_size ({self.projection_size})"

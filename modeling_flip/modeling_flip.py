@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput, logging
 from .configuration_flip import FlipConfig
 from .objectives import InstanceContrastiveLearning, MaskedLanguageModeling, MaskedTabularModeling
 from .processing_flip import FlipProcessor
-from .tabular_layers import BatchNorm, FieldwiseLinear, VectorCrossNetwork
+from .tabular_layers import BatchNorm, FieldwiseLinear
 from .tabular_towers import create_tabular_tower
 
 logger = logging.get_logger(__name__)
@@ -102,8 +102,8 @@ class FlipPreTrainedModel(PreTrainedModel):
             init.zeros_(module.running_mean)
             init.ones_(module.running_var)
             init.zeros_(module.num_batches_tracked)
-        elif isinstance(module, VectorCrossNetwork):
-            for bias in module.biases:
+        elif isinstance(module, nn.ParameterList):  # DCN's biases
+            for bias in module:
                 init.zeros_(bias)
         elif isinstance(module, MaskedLanguageModeling):
             init.zeros_(module.bias)

@@ -435,6 +435,10 @@ def check_data(data: datasets.DatasetDict, recipe: Recipe) -> None:
                 f"every label of split {split!r} is {labels[0]:.0f}; clicks and non-clicks are both needed, to learn and for AUC"
             )
 
+    used = recipe.fields or [name for name in data["train"].column_names if name != recipe.label_column]
+    if recipe.item_fields and set(used) == set(recipe.item_fields):
+        raise ValueError(f"item_fields names all fields ({', '.join(used)}): none is left for the user")
+
 
 def make_processor(recipe: Recipe, data: datasets.DatasetDict) -> FlipProcessor:
     """The pretraining checkpoint's processor, or one fitted on the training rows."""

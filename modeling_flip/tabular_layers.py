@@ -116,7 +116,7 @@ class LogarithmicLayer(nn.Module):
     def __init__(self, num_fields: int, num_neurons: int):
         super().__init__()
         self.log_norm, self.exp_norm = BatchNorm(num_fields), BatchNorm(num_neurons)
-        self.orders = nn.Linear(num_fields, num_neurons)
+        self.orders = nn.Linear(num_fields, num_neurons, bias=False)
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
         logarithms = self.log_norm(embeddings.abs().clamp(min=1e-5).log())

@@ -19,6 +19,7 @@ from .data_collator import FlipDataCollator, PretrainingCollator, check_masking
 from .metrics import CtrMetrics
 from .modeling_flip import FlipForCTR, FlipForPreTraining, FlipPreTrainedModel
 from .processing_flip import FlipDataset, FlipProcessor
+from .tabular_layers import BatchNorm
 
 
 @dataclass
@@ -209,7 +210,8 @@ class FlipTrainer(Trainer):
         if self.optimizer is not None:
             return self.optimizer
         model = self.model if model is None else model
-        decayed = set(self.get_decay_parameter_names(model)) - {"alpha_logit"}  # decay would pull α to one half
+        norms = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, BatchNorm)}
+        decayed = set(self.get_decay_parameter_names(model)) - {"alpha_logit"} - norms  # decay would pull α to one half
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:

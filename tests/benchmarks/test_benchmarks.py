@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from pathlib import Path
 
 import data_pipeline
+import movielens_like
 import pretraining_step
 import pytest
+import tabular_training
 import torch
 
 from benchmarks import quickstart
-from modeling_flip import FlipForPreTraining, PretrainingCollator
+from modeling_flip import FlipConfig, FlipForCTR, FlipForPreTraining, FlipProcessor, PretrainingCollator
 from modeling_flip.recipe import parse_recipe
 
 
@@ -62,6 +65,35 @@ def test_data_pipeline_writes_its_figures(tmp_path: Path, monkeypatch: pytest.Mo
     figures = json.loads(path.read_text())
     assert set(figures) == {"encode_rows_per_second", "feed_tabular_rows_per_second", "feed_text_rows_per_second"}
     assert min(figures.values()) > 0
+
+
+def test_tabular_training_writes_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "figures.json"
+    arguments = ["--towers", "dcnv2", "afm", "--batch_sizes", "32", "64", "--samples", "128", "--rounds", "1"]
+    monkeypatch.setattr(sys, "argv", ["tabular_training.py", *arguments, "--json", str(path)])
+    tabular_training.main()
+    figures = json.loads(path.read_text())
+    assert set(figures) == {f"{tower}, batch {size}" for tower in ("dcnv2", "afm") for size in (32, 64)}
+    for figure in figures.values():
+        ratio = figure["trainer_samples_per_second"] / figure["bare_samples_per_second"]
+        assert figure["ratio"] == pytest.approx(ratio)
+
+
+def test_the_bare_loop_trains_as_the_trainer_does() -> None:
+    """The same model, rows and update: a first step from the same weights moves them alike."""
+    table = movielens_like.rows(64)
+    processor = FlipProcessor.fit(table, movielens_like.FIELDS)
+    rows = processor.encode(table, "label")
+    sizes = {"num_features": processor.vocabulary.num_features, "num_fields": len(processor.fields)}
+    torch.manual_seed(0)
+    first = FlipForCTR(FlipConfig(towers="tabular", hidden_sizes=[8], embedding_size=4, **sizes))
+    second = copy.deepcopy(first)
+    assert rows.labels is not None
+    feature_ids, labels = torch.from_numpy(processor.feature_ids(rows)), torch.from_numpy(rows.labels)
+    assert tabular_training.bare_loop(first, feature_ids, labels, 64, 1) > 0
+    assert tabular_training.through_trainer(second, processor, rows, 64, 1) > 0
+    for ours, theirs in zip(first.parameters(), second.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
 def test_quickstart_ends_with_a_table_and_scores(

@@ -18,7 +18,8 @@ README = (ROOT / "README.md").read_text()
 DATA = ROOT.parent / "shared" / "datasets"
 BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", README, flags=re.DOTALL)
 COMMANDS = [line for kind, block in BLOCKS if kind == "bash" for line in block.strip().splitlines()]
-TRAIN = ".venv/bin/accelerate launch train.py "
+TRAIN, PYTHON = ".venv/bin/accelerate launch train.py ", ".venv/bin/python benchmarks/"
+COMPARE = [line.removeprefix(f"{PYTHON}compare.py ") for line in COMMANDS if line.startswith(f"{PYTHON}compare.py ")]
 QUICK = ["--max_train_samples", "256", "--finetuning.max_steps", "2", "--finetuning.per_device_train_batch_size", "16"]
 QUICK_PRETRAINING = ["--pretraining.max_steps", "2", "--pretraining.per_device_train_batch_size", "16"]
 
@@ -39,10 +40,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, clicks_csv: Path, tiny_text
 
 def test_the_readme_has_no_command_that_is_not_run() -> None:
     others = {line for line in COMMANDS if not line.startswith(TRAIN)}
-    benchmarks = {
-        line for line in others if line.startswith(".venv/bin/python benchmarks/")
-    }  # tests/benchmarks runs these
-    assert {line.split("/")[-1] for line in benchmarks} == {"pretraining_step.py", "data_pipeline.py"}
+    benchmarks = {line for line in others if line.startswith(PYTHON)}  # tests/benchmarks runs these
+    scripts = {"pretraining_step.py", "data_pipeline.py", "tabular_training.py", "compare.py"}
+    assert {line.removeprefix(PYTHON).split()[0] for line in benchmarks} == scripts
     others -= benchmarks
     # The first is what `make install` does; CI runs the second, and with it the first.
     assert others == {"python3 -m venv .venv && .venv/bin/python -m pip install -c constraints.txt -e .", "make test"}
@@ -63,6 +63,17 @@ def test_training_commands_run(command: str, folder: Path, monkeypatch: pytest.M
     assert (folder / output_dir / "all_results.json").exists()
 
 
+@pytest.mark.parametrize("command", COMPARE)
+def test_comparisons_name_recipes_and_settings_that_exist(command: str) -> None:
+    """Running them is what the committed results are; here, that each recipe takes what it is given."""
+    options, _, given = command.partition(" -- ")
+    recipes = [ROOT / word for word in shlex.split(options) if word.endswith(".yaml")]
+    for recipe in recipes:
+        assert train.parse_recipe([str(recipe), *shlex.split(given)]).raw_dir is not None
+    if "movielens-1m" in command:
+        assert len(recipes) == 11
+
+
 def test_code_blocks_run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(folder)
     if not (folder / "outputs" / "quickstart").exists():
@@ -73,11 +84,15 @@ def test_code_blocks_run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     exec(compile(use, "README.md", "exec"), names)
     assert names["probabilities"].shape == (2,)
     assert capsys.readouterr().out.startswith("user id is 190. age is unknown. occupation is engineer.")
-    (folder / "outputs" / "text-models" / "all-MiniLM-L6-v2-2-layers").unlink()
+    (folder / "outputs" / "text-models" / "all-MiniLM-L6-v2-2-layers").unlink(missing_ok=True)
     exec(compile(layers, "README.md", "exec"), {})
     saved = folder / "outputs" / "text-models" / "all-MiniLM-L6-v2-2-layers"
     assert AutoModel.from_pretrained(saved).config.num_hidden_layers == 2
     assert AutoTokenizer.from_pretrained(saved).is_fast
+    t5 = folder / "outputs" / "text-models" / "t5-tiny"
+    train.main(
+        ["configuration/movielens-100k/p5.yaml", "--dataset_name", "demo", "--text_model_name_or_path", str(t5), *QUICK]
+    )
 
 
 def test_the_tables_are_what_the_committed_results_say() -> None:
