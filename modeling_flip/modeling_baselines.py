@@ -12,7 +12,7 @@ from typing import Any, Self
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from .configuration_flip import FlipConfig
 from .modeling_flip import FlipForCTROutput, FlipPreTrainedModel, click_loss, create_text_tower, pooled
@@ -58,6 +58,11 @@ class CTRBertForCTR(FlipPreTrainedModel):
 
     def fresh_text_towers(self) -> list[PreTrainedModel]:
         return [self.user_text_tower, self.item_text_tower]
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
+        for tower in self.fresh_text_towers():
+            embeddings = tower.resize_token_embeddings(*args, **kwargs)
+        return embeddings
 
     def get_input_embeddings(self) -> nn.Module:
         return self.user_text_tower.get_input_embeddings()
@@ -124,10 +129,9 @@ class MoRecForCTR(FlipPreTrainedModel):
         self.tabular_tower = create_tabular_tower(tower_config)
         self.text_tower = create_text_tower(config.text_config)
         self.item_projection = nn.Linear(self.text_tower.config.hidden_size, config.embedding_size)
-        if config.freeze_text_tower:
-            self.text_tower.requires_grad_(False)
         self._encoded: dict[bytes, torch.Tensor] = {}
         self.post_init()
+        self.train(self.training)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.text_tower.get_input_embeddings()
@@ -135,7 +139,8 @@ class MoRecForCTR(FlipPreTrainedModel):
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
         if self.config.freeze_text_tower:
-            self.text_tower.eval()  # what is remembered has no dropout
+            # What is remembered has no dropout. from_pretrained, which makes parameters anew, ends by calling this too.
+            self.text_tower.eval().requires_grad_(False)
         return self
 
     def forward(
@@ -173,7 +178,7 @@ class MoRecForCTR(FlipPreTrainedModel):
         if new:
             for i, encoding in zip(new, self.encode_items(tokens[new], mask[new]), strict=True):
                 self._encoded[keys[i]] = encoding.clone()
-        return torch.stack([self._encoded[key] for key in keys])
+        return torch.stack([self._encoded[key].to(self.item_projection.weight) for key in keys])
 
 
 @strict
@@ -203,9 +208,7 @@ class P5ForCTR(FlipPreTrainedModel):
 
     def __init__(self, config: P5Config):
         super().__init__(config)
-        if not getattr(config.text_config, "is_encoder_decoder", False):
-            family = getattr(config.text_config, "model_type", None)
-            raise ValueError(f"P5 writes its answer: text model {family!r} has no decoder; use a T5")
+        check_has_decoder(config.text_config)
         if not config.prompt_ids or not config.answer_ids:
             raise ValueError("prompt_ids and answer_ids are missing; P5ForCTR.from_text_pretrained makes them")
         self.text_tower = AutoModelForSeq2SeqLM.from_config(config.text_config, dtype=torch.get_default_dtype())
@@ -219,6 +222,7 @@ class P5ForCTR(FlipPreTrainedModel):
         tokenizer = processor.tokenizer
         if text_model_name_or_path is None or tokenizer is None:
             raise ValueError("a text tower needs text_model_name_or_path and a processor with a tokenizer")
+        check_has_decoder(AutoConfig.from_pretrained(text_model_name_or_path))
         source = AutoModelForSeq2SeqLM.from_pretrained(text_model_name_or_path, dtype=torch.float32)
         if len(tokenizer) > source.get_input_embeddings().num_embeddings:
             source.resize_token_embeddings(len(tokenizer))
@@ -268,6 +272,12 @@ class P5ForCTR(FlipPreTrainedModel):
         yes, no = likelihoods[0], likelihoods[1]
         loss = None if labels is None else -torch.where(labels > 0.5, yes, no).mean()
         return FlipForCTROutput(loss=loss, logits=yes - no)
+
+
+def check_has_decoder(text_config: Any) -> None:
+    """Raises ValueError where a text model cannot write an answer to what it reads."""
+    if not getattr(text_config, "is_encoder_decoder", False):
+        raise ValueError(f"P5 writes its answer: text model {text_config.model_type!r} has no decoder; use a T5")
 
 
 def check_item_fields(config: FlipConfig) -> None:

@@ -229,7 +229,7 @@ class FlipProcessor(ProcessorMixin):
             return self._tokenize_sentences(rows, fields)
         assert self.tokenizer is not None and self.max_length is not None
         before, after = self._special_ids
-        chosen = np.arange(rows.value_ids.shape[1]) if fields is None else np.asarray(fields)
+        chosen = np.arange(rows.value_ids.shape[1]) if fields is None else np.sort(np.asarray(fields, np.int64))
         table, size, num_fields = rows.token_table, len(rows), len(chosen)
         value_ids = rows.value_ids[:, chosen].ravel()
         lengths = table.lengths[value_ids]  # (B F,)

@@ -33,7 +33,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from .configuration_flip import FlipConfig
-from .modeling_baselines import CTRBertForCTR, MoRecConfig, MoRecForCTR, P5ForCTR
+from .modeling_baselines import CTRBertForCTR, MoRecConfig, MoRecForCTR, P5ForCTR, check_has_decoder
 from .modeling_flip import FlipForCTR, FlipForPreTraining
 from .processing_flip import FlipDataset, FlipProcessor, read_labels
 from .tabular_towers import TABULAR_TOWERS
@@ -383,6 +383,8 @@ def check_recipe(recipe: Recipe) -> None:
                 f"it ({str(error).splitlines()[0]}); set --text_model_name_or_path to a Hub id or a folder that exists"
             ) from error
         FlipConfig(text_config=text_config, **recipe.model)
+        if recipe.model_type == "p5":
+            check_has_decoder(text_config)
     if (pretrained := recipe.pretrained_model_name_or_path) is not None:
         try:
             config = FlipConfig.from_pretrained(pretrained)
@@ -422,8 +424,6 @@ def check_data(data: datasets.DatasetDict, recipe: Recipe) -> None:
             raise ValueError(
                 f"split {split!r} has no column but the label {recipe.label_column!r}: there is nothing to learn"
             )
-        if recipe.fields is not None and (strangers := set(recipe.item_fields or []) - set(recipe.fields)):
-            raise ValueError(f"item_fields names {sorted(strangers)}, which are not among the fields {recipe.fields}")
         for column in [recipe.label_column, *(recipe.fields or []), *(recipe.item_fields or [])]:
             if column not in columns:
                 near = difflib.get_close_matches(column, columns, n=1, cutoff=0.4)
@@ -436,6 +436,8 @@ def check_data(data: datasets.DatasetDict, recipe: Recipe) -> None:
             )
 
     used = recipe.fields or [name for name in data["train"].column_names if name != recipe.label_column]
+    if strangers := sorted(set(recipe.item_fields or []) - set(used)):
+        raise ValueError(f"item_fields names {strangers}, which are not among the fields {used}")
     if recipe.item_fields and set(used) == set(recipe.item_fields):
         raise ValueError(f"item_fields names all fields ({', '.join(used)}): none is left for the user")
 

@@ -267,8 +267,67 @@ def test_icl_is_the_mean_of_both_directions_over_the_temperature(temperature: fl
     assert icl(text, tabular).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_icl_of_one_row_is_zero() -> None:
-    icl = randomised(InstanceContrastiveLearning(make_config(), D_TAB, D_TEXT))
+def subspace_icl_by_hand(
+    icl: InstanceContrastiveLearning, text: torch.Tensor, tabular: torch.Tensor, tau: float, num_subspaces: int
+) -> float:
+    """CTRL's: each part of what searches takes the most similar part of what is found."""
+
+    def parts(x: np.ndarray) -> list[np.ndarray]:
+        size = len(x) // num_subspaces
+        return [x[s * size : (s + 1) * size] for s in range(num_subspaces)]
+
+    def similarity(a: np.ndarray, b: np.ndarray) -> float:
+        return sum(max(float(x @ y) for y in parts(b)) for x in parts(a))
+
+    sentences = [linear(icl.text_projection, w) for w in numpy(text)]
+    tables = [linear(icl.tabular_projection, v) for v in numpy(tabular)]
+    loss = 0.0
+    for searching, found in ((sentences, tables), (tables, sentences)):
+        for i, a in enumerate(searching):
+            loss -= math.log(softmax(np.array([similarity(a, b) / tau for b in found]))[i]) / len(searching) / 2
+    return loss
+
+
+@pytest.mark.parametrize("num_subspaces", [1, 2, 3, 6])
+@pytest.mark.parametrize("temperature", [0.7, 2.0])
+def test_icl_of_subspaces_compares_each_part_with_the_most_similar_part(num_subspaces: int, temperature: float) -> None:
+    config = make_config(temperature=temperature, icl_subspaces=num_subspaces)
+    icl = randomised(InstanceContrastiveLearning(config, D_TAB, D_TEXT))
+    text, tabular = draw(4, D_TEXT), draw(4, D_TAB, seed=1)
+    expected = subspace_icl_by_hand(icl, text, tabular, temperature, num_subspaces)
+    assert icl(text, tabular).item() == pytest.approx(expected, rel=1e-5)
+    in_one = icl_by_hand(icl, text, tabular, temperature)
+    assert (abs(expected - in_one) < 1e-9) is (num_subspaces == 1)
+
+
+def test_icl_compares_in_one_space_unless_told_otherwise() -> None:
+    text, tabular = draw(4, D_TEXT), draw(4, D_TAB, seed=1)
+    default, one = (
+        randomised(InstanceContrastiveLearning(make_config(**settings), D_TAB, D_TEXT))
+        for settings in ({}, {"icl_subspaces": 1})
+    )
+    assert torch.equal(default(text, tabular), one(text, tabular))
+
+
+def test_icl_of_subspaces_makes_nothing_of_size_parts_by_parts_by_batch_by_batch() -> None:
+    size, num_subspaces = 32, 6
+    config = make_config(icl_subspaces=num_subspaces)
+    icl = randomised(InstanceContrastiveLearning(config, D_TAB, D_TEXT))
+    with LargestTensor() as largest:
+        icl(draw(size, D_TEXT), draw(size, D_TAB)).backward()
+    assert largest.numel == num_subspaces * size**2
+
+
+@pytest.mark.parametrize("num_subspaces", [0, -1, 4, 7, 12])
+def test_parts_that_do_not_divide_the_projection_are_refused(num_subspaces: int) -> None:
+    message = rf"icl_subspaces is {num_subspaces}; it must divide projection_size \(6\)"
+    with pytest.raises(ValueError, match=message):
+        make_config(icl_subspaces=num_subspaces)
+
+
+@pytest.mark.parametrize("num_subspaces", [1, 3])
+def test_icl_of_one_row_is_zero(num_subspaces: int) -> None:
+    icl = randomised(InstanceContrastiveLearning(make_config(icl_subspaces=num_subspaces), D_TAB, D_TEXT))
     assert icl(draw(1, D_TEXT), draw(1, D_TAB)).item() == 0
 
 

@@ -2,10 +2,22 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from datasets import Dataset, DatasetDict, load_dataset
+from transformers import T5Config
 
-from modeling_flip.recipe import parse_recipe, recipe_parser, stage_arguments
+from modeling_flip.recipe import (
+    MODELS,
+    SPLITS,
+    Recipe,
+    check_data,
+    check_recipe,
+    parse_recipe,
+    recipe_parser,
+    stage_arguments,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "configuration").rglob("*.yaml"))
@@ -106,3 +118,105 @@ def test_help_fits_a_person() -> None:
     assert "--finetuning.text_mask_ratio" not in text  # of pretraining alone
     assert "fsdp" not in text
     assert len(text.splitlines()) < 200
+
+
+# ---- which model
+
+
+def make_recipe(**settings: Any) -> Recipe:
+    return Recipe(**{"dataset_name": "demo", "output_dir": "out", "use_cpu": True} | settings)
+
+
+def make_data() -> DatasetDict:
+    columns = {"user_id": [1, 2, 1], "movie_id": [3, 3, 4], "title": ["x", "x", "y"], "label": [0, 1, 1]}
+    return DatasetDict({split: Dataset.from_dict(columns) for split in SPLITS})
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+def test_a_sound_recipe_of_each_model_passes(model_type: str, tiny_text_model: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {} if model_type in ("flip", "p5") else {"item_fields": ["movie_id", "title"]}
+    if model_type == "morec":
+        settings["model"] = {"freeze_text_tower": True}
+    text_model = tiny_text_model
+    if model_type == "p5":
+        with pytest.raises(ValueError, match="P5 writes its answer: text model 'bert' has no decoder; use a T5"):
+            check_recipe(make_recipe(model_type=model_type, text_model_name_or_path=str(tiny_text_model)))
+        T5Config().save_pretrained(tmp_path)
+        text_model = tmp_path
+    recipe = make_recipe(model_type=model_type, text_model_name_or_path=str(text_model), **settings)
+    check_recipe(recipe)
+    check_data(make_data(), recipe)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model_type": "ctr_brt"}, "model_type is 'ctr_brt'; it must be one of flip, .*; did you mean 'ctr_bert'?"),
+        ({"model_type": "MoRec"}, "model_type is 'MoRec'; .*; did you mean 'morec'?"),
+        ({"model_type": "xyz"}, "model_type is 'xyz'; it must be one of flip, ctr_bert, morec, p5$"),
+        (
+            {"model_type": "ctr_bert", "pretraining": {}},
+            "pretraining aligns FLIP's two towers; model_type 'ctr_bert' has none: leave it out",
+        ),
+        (
+            {"model_type": "p5", "pretrained_model_name_or_path": "somewhere"},
+            "pretraining aligns FLIP's two towers; model_type 'p5' has none: leave it out",
+        ),
+        (
+            {"model": {"freeze_text_tower": True}},
+            "freeze_text_tower is morec's; .* set its text_learning_rate to 0",
+        ),
+        ({"model_type": "p5", "model": {"freeze_text_tower": False}}, "freeze_text_tower is morec's"),
+        (
+            {"model_type": "morec", "towers": "tabular", "text_model_name_or_path": None},
+            "text_model_name_or_path is missing",
+        ),
+        ({"model": {"icl_subspaces": 3}}, r"icl_subspaces is 3; it must divide projection_size \(128\)"),
+    ],
+    ids=str,
+)
+def test_a_recipe_of_a_model_that_cannot_be_is_refused(
+    settings: dict[str, Any], message: str, tiny_text_model: Path
+) -> None:
+    with pytest.raises(ValueError, match=message.replace("?", r"\?")):
+        check_recipe(make_recipe(**{"text_model_name_or_path": str(tiny_text_model)} | settings))
+
+
+@pytest.mark.parametrize("model_type", ["ctr_bert", "morec"])
+@pytest.mark.parametrize("item_fields", [None, []])
+def test_a_model_of_users_and_items_needs_the_items_fields_of_a_csv(
+    model_type: str, item_fields: list[str] | None, tmp_path: Path
+) -> None:
+    make_data()["train"].to_csv(tmp_path / "log.csv")
+    train = load_dataset("csv", data_files=str(tmp_path / "log.csv"), cache_dir=str(tmp_path / "cache"))["train"]
+    data = DatasetDict(dict.fromkeys(SPLITS, train))
+    message = f"{model_type} keeps users and items apart, .* name them with item_fields"
+    with pytest.raises(ValueError, match=message):
+        check_data(data, make_recipe(model_type=model_type, item_fields=item_fields))
+    check_data(data, make_recipe(model_type="flip", item_fields=item_fields))
+    check_data(data, make_recipe(model_type=model_type, item_fields=["title"]))
+
+
+@pytest.mark.parametrize(
+    ("fields", "item_fields", "message"),
+    [
+        (
+            ["user_id", "title"],
+            ["movie_id", "title"],
+            r"item_fields names \['movie_id'\], which are not among the fields",
+        ),
+        (None, ["movie_di"], "column 'movie_di' is missing in split 'train'; .* did you mean 'movie_id'"),
+        (None, ["title", "label"], r"item_fields names \['label'\], which are not among the fields"),
+        (
+            None,
+            ["user_id", "movie_id", "title"],
+            r"item_fields names all fields \(user_id, .*\): none is left for the user",
+        ),
+        (["title"], ["title"], r"item_fields names all fields \(title\): none is left for the user"),
+    ],
+)
+def test_item_fields_that_are_no_fields_are_refused(
+    fields: list[str] | None, item_fields: list[str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_data(make_data(), make_recipe(model_type="morec", fields=fields, item_fields=item_fields))
