@@ -32,6 +32,7 @@ SYSTEMS = {
     "dcnv2": ("DCNv2", "ID"),
     "dcn-mix": ("DCN-Mix", "ID"),
     "flip-id": ("FLIP_ID", "ID"),
+    "flip-id-small": ("FLIP_ID, small text tower", "ID"),
     "ctr-bert": ("CTR-BERT", "text"),
     "p5": ("P5", "text"),
     "ptab": ("PTab", "text"),
@@ -41,7 +42,7 @@ SYSTEMS = {
     "morec-cached": ("MoRec, cached", "ID + text"),
     "flip": ("FLIP", "ID + text"),
 }
-OURS = ("flip-id", "flip-plm", "flip")
+OURS = ("flip-id", "flip-id-small", "flip-plm", "flip")
 
 
 def load(*parts: str) -> dict[str, Any]:
