@@ -1,7 +1,7 @@
 """A small text tower for MovieLens-1M on a CPU: a random two-layer BERT of width 128, and a WordPiece vocabulary learned from
 every tenth training sentence.
 
-    python benchmarks/small_text_model.py [--raw_dir data/movielens-1m] [--output_dir outputs/text-models/bert-2x128]
+    python -m benchmarks.small_text_model [--raw_dir data/movielens-1m] [--output_dir outputs/text-models/bert-2x128]
 """
 
 from __future__ import annotations

@@ -11,10 +11,13 @@ import data_pipeline
 import movielens_like
 import pretraining_step
 import pytest
+import small_text_model
 import tabular_training
 import torch
+from transformers import AutoModel, AutoTokenizer
 
 from benchmarks import quickstart
+from data_scripts import demo
 from modeling_flip import FlipConfig, FlipForCTR, FlipForPreTraining, FlipProcessor, PretrainingCollator
 from modeling_flip.recipe import parse_recipe
 
@@ -94,6 +97,17 @@ def test_the_bare_loop_trains_as_the_trainer_does() -> None:
     assert tabular_training.through_trainer(second, processor, rows, 64, 1) > 0
     for ours, theirs in zip(first.parameters(), second.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+def test_the_small_text_model_reads_its_sentences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(small_text_model.movielens, "load", lambda name, raw_dir: demo.load())
+    monkeypatch.setattr(sys, "argv", ["small_text_model.py", "--output_dir", str(tmp_path)])
+    small_text_model.main()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert len(tokenizer) == AutoModel.from_pretrained(tmp_path).get_input_embeddings().num_embeddings
+    assert tokenizer.tokenize("occupation is engineer.") == ["occupation", "is", "engineer", "."]
+    names = ("pad", "unk", "cls", "sep", "mask")
+    assert [getattr(tokenizer, f"{n}_token") for n in names] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def test_quickstart_ends_with_a_table_and_scores(

@@ -44,8 +44,12 @@ def test_the_readme_has_no_command_that_is_not_run() -> None:
     scripts = {"pretraining_step.py", "data_pipeline.py", "tabular_training.py", "compare.py"}
     assert {line.removeprefix(PYTHON).split()[0] for line in benchmarks} == scripts
     others -= benchmarks
-    # The first is what `make install` does; CI runs the second, and with it the first.
-    assert others == {"python3 -m venv .venv && .venv/bin/python -m pip install -c constraints.txt -e .", "make test"}
+    # The first is what `make install` does; CI runs the second, and with it the first; tests/benchmarks runs the last.
+    model = ".venv/bin/python -m benchmarks.small_text_model --raw_dir data/movielens-1m"
+    assert others == {model} | {
+        "python3 -m venv .venv && .venv/bin/python -m pip install -c constraints.txt -e .",
+        "make test",
+    }
     makefile = (ROOT / "Makefile").read_text()
     assert "-m pip install --quiet --disable-pip-version-check -c constraints.txt -e" in makefile
     assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == "make test"
@@ -70,8 +74,7 @@ def test_comparisons_name_recipes_and_settings_that_exist(command: str) -> None:
     recipes = [ROOT / word for word in shlex.split(options) if word.endswith(".yaml")]
     for recipe in recipes:
         assert train.parse_recipe([str(recipe), *shlex.split(given)]).raw_dir is not None
-    if "movielens-1m" in command:
-        assert len(recipes) == 11
+    assert recipes
 
 
 def test_code_blocks_run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
