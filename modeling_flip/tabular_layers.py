@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations, pairwise
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -121,12 +121,6 @@ class LogarithmicLayer(nn.Module):
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
         logarithms = self.log_norm(embeddings.abs().clamp(min=1e-5).log())
         return self.exp_norm(self.orders(logarithms.transpose(1, 2)).exp().transpose(1, 2))
-
-
-def pairs(num_fields: int) -> tuple[list[int], list[int]]:
-    """All pairs of fields i < j: the i and the j of each."""
-    both = list(combinations(range(num_fields), 2))
-    return [i for i, _ in both], [j for _, j in both]
 
 
 def pairwise_interactions(embeddings: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,6 @@ from .tabular_layers import (
     LogarithmicLayer,
     MixtureCrossNetwork,
     VectorCrossNetwork,
-    pairs,
     pairwise_interactions,
 )
 
@@ -105,8 +104,8 @@ class PNN(TabularTower):
     def __init__(self, config: FlipConfig):
         super().__init__(config)
         self.is_outer = config.pnn_product == "outer"
-        self.i, self.j = pairs(config.num_fields)
-        num_products = config.embedding_size**2 if self.is_outer else len(self.i)
+        num_pairs = config.num_fields * (config.num_fields - 1) // 2
+        num_products = config.embedding_size**2 if self.is_outer else num_pairs
         self.deep = MLP(config.num_fields * config.embedding_size + num_products, config)
         self.representation_size = config.hidden_sizes[-1]
         self.output = nn.Linear(self.representation_size, 1)
@@ -116,7 +115,9 @@ class PNN(TabularTower):
             f = embeddings.sum(1)
             products = (f.unsqueeze(2) * f.unsqueeze(1)).flatten(1)  # (B, D D)
         else:
-            products = (embeddings @ embeddings.transpose(1, 2))[:, self.i, self.j]  # (B, F (F - 1) / 2)
+            num_fields = embeddings.shape[1]
+            i, j = torch.triu_indices(num_fields, num_fields, offset=1, device=embeddings.device)
+            products = (embeddings @ embeddings.transpose(1, 2))[:, i, j]  # (B, F (F - 1) / 2)
         deep = self.deep(torch.cat([embeddings.flatten(1), products], dim=1))
         return deep, self.output(deep).squeeze(1)
 
@@ -152,7 +153,6 @@ class AFM(TabularTower):
 
     def __init__(self, config: FlipConfig):
         super().__init__(config)
-        self.i, self.j = pairs(config.num_fields)
         self.first_order = nn.Embedding(config.num_features, 1)
         self.attention = nn.Linear(config.embedding_size, config.attention_size)
         self.score = nn.Linear(config.attention_size, 1, bias=False)
@@ -161,7 +161,9 @@ class AFM(TabularTower):
         self.output = nn.Linear(self.representation_size, 1)
 
     def interact(self, embeddings: torch.Tensor, feature_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        products = embeddings[:, self.i] * embeddings[:, self.j]  # (B, F (F - 1) / 2, D)
+        num_fields = embeddings.shape[1]
+        i, j = torch.triu_indices(num_fields, num_fields, offset=1, device=embeddings.device)
+        products = embeddings[:, i] * embeddings[:, j]  # (B, F (F - 1) / 2, D)
         weights = self.score(self.attention(products).relu()).softmax(1)
         representation = self.dropout((weights * products).sum(1))
         return representation, self.first_order(feature_ids).sum((1, 2)) + self.output(representation).squeeze(1)

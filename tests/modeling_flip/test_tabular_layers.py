@@ -20,7 +20,6 @@ from modeling_flip.tabular_layers import (
     LogarithmicLayer,
     MixtureCrossNetwork,
     VectorCrossNetwork,
-    pairs,
     pairwise_interactions,
 )
 
@@ -211,15 +210,6 @@ def test_logarithmic_layer() -> None:
                 neuron = np.exp(sum(orders[j, i] * logarithms[i] for i in range(num_fields)))
                 expected = normalised(layer.exp_norm, j, neuron)
                 np.testing.assert_allclose(neurons[j, d], expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("num_fields", "expected"),
-    [(1, []), (2, [(0, 1)]), (4, [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)])],
-)
-def test_pairs_are_all_two_fields_once(num_fields: int, expected: list[tuple[int, int]]) -> None:
-    i, j = pairs(num_fields)
-    assert list(zip(i, j, strict=True)) == expected
 
 
 @pytest.mark.parametrize("num_fields", [1, 2, 5])
