@@ -1,6 +1,7 @@
 """Training speed of every tabular tower: samples/s through the real trainer, and through a bare PyTorch loop over the same model.
 
-    python benchmarks/tabular_training.py [--towers dcnv2 …] [--batch_sizes 1024 4096] [--rounds 5] [--json PATH]
+    python benchmarks/tabular_training.py [--towers dcnv2 …] [--batch_sizes 1024 4096] [--rounds 5]
+        [--float32_matmul_precision medium] [--json PATH]
 
 Generated rows with MovieLens-1M's fields and sizes, the recipes' model sizes, AdamW. The bare loop has the rows as two tensors
 and does nothing but shuffle, forward, loss, backward and update: no logging, no clipping, no check of the loss. Both take
@@ -82,9 +83,11 @@ def main() -> None:
     parser.add_argument("--batch_sizes", nargs="+", type=int, default=[1024, 4096])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--samples", type=int, default=200_000, help="per round")
+    parser.add_argument("--float32_matmul_precision", default="highest", help="of both")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     logging.set_verbosity_error()
+    torch.set_float32_matmul_precision(options.float32_matmul_precision)
 
     table = movielens_like.rows(max(options.samples, max(options.batch_sizes)))
     processor = FlipProcessor.fit(table, movielens_like.FIELDS)

@@ -202,8 +202,16 @@ def test_metrics_of_one_and_of_two_towers() -> None:
     assert both["logloss"] == pytest.approx(sure)
 
 
-@pytest.mark.parametrize("arguments", [{"text_mask_ratio": 0.0}, {"tabular_mask_ratio": 1.1}, {"text_masking": "word"}])
-def test_bad_masking_is_refused_before_training(arguments: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"text_mask_ratio": 0.0},
+        {"tabular_mask_ratio": 1.1},
+        {"text_masking": "word"},
+        {"float32_matmul_precision": "low"},
+    ],
+)
+def test_a_bad_argument_is_refused_before_training(arguments: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=next(iter(arguments))):
         FlipTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **arguments)
 
@@ -220,3 +228,18 @@ def test_bf16_trains(make: Callable[..., FlipTrainer]) -> None:
     trainer.train()
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
     assert next(trainer.model.parameters()).dtype == torch.float32
+
+
+def test_matmul_precision_holds_while_training_only(make: Callable[..., FlipTrainer]) -> None:
+    seen: list[str] = []
+    trainer = make(float32_matmul_precision="medium")
+    trainer.model.register_forward_hook(lambda *_: seen.append(torch.get_float32_matmul_precision()))
+    trainer.train()
+    trainer.predict(trainer.eval_dataset)
+    assert (seen[0], seen[-1]) == ("medium", "highest")
+
+
+def test_no_floating_point_operations_are_guessed(make: Callable[..., FlipTrainer]) -> None:
+    trainer = make()
+    trainer.train()
+    assert trainer.state.total_flos == 0
