@@ -41,8 +41,9 @@ SYSTEMS = {
     "morec": ("MoRec", "ID + text"),
     "morec-cached": ("MoRec, cached", "ID + text"),
     "flip": ("FLIP", "ID + text"),
+    "flip-small": ("FLIP, small text tower", "ID + text"),
 }
-OURS = ("flip-id", "flip-id-small", "flip-plm", "flip")
+OURS = ("flip-id", "flip-id-small", "flip-plm", "flip", "flip-small")
 
 
 def load(*parts: str) -> dict[str, Any]:
@@ -56,7 +57,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 def quickstart() -> str:
     rows = []
-    for name in ("dcnv2", "flip-id", "flip-plm", "flip"):
+    for name in ("dcnv2", "flip-id", "flip-plm", "flip", "flip-small"):
         r = load("quickstart", f"{name}.json")
         figures = [f"{r[key]:.4f}" for key in ("test_auc", "test_logloss", "test_unseen_auc")]
         rows.append([SYSTEMS[name][0], *figures])
