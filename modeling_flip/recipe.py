@@ -362,6 +362,8 @@ def check_recipe(recipe: Recipe) -> None:
         raise ValueError(
             f"pretraining aligns FLIP's two towers; model_type {recipe.model_type!r} has none: leave it out"
         )
+    if recipe.model_type != "flip" and recipe.towers != Recipe.towers:
+        raise ValueError(f"towers is {recipe.towers!r}, but model_type {recipe.model_type!r} is whole: leave towers out")
     if recipe.model_type != "morec" and "freeze_text_tower" in recipe.model:
         raise ValueError(
             "freeze_text_tower is morec's; to hold another text tower still, set its text_learning_rate to 0"

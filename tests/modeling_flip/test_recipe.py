@@ -168,7 +168,11 @@ def test_a_sound_recipe_of_each_model_passes(model_type: str, tiny_text_model: P
         ),
         ({"model_type": "p5", "model": {"freeze_text_tower": False}}, "freeze_text_tower is morec's"),
         (
-            {"model_type": "morec", "towers": "tabular", "text_model_name_or_path": None},
+            {"model_type": "morec", "towers": "tabular"},
+            "towers is 'tabular', but model_type 'morec' is whole: leave towers out",
+        ),
+        (
+            {"model_type": "morec", "text_model_name_or_path": None},
             "text_model_name_or_path is missing",
         ),
         ({"model": {"icl_subspaces": 3}}, r"icl_subspaces is 3; it must divide projection_size \(128\)"),
