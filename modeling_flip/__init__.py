@@ -13,6 +13,7 @@ from .data_collator import FlipDataCollator, PretrainingCollator
 from .feature_vocabulary import FeatureVocabulary
 from .metrics import CtrMetrics
 from .modeling_baselines import (
+    CTR_MODELS,
     CTRBertConfig,
     CTRBertForCTR,
     MoRecConfig,
@@ -28,7 +29,7 @@ from .version import __version__
 
 AutoModel.register(FlipConfig, FlipModel)
 AutoModelForPreTraining.register(FlipConfig, FlipForPreTraining)
-for model_class in (FlipForCTR, CTRBertForCTR, MoRecForCTR, P5ForCTR):
+for model_class in CTR_MODELS.values():
     AutoConfig.register(model_class.config_class.model_type, model_class.config_class)
     AutoModelForSequenceClassification.register(model_class.config_class, model_class)
     AutoProcessor.register(model_class.config_class, FlipProcessor)

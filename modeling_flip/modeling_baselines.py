@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from .configuration_flip import FlipConfig
-from .modeling_flip import FlipForCTROutput, FlipPreTrainedModel, click_loss, create_text_tower, pooled
+from .modeling_flip import FlipForCTR, FlipForCTROutput, FlipPreTrainedModel, click_loss, create_text_tower, pooled
 from .processing_flip import FlipProcessor
 from .tabular_layers import MLP
 from .tabular_towers import create_tabular_tower
@@ -284,3 +284,7 @@ def check_item_fields(config: FlipConfig) -> None:
     """Raises ValueError where no field is named as the item's."""
     if not config.item_fields:
         raise ValueError(f"{config.model_type} keeps users and items apart: name the item's fields with item_fields")
+
+
+# Every model that predicts clicks, by its model_type.
+CTR_MODELS = {cls.config_class.model_type: cls for cls in (FlipForCTR, CTRBertForCTR, MoRecForCTR, P5ForCTR)}

@@ -33,7 +33,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from .configuration_flip import FlipConfig
-from .modeling_baselines import CTRBertForCTR, MoRecConfig, MoRecForCTR, P5ForCTR, check_has_decoder
+from .modeling_baselines import CTR_MODELS, MoRecConfig, check_has_decoder
 from .modeling_flip import FlipForCTR, FlipForPreTraining
 from .processing_flip import FlipDataset, FlipProcessor, read_labels
 from .tabular_towers import TABULAR_TOWERS
@@ -44,7 +44,6 @@ logger = logging.get_logger(__name__)
 
 SPLITS = ("train", "validation", "test")
 RECIPE_FILE, RESULTS_FILE, PRETRAINING_RESULTS_FILE = "recipe.yaml", "all_results.json", "pretraining_results.json"
-MODELS = {cls.config_class.model_type: cls for cls in (FlipForCTR, CTRBertForCTR, MoRecForCTR, P5ForCTR)}
 MODEL_KEYS = [
     name
     for name in (*FlipConfig.__annotations__, "freeze_text_tower")
@@ -280,7 +279,9 @@ def run(recipe: Recipe, data: datasets.DatasetDict) -> dict[str, Any]:
             settings["towers"] = recipe.towers
         if recipe.item_fields:
             settings["item_fields"] = [processor.fields.index(name) for name in recipe.item_fields]
-        model = MODELS[recipe.model_type].from_text_pretrained(recipe.text_model_name_or_path, processor, **settings)
+        model = CTR_MODELS[recipe.model_type].from_text_pretrained(
+            recipe.text_model_name_or_path, processor, **settings
+        )
     if model.inputs == ("feature_ids",):
         processor = processor.tabular_only()
     arguments = stage_arguments(recipe, "finetuning")
@@ -353,17 +354,19 @@ def check_recipe(recipe: Recipe) -> None:
         raise ValueError(
             f"tabular_tower is {recipe.tabular_tower!r}; it must be one of {', '.join(TABULAR_TOWERS)}{hint}"
         )
-    if recipe.model_type not in MODELS:
-        near = difflib.get_close_matches(recipe.model_type, MODELS, n=1)
+    if recipe.model_type not in CTR_MODELS:
+        near = difflib.get_close_matches(recipe.model_type, CTR_MODELS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"model_type is {recipe.model_type!r}; it must be one of {', '.join(MODELS)}{hint}")
+        raise ValueError(f"model_type is {recipe.model_type!r}; it must be one of {', '.join(CTR_MODELS)}{hint}")
     pretrains = recipe.pretraining is not None or recipe.pretrained_model_name_or_path is not None
     if recipe.model_type != "flip" and pretrains:
         raise ValueError(
             f"pretraining aligns FLIP's two towers; model_type {recipe.model_type!r} has none: leave it out"
         )
     if recipe.model_type != "flip" and recipe.towers != Recipe.towers:
-        raise ValueError(f"towers is {recipe.towers!r}, but model_type {recipe.model_type!r} is whole: leave towers out")
+        raise ValueError(
+            f"towers is {recipe.towers!r}, but model_type {recipe.model_type!r} is whole: leave towers out"
+        )
     if recipe.model_type != "morec" and "freeze_text_tower" in recipe.model:
         raise ValueError(
             "freeze_text_tower is morec's; to hold another text tower still, set its text_learning_rate to 0"
