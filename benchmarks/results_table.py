@@ -77,19 +77,18 @@ def speed() -> str:
     figures = {
         name: f"{pipeline[f'{name}_rows_per_second'] / 1e6:.1f}" for name in ("encode", "feed_tabular", "feed_text")
     }
-    towers = load("tabular_training.json")
-    sizes = (1024, 4096)
+    towers, medium = load("tabular_training.json"), load("tabular_training_medium.json")
     rows = []
     for name in sorted({key.split(", ")[0] for key in towers}):
-        each = [towers[f"{name}, batch {size}"] for size in sizes]
+        each = [towers[f"{name}, batch 1024"], towers[f"{name}, batch 4096"], medium[f"{name}, batch 4096"]]
         rows.append([name, *(f"{r['trainer_samples_per_second']:,.0f} ({r['ratio']:.2f})" for r in each)])
-    training = table(
-        ["training a tabular tower, 2 CPU cores", *(f"samples/s at batch {size:,}" for size in sizes)], rows
-    )
+    columns = ["training a tabular tower, 2 CPU cores", "samples/s, batch 1,024", "batch 4,096", "batch 4,096, medium"]
+    training = table(columns, rows)
     return (
         f"{table(head, step_rows)}\n\n{training}\n\nIn brackets the share of what a bare PyTorch loop over the same model "
-        f"reaches.\n\nData, on the same machine, 8 fields: {figures['encode']} million rows/s from a column table to "
-        f"integers; {figures['feed_tabular']} million rows/s in shuffled batches of 1,024 for the tabular tower, "
+        "reaches; medium is `--finetuning.float32_matmul_precision medium`, bf16 products where the CPU has them."
+        f"\n\nData, on the same machine, 8 fields: {figures['encode']} million rows/s from a column table to integers; "
+        f"{figures['feed_tabular']} million rows/s in shuffled batches of 1,024 for the tabular tower, "
         f"{figures['feed_text']} million with sentences."
     )
 

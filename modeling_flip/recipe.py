@@ -554,7 +554,9 @@ def environment() -> dict[str, Any]:
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout.strip()
+        # Of the code alone: compare.py writes results and the README between two runs.
+        status = [*git, "status", "--porcelain", "-uno", "--", ":/*.py"]
+        changed = subprocess.run(status, capture_output=True, text=True).stdout.strip()
         commit += " with uncommitted changes" if changed else ""
     except (OSError, subprocess.CalledProcessError):
         commit = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import data_pipeline
@@ -70,11 +71,20 @@ def test_data_pipeline_writes_its_figures(tmp_path: Path, monkeypatch: pytest.Mo
     assert min(figures.values()) > 0
 
 
+@pytest.fixture
+def exact_afterwards() -> Iterator[None]:
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.usefixtures("exact_afterwards")
 def test_tabular_training_writes_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "figures.json"
     arguments = ["--towers", "dcnv2", "afm", "--batch_sizes", "32", "64", "--samples", "128", "--rounds", "1"]
-    monkeypatch.setattr(sys, "argv", ["tabular_training.py", *arguments, "--json", str(path)])
+    arguments += ["--float32_matmul_precision", "medium", "--json", str(path)]
+    monkeypatch.setattr(sys, "argv", ["tabular_training.py", *arguments])
     tabular_training.main()
+    assert torch.get_float32_matmul_precision() == "medium"
     figures = json.loads(path.read_text())
     assert set(figures) == {f"{tower}, batch {size}" for tower in ("dcnv2", "afm") for size in (32, 64)}
     for figure in figures.values():
