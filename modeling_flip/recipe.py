@@ -79,6 +79,7 @@ SHOWN = {
     "weight_decay": "AdamW's, also of feature embeddings",
     "max_grad_norm": "gradients are clipped to it",
     "bf16": "compute in bfloat16 where it is safe",
+    "float32_matmul_precision": "highest, high (TF32 on a GPU) or medium (bf16 products, on CPUs that have them)",
     "train_sampling_strategy": "group_by_length (sentences of like length share a batch) or random",
     "logging_steps": "steps between lines of the log",
     "eval_steps": "steps between evaluations, with eval_strategy steps",

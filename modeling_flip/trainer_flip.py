@@ -262,7 +262,7 @@ class FlipTrainer(Trainer):
         return loss
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """0: Trainer's estimate is a language model's, and counting the parameters at every step costs small towers 3 %."""
+        """0: Trainer's estimate is a language model's, and it would count the parameters anew at every step."""
         return 0
 
     def _stop_if_not_finite(self) -> None:
