@@ -46,10 +46,10 @@ def load_data(recipe: Recipe) -> datasets.DatasetDict:
                 data = datasets.load_dataset({".csv": "csv"}.get(path.suffix, "parquet"), data_files=str(path))
             else:
                 data = datasets.load_dataset(name)
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        except Exception as error:  # each layer below (datasets, pyarrow, httpx) has exceptions of its own
             raise ValueError(
-                f"dataset {name!r} cannot be loaded ({error}); give demo, {', '.join(MOVIELENS)}, a Hub dataset id, "
-                "or a CSV or Parquet file or folder"
+                f"dataset {name!r} cannot be loaded ({' '.join(str(error).split())}); give demo, {', '.join(MOVIELENS)}, a Hub "
+                "dataset id (a private one needs your token: HF_TOKEN, or hf auth login), or a CSV or Parquet file or folder"
             ) from error
         if "train" not in data:
             raise ValueError(f"dataset {name!r} has no split 'train'; it has {', '.join(data)}")

@@ -1,6 +1,6 @@
 """MovieLens-1M and MovieLens-100K as click data: one row per rating, split by time.
 
-    python data_scripts/movielens.py --dataset_name movielens-1m --raw_dir DIR --output_dir DIR
+    python -m data_scripts.movielens --dataset_name movielens-1m --raw_dir DIR --output_dir DIR [--push_to_hub OWNER/NAME]
 
 Ratings of 3 are dropped, higher ones become label 1 and lower ones label 0. Rows are ordered by time; the last tenth is
 the test split, and the last tenth of what remains is the validation split.
@@ -12,17 +12,19 @@ import gzip
 import hashlib
 import os
 import re
+import sys
 import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, DatasetDict, DownloadConfig, DownloadManager
-from huggingface_hub import DatasetCardData
+from datasets import Dataset, DatasetDict, DownloadConfig, DownloadManager, concatenate_datasets
+from huggingface_hub import CommitOperationAdd, DatasetCardData, HfApi
 
 BASE_URL = "https://files.grouplens.org/datasets/movielens"
 
@@ -130,16 +132,22 @@ def finished_folder(output_dir: str | Path) -> Iterator[Path]:
                 os.replace(file, output_dir / file.name)
 
 
-def dataset_card(pretty_name: str, license_name: str, dataset: DatasetDict, text: str) -> str:
-    """Return a dataset card: the metadata block that `write` needs beside its files, a title, and `text`."""
-    rows = sum(dataset.num_rows.values())
+def dataset_card(
+    dataset: DatasetDict, name: str, text: str, *, item_fields: Sequence[str], train: str, **metadata: Any
+) -> str:
+    """Return a dataset card: the metadata block that `write` needs beside its files, `text`, and what the rows say.
+
+    `name` is what `load_dataset` is to be given, `train` what `train.py` needs beside it; `metadata` holds at least
+    pretty_name and license.
+    """
+    rows = concatenate_datasets(list(dataset.values()))
     sizes = [("n<1K", 1_000), ("1K<n<10K", 10_000), ("10K<n<100K", 100_000), ("100K<n<1M", 1_000_000)]
-    metadata = DatasetCardData(
-        pretty_name=pretty_name,
+    header = DatasetCardData(
+        **metadata,
         language=["en"],
-        license=license_name,
         task_categories=["tabular-classification"],
-        size_categories=[next((name for name, limit in sizes if rows < limit), "1M<n<10M")],
+        tags=["click-through-rate-prediction", "recommendation"],
+        size_categories=[next((name for name, limit in sizes if len(rows) < limit), "1M<n<10M")],
         configs=[
             {
                 "config_name": "default",
@@ -147,7 +155,60 @@ def dataset_card(pretty_name: str, license_name: str, dataset: DatasetDict, text
             }
         ],
     )
-    return f"---\n{metadata.to_yaml()}\n---\n\n# {pretty_name}\n\n{text.strip()}\n"
+    body = _CARD_BODY.format(
+        pretty_name=metadata["pretty_name"],
+        text=text.strip(),
+        splits="\n".join(
+            f"| {split} | {len(part):,} | {np.mean(part.data['label']):.1%} |" for split, part in dataset.items()
+        ),
+        columns="\n".join(
+            f"| {column} | {feature.dtype} | {len(rows.unique(column)):,} | {_in_a_cell(rows[0][column])} |"
+            for column, feature in rows.features.items()
+        ),
+        item_fields=", ".join(item_fields),
+        name=name,
+        train=train,
+        output_dir=f"outputs/{Path(name).name}",
+    )
+    return f"---\n{header.to_yaml()}\n---\n{body}"
+
+
+def dataset_id(text: str) -> str:
+    """Return a Hub id as it was given on the command line; argparse prints the error where it is none."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no dataset id of the Hub: write OWNER/NAME")
+    return text
+
+
+def push(output_dir: Path, repo_id: str, *, private: bool) -> str:
+    """Push what `write` has written to the Hub's dataset `repo_id`, in one commit, and return its URL.
+
+    Without `private` a new dataset is as visible as its owner's default says. Only the card and the splits are pushed,
+    whatever else the folder holds.
+
+    Raises ValueError where the dataset is to be private and exists in public, ConnectionError where the Hub does not take
+    it; `output_dir` stays as it is.
+    """
+    api = HfApi()
+    try:
+        url = api.create_repo(repo_id, repo_type="dataset", private=private or None, exist_ok=True)
+        public = private and not api.dataset_info(repo_id).private
+        if not public:
+            files = ["README.md", *(f"{split}.parquet" for split in ("train", "validation", "test"))]
+            operations = [CommitOperationAdd(file, output_dir / file) for file in files]
+            api.create_commit(repo_id, operations, repo_type="dataset", commit_message="Upload dataset")
+    except Exception as error:  # each layer below (httpx, hf_xet, huggingface_hub) has exceptions of its own
+        reason = getattr(error, "server_message", None) or str(error)  # the Hub's own words, where it gave any
+        raise ConnectionError(
+            f"cannot push to {repo_id!r} ({' '.join(reason.split())}): the dataset is whole in {str(output_dir)!r}; "
+            "check the id, the network and your token (HF_TOKEN, or hf auth login), then give the same command again"
+        ) from error
+    if public:
+        raise ValueError(
+            f"{repo_id!r} exists and is public, so nothing was uploaded: make it private ({url}/settings) or choose "
+            f"another id, then give the same command again; the dataset is whole in {str(output_dir)!r}"
+        )
+    return str(url)
 
 
 def _download(dataset_name: str) -> zipfile.Path:
@@ -268,35 +329,91 @@ def _replace(table: pa.Table, column: str, values: pa.Array | pa.ChunkedArray) -
     return table.set_column(table.column_names.index(column), column, values)
 
 
+def _in_a_cell(value: Any) -> str:
+    """Return the value as the cell of a Markdown table."""
+    return str(value).replace("|", "\\|")
+
+
+_CARD_BODY = """
+# {pretty_name}
+
+{text}
+
+| split | rows | clicks |
+| --- | --- | --- |
+{splits}
+
+| column | type | distinct values | example |
+| --- | --- | --- | --- |
+{columns}
+
+`label` is the click, 0 or 1. {item_fields} describe the item, the other columns the user; CTR-BERT and MoRec are told so
+with `--item_fields "[{item_fields}]"`.
+
+## Use
+
+```python
+from datasets import load_dataset
+
+dataset = load_dataset("{name}")
+```
+
+To train a click model on it, with the `train.py` of modeling-flip:
+
+```bash
+accelerate launch train.py {train} \\
+  --dataset_name {name} --label_column label --output_dir {output_dir}
+```
+
+A private dataset is read with your token: `hf auth login`, or `HF_TOKEN` in the environment.
+"""
+
 _CARD = """
 Ratings of {pretty_name} as clicks: ratings of 3 are dropped, `label` is 1 for a higher rating and 0 for a lower one.
 Rows are in time order: `test` is the last tenth of all rows, `validation` the last tenth of the rows before it.
 
-| split | rows | clicks |
-| --- | --- | --- |
-{table}
-
-MovieLens data may not be redistributed without permission of GroupLens (University of Minnesota) and may not be used
-commercially: keep this folder to yourself. Acknowledge its use by citing F. Maxwell Harper and Joseph A. Konstan. 2015.
-The MovieLens Datasets: History and Context. ACM Transactions on Interactive Intelligent Systems 5, 4, Article 19.
-https://doi.org/10.1145/2827872
+Made by `data_scripts/movielens.py` of modeling-flip from the archive that GroupLens (University of Minnesota) publishes,
+{url}. MovieLens data may not be redistributed without permission of
+GroupLens and may not be used commercially: keep this dataset private. Acknowledge its use by citing F. Maxwell Harper and
+Joseph A. Konstan. 2015. The MovieLens Datasets: History and Context. ACM Transactions on Interactive Intelligent Systems
+5, 4, Article 19. https://doi.org/10.1145/2827872
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write one of the data sets as Parquet files with a dataset card."""
+    """Write one of the data sets as Parquet files with a dataset card, and push it where that is asked for."""
     parser = argparse.ArgumentParser(description="Write MovieLens as Parquet files with a dataset card.")
     parser.add_argument("--dataset_name", required=True, choices=list(_ARCHIVES))
     parser.add_argument("--raw_dir", type=Path, help="folder of the published files; downloaded if not given")
     parser.add_argument("--output_dir", required=True, type=Path, help="folder to write")
-    options = parser.parse_args(arguments)
-    dataset = load(options.dataset_name, options.raw_dir)
-    pretty_name = "MovieLens-" + options.dataset_name.removeprefix("movielens-").upper()
-    table = "\n".join(
-        f"| {split} | {len(rows):,} | {np.mean(rows.data['label']):.1%} |" for split, rows in dataset.items()
+    parser.add_argument(
+        "--push_to_hub",
+        type=dataset_id,
+        metavar="OWNER/NAME",
+        help="also push it to this dataset of the Hub, always a private one: MovieLens may not be redistributed",
     )
-    card = dataset_card(pretty_name, "other", dataset, _CARD.format(pretty_name=pretty_name, table=table))
-    print(f"wrote {dataset.num_rows} to {write(dataset, options.output_dir, card)}")
+    options = parser.parse_args(arguments)
+    try:
+        dataset = load(options.dataset_name, options.raw_dir)
+        pretty_name = "MovieLens-" + options.dataset_name.removeprefix("movielens-").upper()
+        url = f"{BASE_URL}/{_ARCHIVES[options.dataset_name][0]}"
+        card = dataset_card(
+            dataset,
+            options.push_to_hub or str(options.output_dir),
+            _CARD.format(pretty_name=pretty_name, url=f"{url}.zip"),
+            item_fields=ITEM_FIELDS,
+            train=f"configuration/{options.dataset_name}/dcnv2.yaml",
+            pretty_name=pretty_name,
+            license="other",
+            license_name="movielens",
+            license_link=f"{url}-README.txt",
+        )
+        print(f"wrote {dataset.num_rows} to {write(dataset, options.output_dir, card)}")
+        if options.push_to_hub:
+            pushed_to = push(options.output_dir, options.push_to_hub, private=True)
+            print(f"pushed it to {pushed_to}, which is private: MovieLens may not be redistributed")
+    except (ValueError, OSError) as error:
+        sys.exit(f"movielens.py: error: {error}")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoProcessor,
 )
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_flip import FlipConfig
 from .data_collator import FlipDataCollator, PretrainingCollator
@@ -22,6 +23,7 @@ from .modeling_baselines import (
     P5ForCTR,
 )
 from .modeling_flip import FlipForCTR, FlipForPreTraining, FlipModel, FlipPreTrainedModel
+from .pipeline_flip import CtrPredictionPipeline
 from .processing_flip import FlipDataset, FlipProcessor
 from .tabular_towers import TABULAR_TOWERS, TabularTower, register_tabular_tower
 from .trainer_flip import FlipTrainer, FlipTrainingArguments
@@ -33,12 +35,16 @@ for model_class in CTR_MODELS.values():
     AutoConfig.register(model_class.config_class.model_type, model_class.config_class)
     AutoModelForSequenceClassification.register(model_class.config_class, model_class)
     AutoProcessor.register(model_class.config_class, FlipProcessor)
+PIPELINE_REGISTRY.register_pipeline(
+    "ctr-prediction", CtrPredictionPipeline, pt_model=AutoModelForSequenceClassification, type="multimodal"
+)
 
 __all__ = [
     "TABULAR_TOWERS",
     "CTRBertConfig",
     "CTRBertForCTR",
     "CtrMetrics",
+    "CtrPredictionPipeline",
     "FeatureVocabulary",
     "FlipConfig",
     "FlipDataCollator",

@@ -1,7 +1,7 @@
 """FlipConfig: the sizes and choices of a FLIP model."""
 
 # No `from __future__ import annotations` here: `strict` reads the types of the fields, and skips types that are strings.
-from typing import Any
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
@@ -11,6 +11,20 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
+
+# Of a checkpoint's files. Raised when a change makes older code read them wrongly.
+FORMAT_VERSION = 1
+# Where this file was loaded from a checkpoint instead of an installed package.
+IS_REMOTE_CODE = __name__.startswith("transformers_modules.")
+PIPELINE_TASK, CLICK_AUTO_CLASS = "ctr-prediction", "AutoModelForSequenceClassification"
+
+
+class InstalledTasks(dict[str, Any]):
+    """Tells `transformers.pipeline` the task of a checkpoint but not to run the checkpoint's code for it: it then takes the
+    pipeline that this package has registered."""
+
+    def __contains__(self, task: object) -> bool:
+        return False
 
 
 @strict
@@ -48,6 +62,8 @@ class FlipConfig(PreTrainedConfig):
             one with the most similar part of the other.
         mlm_weight: of the MLM loss, 0 switches it off; likewise `mtm_weight` and `icl_weight`.
         joint_reconstruction: whether a masked field is recovered with the help of the other modality.
+        vocabulary_fingerprint: of the vocabulary that the weights were trained with.
+        format_version: of the checkpoint's files.
     """
 
     model_type = "flip"
@@ -83,10 +99,41 @@ class FlipConfig(PreTrainedConfig):
     mtm_weight: float | int = 1.0
     icl_weight: float | int = 1.0
     joint_reconstruction: bool = True
+    vocabulary_fingerprint: str | None = None
+    format_version: int = FORMAT_VERSION
+
+    # Classes that `trust_remote_code=True` finds in a checkpoint, by the Auto class that asks for them.
+    remote_classes: ClassVar[dict[str, str]] = {
+        "AutoConfig": "configuration_flip.FlipConfig",
+        "AutoModel": "modeling_flip.FlipModel",
+        "AutoModelForPreTraining": "modeling_flip.FlipForPreTraining",
+        CLICK_AUTO_CLASS: "modeling_flip.FlipForCTR",
+    }
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Raises ValueError where the checkpoint was written by a later version that this one would misread."""
+        version = config_dict.get("format_version", FORMAT_VERSION)
+        if not isinstance(version, int) or version > FORMAT_VERSION:
+            raise ValueError(
+                f"config.json has format version {version!r}, this modeling_flip reads up to {FORMAT_VERSION}; upgrade "
+                "modeling_flip"
+            )
+        return super().from_dict({**config_dict, "format_version": FORMAT_VERSION}, **kwargs)
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.towers != "tabular" and self.text_config is None:
             self.text_config = {"model_type": "bert"}
+        # Of this code, whatever an older checkpoint says.
+        kwargs["auto_map"] = dict(self.remote_classes)
+        tasks = {
+            PIPELINE_TASK: {
+                "impl": "pipeline_flip.CtrPredictionPipeline",
+                "pt": [CLICK_AUTO_CLASS],
+                "type": "multimodal",
+            }
+        }
+        kwargs["custom_pipelines"] = tasks if IS_REMOTE_CODE else InstalledTasks(tasks)
         super().__post_init__(**kwargs)
         if self.text_pooling is None and self.text_config is not None:
             encoder_decoder = getattr(self.text_config, "is_encoder_decoder", False)

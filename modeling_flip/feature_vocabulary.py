@@ -6,6 +6,7 @@ No torch here: a vocabulary is fitted, merged, saved and loaded with pyarrow and
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -274,6 +275,17 @@ class FeatureVocabulary:
         seen = [np.concatenate([[self.null_counts[f]], self.counts[f]]) for f in self.fields]
         np.add.at(counts, self.value_features, np.concatenate(seen))
         return counts
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of what decides the feature ids: fields, values in their order, and which have a feature of their own."""
+        digest = hashlib.sha256()
+        for field, kept in zip(self.fields, self._kept, strict=True):
+            data = pa.concat_arrays([pa.array([field], pa.string()), self.values[field]])  # starts at offset 0
+            digest.update(np.asarray(pc.binary_length(data), "<i4").tobytes())
+            digest.update(data.buffers()[2] or b"")
+            digest.update(np.packbits(kept).tobytes())
+        return digest.hexdigest()
 
     @cached_property
     def texts(self) -> list[tuple[int, str | None]]:

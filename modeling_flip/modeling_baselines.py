@@ -14,7 +14,7 @@ from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel
 
-from .configuration_flip import FlipConfig
+from .configuration_flip import CLICK_AUTO_CLASS, FlipConfig
 from .modeling_flip import FlipForCTR, FlipForCTROutput, FlipPreTrainedModel, click_loss, create_text_tower, pooled
 from .processing_flip import FlipProcessor
 from .tabular_layers import MLP
@@ -34,6 +34,10 @@ class CTRBertConfig(FlipConfig):
     """FlipConfig of `CTRBertForCTR`; `item_fields` must be named."""
 
     model_type = "ctr_bert"
+    remote_classes = {
+        "AutoConfig": "modeling_baselines.CTRBertConfig",
+        CLICK_AUTO_CLASS: "modeling_baselines.CTRBertForCTR",
+    }
     towers: str = "text"
 
 
@@ -100,6 +104,10 @@ class MoRecConfig(FlipConfig):
     """
 
     model_type = "morec"
+    remote_classes = {
+        "AutoConfig": "modeling_baselines.MoRecConfig",
+        CLICK_AUTO_CLASS: "modeling_baselines.MoRecForCTR",
+    }
     towers: str = "tabular"
     freeze_text_tower: bool = False
 
@@ -191,6 +199,10 @@ class P5Config(FlipConfig):
     """
 
     model_type = "p5"
+    remote_classes = {
+        "AutoConfig": "modeling_baselines.P5Config",
+        CLICK_AUTO_CLASS: "modeling_baselines.P5ForCTR",
+    }
     towers: str = "text"
     prompt_ids: list[list[int]] | None = None
     answer_ids: list[list[int]] | None = None
@@ -223,13 +235,18 @@ class P5ForCTR(FlipPreTrainedModel):
         if text_model_name_or_path is None or tokenizer is None:
             raise ValueError("a text tower needs text_model_name_or_path and a processor with a tokenizer")
         check_has_decoder(AutoConfig.from_pretrained(text_model_name_or_path))
-        source = AutoModelForSeq2SeqLM.from_pretrained(text_model_name_or_path, dtype=torch.float32)
+        source = AutoModelForSeq2SeqLM.from_pretrained(
+            text_model_name_or_path, dtype=torch.float32, use_safetensors=True
+        )
         if len(tokenizer) > source.get_input_embeddings().num_embeddings:
             source.resize_token_embeddings(len(tokenizer))
-        sizes = {"num_features": processor.vocabulary.num_features, "num_fields": len(processor.fields)}
         prompt_ids, answer_ids = (tokenizer(list(t), add_special_tokens=False)["input_ids"] for t in (PROMPTS, ANSWERS))
         config = P5Config(
-            text_config=source.config, prompt_ids=prompt_ids, answer_ids=answer_ids, **sizes, **config_kwargs
+            text_config=source.config,
+            prompt_ids=prompt_ids,
+            answer_ids=answer_ids,
+            **processor.config_settings,
+            **config_kwargs,
         )
         model = cls(config)
         model.text_tower.load_state_dict(source.state_dict())

@@ -5,9 +5,13 @@ from __future__ import annotations
 import inspect
 import os
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import torch
+from huggingface_hub import CommitInfo, HfApi
+from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
@@ -15,6 +19,17 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, logging
 
 from .configuration_flip import FlipConfig
+from .hub import (
+    LOCATION_KEYS,
+    MODEL_FILES,
+    check_files,
+    check_weights_are_whole,
+    copy_code,
+    create_repo,
+    upload,
+    write_checksums,
+)
+from .model_card import model_card
 from .objectives import InstanceContrastiveLearning, MaskedLanguageModeling, MaskedTabularModeling
 from .processing_flip import FlipProcessor
 from .tabular_layers import BatchNorm, FieldwiseLinear
@@ -111,6 +126,78 @@ class FlipPreTrainedModel(PreTrainedModel):
             init.zeros_(module.alpha_logit)
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Self:
+        """As in transformers, from safetensors alone.
+
+        Raises:
+            ValueError: a file is truncated or changed, or was written by a later version.
+        """
+        located = {key: kwargs[key] for key in LOCATION_KEYS if kwargs.get(key) is not None}
+        commit = check_files(pretrained_model_name_or_path, MODEL_FILES, **located)
+        if commit is not None:
+            kwargs["revision"] = commit  # what was looked at is what is loaded
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **{**kwargs, "use_safetensors": True})
+        except SafetensorError:
+            check_weights_are_whole(Path(pretrained_model_name_or_path, kwargs.get("subfolder") or ""))
+            raise
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, *args: Any, push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
+        """As in transformers, with the model's code and checksums.
+
+        Raises:
+            ValueError: `push_to_hub` is asked for, which would leave the processor behind.
+        """
+        if push_to_hub:
+            raise ValueError("without its processor nobody can score a row: call model.push_to_hub(repo_id, processor)")
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if kwargs.get("is_main_process", True):
+            ours = __name__.rpartition(".")[0]  # of a subclass elsewhere, the class that it builds on
+            base = next(c for c in type(self).__mro__ if c.__module__.rpartition(".")[0] == ours)
+            copy_code(save_directory, inspect.getfile(base))
+            write_checksums(save_directory, MODEL_FILES)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        processor: FlipProcessor | None = None,
+        *,
+        commit_message: str = "Upload model and processor",
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        max_shard_size: int | str = "50GB",
+    ) -> CommitInfo:
+        """Push model, processor, their code and, where the repo has none, a model card, in one commit.
+
+        Raises:
+            ValueError: no processor is given, or another model's.
+            HfHubHTTPError, OSError: the Hub refuses it, or could not be reached in four attempts.
+        """
+        if processor is None:
+            raise ValueError("without its processor nobody can score a row: call model.push_to_hub(repo_id, processor)")
+        processor.check_belongs_to(self.config)
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, max_shard_size=max_shard_size)
+            processor.save_pretrained(folder)
+            repo_id = create_repo(repo_id, private, token)
+            if not HfApi(token=token).file_exists(repo_id, "README.md"):
+                Path(folder, "README.md").write_text(model_card(self, processor, repo_id))
+            return upload(
+                folder,
+                repo_id,
+                commit_message=commit_message,
+                commit_description=commit_description,
+                token=token,
+                revision=revision,
+                create_pr=create_pr,
+            )
+
+    @classmethod
     def from_text_pretrained(
         cls,
         text_model_name_or_path: str | os.PathLike | None,
@@ -124,15 +211,15 @@ class FlipPreTrainedModel(PreTrainedModel):
             processor: gives the number of features and fields, and of tokens.
             config_kwargs: settings of `FlipConfig`.
         """
-        sizes = {"num_features": processor.vocabulary.num_features, "num_fields": len(processor.fields)}
+        settings = {**processor.config_settings, **config_kwargs}
         if config_kwargs.get("towers") == "tabular":
-            return cls(cls.config_class(**sizes, **config_kwargs))
+            return cls(cls.config_class(**settings))
         if text_model_name_or_path is None or processor.tokenizer is None:
             raise ValueError("a text tower needs text_model_name_or_path and a processor with a tokenizer")
-        text_tower = AutoModel.from_pretrained(text_model_name_or_path, dtype=torch.float32)
+        text_tower = AutoModel.from_pretrained(text_model_name_or_path, dtype=torch.float32, use_safetensors=True)
         if len(processor.tokenizer) > text_tower.get_input_embeddings().num_embeddings:
             text_tower.resize_token_embeddings(len(processor.tokenizer))
-        model = cls(cls.config_class(text_config=text_tower.config, **sizes, **config_kwargs))
+        model = cls(cls.config_class(text_config=text_tower.config, **settings))
         weights = bare_text_tower(text_tower).state_dict()
         for tower in model.fresh_text_towers():
             missing = tower.load_state_dict(weights, strict=False).missing_keys

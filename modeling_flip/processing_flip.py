@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 import torch
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
-from transformers.utils import cached_file, logging
+from transformers.utils import CONFIG_NAME, cached_file, logging
 
 from .feature_vocabulary import VOCABULARY_FILE, FeatureVocabulary, TokenTable, text_columns
+from .hub import LOCATION_KEYS, PROCESSOR_FILES, check_files, copy_code, write_checksums
 
 logger = logging.get_logger(__name__)
 
@@ -104,6 +107,7 @@ class FlipProcessor(ProcessorMixin):
                 f"display_names names {sorted(strangers)}, which are no fields; fields: {vocabulary.fields}"
             )
         self.chat_template = None
+        self.auto_map = {"AutoProcessor": "processing_flip.FlipProcessor"}
         self.tokenizer = tokenizer
         self.display_names = {f: (display_names or {}).get(f, f.replace("_", " ")) for f in vocabulary.fields}
         self.max_length = max_length
@@ -163,6 +167,27 @@ class FlipProcessor(ProcessorMixin):
     @property
     def fields(self) -> list[str]:
         return self._vocabulary.fields
+
+    @property
+    def config_settings(self) -> dict[str, Any]:
+        """What a model's configuration says of the rows it was made for."""
+        vocabulary = self._vocabulary
+        return {
+            "num_features": vocabulary.num_features,
+            "num_fields": len(vocabulary.fields),
+            "vocabulary_fingerprint": vocabulary.fingerprint,
+        }
+
+    def check_belongs_to(self, config: Any) -> None:
+        """Raises ValueError where a model with this configuration was trained with another vocabulary: its embeddings would be
+        other values'."""
+        for name, ours in self.config_settings.items():
+            theirs = getattr(config, name)
+            if theirs is not None and theirs != ours:
+                raise ValueError(
+                    f"the vocabulary does not belong to the weights: its {name} is {ours}, the model's {theirs}; load model and "
+                    "processor from the same checkpoint and revision"
+                )
 
     @property
     def model_input_names(self) -> list[str]:
@@ -353,14 +378,40 @@ class FlipProcessor(ProcessorMixin):
     # ---- files
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
-        """Write the tokenizer, `processor_config.json` and `feature_vocab.parquet` (and push them)."""
+        """Write the tokenizer, `processor_config.json`, `feature_vocab.parquet`, and the code that reads them (and push them,
+        to `repo_id`)."""
         folder = Path(save_directory)
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
         folder.mkdir(parents=True, exist_ok=True)
         self._vocabulary.save(folder / VOCABULARY_FILE)
         if self.tokenizer is None:
             self.to_json_file(folder / "processor_config.json")
-            return [str(folder / "processor_config.json")]
-        return super().save_pretrained(save_directory, push_to_hub, **kwargs)
+        else:
+            super().save_pretrained(save_directory)
+        copy_code(folder, __file__)
+        write_checksums(folder, PROCESSOR_FILES)
+        return [str(folder / "processor_config.json"), str(folder / VOCABULARY_FILE)]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Self:
+        """As in transformers.
+
+        Raises:
+            ValueError: a file is truncated or changed, or the vocabulary belongs to other weights than those beside it.
+        """
+        located = {key: kwargs[key] for key in LOCATION_KEYS if kwargs.get(key) is not None}
+        commit = check_files(pretrained_model_name_or_path, PROCESSOR_FILES, **located)
+        if commit is not None:
+            kwargs["revision"] = located["revision"] = commit
+        processor = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        config_file = cached_file(
+            pretrained_model_name_or_path, CONFIG_NAME, _raise_exceptions_for_missing_entries=False, **located
+        )
+        if config_file is not None:
+            config = json.loads(Path(config_file).read_text())
+            processor.check_belongs_to(SimpleNamespace(**{k: config.get(k) for k in processor.config_settings}))
+        return processor
 
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {"has_text": self.has_text}
@@ -372,8 +423,7 @@ class FlipProcessor(ProcessorMixin):
         tokenizers = [None]
         if processor_dict is None or processor_dict.pop("has_text", True):
             tokenizers = super()._get_arguments_from_pretrained(pretrained_model_name_or_path, processor_dict, **kwargs)
-        keys = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-        located = {key: kwargs[key] for key in keys if kwargs.get(key) is not None}
+        located = {key: kwargs[key] for key in LOCATION_KEYS if kwargs.get(key) is not None}
         path = cached_file(pretrained_model_name_or_path, VOCABULARY_FILE, **located)
         return [*tokenizers, FeatureVocabulary.load(path)]
 

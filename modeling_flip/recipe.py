@@ -14,6 +14,7 @@ import platform
 import re
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -28,26 +29,35 @@ import torch
 import transformers
 import yaml
 from accelerate import PartialState
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import RevisionNotFoundError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from .configuration_flip import FlipConfig
+from .hub import create_repo, upload, with_retries
 from .modeling_baselines import CTR_MODELS, MoRecConfig, check_has_decoder
 from .modeling_flip import FlipForCTR, FlipForPreTraining
 from .processing_flip import FlipDataset, FlipProcessor, read_labels
 from .tabular_towers import TABULAR_TOWERS
-from .trainer_flip import FlipTrainer, FlipTrainingArguments, ctr_metrics
+from .trainer_flip import RECIPE_FILE, UNPUSHED, FlipTrainer, FlipTrainingArguments, ctr_metrics, link_files, push_error
 from .version import __version__
 
 logger = logging.get_logger(__name__)
 
 SPLITS = ("train", "validation", "test")
-RECIPE_FILE, RESULTS_FILE, PRETRAINING_RESULTS_FILE = "recipe.yaml", "all_results.json", "pretraining_results.json"
+RESULTS_FILE, PRETRAINING_RESULTS_FILE = "all_results.json", "pretraining_results.json"
+# Where a run is pushed to; another place is no other run.
+HUB_KEYS = ("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_revision", "license")
 MODEL_KEYS = [
     name
     for name in (*FlipConfig.__annotations__, "freeze_text_tower")
-    if name not in ("text_config", "towers", "tabular_tower", "item_fields", "num_features", "num_fields")
+    if name
+    not in (
+        *("text_config", "towers", "tabular_tower", "item_fields", "num_features", "num_fields"),
+        *("vocabulary_fingerprint", "format_version", "remote_classes"),
+    )
 ]
 # What finetuning may set otherwise than pretraining: it changes no weights.
 FREE_MODEL_KEYS = ("dropout", "embedding_l2", "text_pooling")
@@ -115,6 +125,13 @@ class Recipe:
         min_count: values seen less often share their field's unknown feature.
         max_length: sentences are cut to this many tokens; by default the tokenizer's limit, at most 512.
         use_cpu: train on the CPU even where there is an accelerator.
+        push_to_hub: push model, processor, card and recipe to the Hub, while training and at the end.
+        hub_model_id: the repo, such as me/my-model; by default the name of output_dir, in your own namespace.
+        hub_strategy: every_save (each saved checkpoint; the best so far is what the repo shows), end, or checkpoint: as
+            every_save, with the state of the training, so that the same command goes on from the Hub on another machine.
+        hub_private_repo: make the repo private, if it has to be created.
+        hub_revision: the branch to push to.
+        license: of the model, for its card; one of the Hub's identifiers.
         model: settings of FlipConfig.
         pretraining: training arguments of the alignment stage; without any there is none.
         finetuning: training arguments of the click prediction stage.
@@ -136,6 +153,12 @@ class Recipe:
     min_count: int = 1
     max_length: int | None = None
     use_cpu: bool = False
+    push_to_hub: bool = False
+    hub_model_id: str | None = None
+    hub_strategy: str = "every_save"
+    hub_private_repo: bool | None = None
+    hub_revision: str | None = None
+    license: str = "unknown"
     model: dict[str, Any] = field(default_factory=dict)
     pretraining: dict[str, Any] | None = None
     finetuning: dict[str, Any] = field(default_factory=dict)
@@ -143,7 +166,8 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """What differs from the defaults, as it would stand in the YAML."""
         given = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {k: v for k, v in given.items() if v not in (None, {})}
+        defaults = {f.name: f.default for f in fields(self) if f.name in HUB_KEYS}
+        return {k: v for k, v in given.items() if v not in (None, {}) and not (k in defaults and v == defaults[k])}
 
 
 # ---- reading a recipe
@@ -175,12 +199,18 @@ def recipe_parser() -> RecipeParser:
         exit_on_error=True,
     )
     parser.add_argument("--recipe", action="config", help="the YAML file; may be written first, without --recipe")
-    parser.add_class_arguments(Recipe, as_group=False, skip={"use_cpu", "model", "pretraining", "finetuning"})
+    parser.add_class_arguments(
+        Recipe, as_group=False, skip={"use_cpu", "push_to_hub", "model", "pretraining", "finetuning"}
+    )
     parser.add_argument("--use_cpu", action=jsonargparse.ActionYesNo, help="train on the CPU even where there is a GPU")
+    parser.add_argument(
+        "--push_to_hub", action=jsonargparse.ActionYesNo, help="push to the Hub, while training and at the end"
+    )
     parser.add_class_arguments(MoRecConfig, "model", skip={f.name for f in fields(MoRecConfig)} - set(MODEL_KEYS))
     for stage in STAGE_DEFAULTS:
         others = PRETRAINING_ONLY if stage == "finetuning" else FINETUNING_ONLY
         skip = {"output_dir", "seed", "data_seed", "use_cpu"} | others
+        skip |= {f.name for f in fields(FlipTrainingArguments) if "hub_" in f.name or f.name == "push_to_hub"}
         parser.add_class_arguments(FlipTrainingArguments, stage, skip=skip)
     titles = {
         "model": "the model",
@@ -243,26 +273,33 @@ def run(recipe: Recipe, data: datasets.DatasetDict) -> dict[str, Any]:
     output_dir = Path(recipe.output_dir)
     check_recipe(recipe)
     check_data(data, recipe)
+    state = PartialState(cpu=uses_cpu(recipe))
+    with state.main_process_first():
+        if recipe.push_to_hub and recipe.hub_strategy == "checkpoint" and not check_output_dir(recipe):
+            restore_from_hub(recipe)
     if check_output_dir(recipe) and (output_dir / RESULTS_FILE).exists():
         logger.warning(f"{output_dir} is finished; delete it to run again")
+        if recipe.push_to_hub and state.is_main_process:
+            push_finished(recipe)
         return json.loads((output_dir / RESULTS_FILE).read_text())
     set_seed(recipe.seed)
     processor = make_processor(recipe, data)
     encoded = {split: processor.encode(data[split], recipe.label_column) for split in SPLITS}
-    with PartialState(cpu=uses_cpu(recipe)).main_process_first():
+    with state.main_process_first():
         if not check_output_dir(recipe):
             output_dir.mkdir(parents=True, exist_ok=True)
             write(output_dir / RECIPE_FILE, yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True))
 
     results: dict[str, Any] = {}
     wall_time: dict[str, float] = {}
+    failed_pushes: list[str] = []
     resumed = False
     pretrained = recipe.pretrained_model_name_or_path
-    if recipe.pretraining is not None and pretrained is None:
+    if needs_pretraining(recipe):
         folder = output_dir / "pretraining"
         resumed = folder.exists()
         if not resumed:
-            pretrain(recipe, processor, encoded, folder)
+            failed_pushes = pretrain(recipe, processor, encoded, folder)
         pretrained = str(folder)
         results |= json.loads((folder / PRETRAINING_RESULTS_FILE).read_text())
         wall_time["pretraining_seconds"] = results.pop("pretraining_seconds")
@@ -287,6 +324,7 @@ def run(recipe: Recipe, data: datasets.DatasetDict) -> dict[str, Any]:
         processor = processor.tabular_only()
     arguments = stage_arguments(recipe, "finetuning")
     trainer = FlipTrainer(model, arguments, processor, encoded["train"], encoded["validation"])
+    trainer.facts = run_facts(recipe)
     last = last_checkpoint(trainer)
     trainer.train(resume_from_checkpoint=last)
     wall_time["finetuning_seconds"] = time.perf_counter() - begun
@@ -308,13 +346,23 @@ def run(recipe: Recipe, data: datasets.DatasetDict) -> dict[str, Any]:
         # The one whose weights are in the model: a pretraining checkpoint's, whatever the recipe names.
         results["text_model"] = model.config.text_config.name_or_path
     wall_time["total_seconds"] = time.perf_counter() - started
-    results |= {"recipe": recipe.to_dict(), "seed": recipe.seed, "wall_time": wall_time} | environment()
+    results |= {"wall_time": wall_time} | trainer.facts
     results["rows"] = {split: len(data[split]) for split in SPLITS}
 
-    trainer.save_model(str(output_dir))
+    trainer.save_model(str(output_dir), _internal_call=True)
+    trainer.create_model_card(output_dir, **results)
     if trainer.is_world_process_zero():
         write(output_dir / RESULTS_FILE, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
         shutil.rmtree(output_dir / "checkpoints", ignore_errors=True)
+        if recipe.push_to_hub:
+            arrived = trainer.push_to_hub("End of training", output_dir)
+            failed_pushes += trainer.failed_pushes
+            if failed_pushes:
+                logger.warning(f"{len(failed_pushes)} pushes failed:\n  " + "\n  ".join(failed_pushes))
+            if not arrived:
+                logger.error(
+                    f"the finished model is whole in {output_dir}, not on the Hub: run the same command again to push it"
+                )
     trainer.accelerator.wait_for_everyone()
     return results
 
@@ -337,14 +385,96 @@ def check_output_dir(recipe: Recipe) -> bool:
         return False
     if not (folder / RECIPE_FILE).is_file():
         raise ValueError(f"output folder {folder} holds something else ({next(folder.iterdir()).name}); {remedy}")
-    theirs, ours = yaml.safe_load((folder / RECIPE_FILE).read_text()), recipe.to_dict()
-    for key in sorted(theirs.keys() | ours.keys()):
-        if theirs.get(key) != ours.get(key):
-            raise ValueError(
-                f"output folder {folder} holds another model: its {key} is {theirs.get(key)!r}, this run's is "
-                f"{ours.get(key)!r}; {remedy}"
-            )
+    check_same_run(folder / RECIPE_FILE, recipe, f"output folder {folder} holds another model", remedy)
     return True
+
+
+def check_same_run(recipe_file: Path, recipe: Recipe, what: str, remedy: str, but: Sequence[str] = ()) -> None:
+    """Raises ValueError where a run's recipe differs from this one in anything but where it is pushed to, and `but`."""
+    theirs, ours = yaml.safe_load(recipe_file.read_text()), recipe.to_dict()
+    for key in sorted((theirs.keys() | ours.keys()) - {*HUB_KEYS, *but}):
+        if theirs.get(key) != ours.get(key):
+            raise ValueError(f"{what}: its {key} is {theirs.get(key)!r}, this run's is {ours.get(key)!r}; {remedy}")
+
+
+def restore_from_hub(recipe: Recipe) -> None:
+    """Bring what an earlier run of this recipe pushed with hub_strategy "checkpoint" into the output folder, all or nothing.
+
+    Raises:
+        ValueError: the repo holds another run, or the Hub cannot say.
+    """
+    output_dir, restored = Path(recipe.output_dir), Path(f"{recipe.output_dir}.restored")
+    with tempfile.TemporaryDirectory() as repo_dir:
+        repo = Path(repo_dir)
+        try:
+            repo_id = create_repo(hub_repo(recipe), recipe.hub_private_repo)
+            with_retries(lambda: snapshot_download(repo_id, revision=recipe.hub_revision, local_dir=repo))
+        except RevisionNotFoundError:
+            return
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"cannot see whether {hub_repo(recipe)!r} holds an earlier part of this run: {push_error(error)}; try again, or "
+                "leave out --hub_strategy checkpoint to begin anew"
+            ) from error
+        if not (repo / RECIPE_FILE).exists():
+            return
+        remedy = "choose another --hub_model_id"
+        check_same_run(repo / RECIPE_FILE, recipe, f"{repo_id} on the Hub holds another model", remedy, ["output_dir"])
+        logger.warning(f"continuing from {repo_id} on the Hub")
+        shutil.rmtree(restored, ignore_errors=True)
+        if (repo / RESULTS_FILE).exists():
+            shutil.copytree(repo, restored, ignore=shutil.ignore_patterns(".*"))
+        else:
+            restored.mkdir(parents=True)
+            pretrained = (repo / "pretraining" / PRETRAINING_RESULTS_FILE).exists()
+            if pretrained:
+                shutil.copytree(repo / "pretraining", restored / "pretraining")
+            if (repo / "last-checkpoint").exists():
+                stage = "pretraining" if needs_pretraining(recipe) and not pretrained else "finetuning"
+                restore_checkpoints(repo, restored, output_dir, f"checkpoints/{stage}")
+        write(restored / RECIPE_FILE, yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True))
+    if output_dir.exists():
+        output_dir.rmdir()  # empty: check_output_dir has looked
+    restored.rename(output_dir)
+
+
+def restore_checkpoints(repo: Path, restored: Path, output_dir: Path, stage: str) -> None:
+    """Lay a repo's `last-checkpoint`, and the best model, which stands at its root, where Trainer looks for them."""
+    state = json.loads((repo / "last-checkpoint" / "trainer_state.json").read_text())
+    last, best = state["global_step"], state.get("best_global_step")
+    shutil.copytree(repo / "last-checkpoint", restored / stage / f"checkpoint-{last}")
+    if best is not None:
+        state["best_model_checkpoint"] = str(output_dir / stage / f"checkpoint-{best}")
+        (restored / stage / f"checkpoint-{last}" / "trainer_state.json").write_text(json.dumps(state, indent=2))
+    if best not in (None, last):
+        link_files(repo, restored / stage / f"checkpoint-{best}", ("README.md", "*.png", "*.yaml"))
+        (restored / stage / f"checkpoint-{best}" / "trainer_state.json").write_text(json.dumps(state, indent=2))
+
+
+def hub_repo(recipe: Recipe) -> str:
+    return recipe.hub_model_id or Path(recipe.output_dir).absolute().name
+
+
+def push_finished(recipe: Recipe) -> None:
+    """Push the output folder of a run that has ended.
+
+    Raises:
+        ValueError: the Hub refuses it, or cannot be reached.
+    """
+    try:
+        commit = upload(
+            recipe.output_dir,
+            hub_repo(recipe),
+            commit_message="End of training",
+            private=recipe.hub_private_repo,
+            revision=recipe.hub_revision,
+            ignore_patterns=UNPUSHED,
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{recipe.output_dir} cannot be pushed to {hub_repo(recipe)!r}: {push_error(error)}"
+        ) from error
+    logger.warning(f"pushed to {commit.commit_url}")
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -373,6 +503,8 @@ def check_recipe(recipe: Recipe) -> None:
             "freeze_text_tower is morec's; to hold another text tower still, set its text_learning_rate to 0"
         )
     config = FlipConfig(towers=recipe.towers, **recipe.model)
+    if recipe.hub_strategy not in ("every_save", "end", "checkpoint"):
+        raise ValueError(f"hub_strategy is {recipe.hub_strategy!r}; it must be one of every_save, end, checkpoint")
     for stage in STAGE_DEFAULTS:
         stage_arguments(recipe, stage)
     if needs_text(recipe):
@@ -402,6 +534,10 @@ def check_recipe(recipe: Recipe) -> None:
                     f"{key} is {value!r}, but {pretrained} was pretrained with {getattr(config, key)!r}; "
                     "take that, or pretrain anew"
                 )
+
+
+def needs_pretraining(recipe: Recipe) -> bool:
+    return recipe.pretraining is not None and recipe.pretrained_model_name_or_path is None
 
 
 def needs_text(recipe: Recipe) -> bool:
@@ -474,14 +610,15 @@ def make_processor(recipe: Recipe, data: datasets.DatasetDict) -> FlipProcessor:
     )
 
 
-def pretrain(recipe: Recipe, processor: FlipProcessor, encoded: dict[str, FlipDataset], folder: Path) -> None:
-    """Align the two towers on the training rows; checkpoint and figures go to `folder`."""
+def pretrain(recipe: Recipe, processor: FlipProcessor, encoded: dict[str, FlipDataset], folder: Path) -> list[str]:
+    """Align the two towers on the training rows; checkpoint and figures go to `folder`. Returns the pushes that failed."""
     started = time.perf_counter()
     model = FlipForPreTraining.from_text_pretrained(
         recipe.text_model_name_or_path, processor, tabular_tower=recipe.tabular_tower, **recipe.model
     )
     arguments = stage_arguments(recipe, "pretraining")
     trainer = FlipTrainer(model, arguments, processor, encoded["train"], encoded["validation"])
+    trainer.facts = run_facts(recipe)
     trainer.train(resume_from_checkpoint=last_checkpoint(trainer))
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     figures = {
@@ -490,11 +627,19 @@ def pretrain(recipe: Recipe, processor: FlipProcessor, encoded: dict[str, FlipDa
         "pretraining_seconds": time.perf_counter() - started,
     }
     unfinished = folder.with_name(f".{folder.name}")  # renamed when whole: the folder is never seen half-written
-    trainer.save_model(str(unfinished))
+    trainer.save_model(str(unfinished), _internal_call=True)
+    trainer.create_model_card(unfinished)
     if trainer.is_world_process_zero():
         (unfinished / PRETRAINING_RESULTS_FILE).write_text(json.dumps(figures, indent=2) + "\n")
         unfinished.rename(folder)
+        if recipe.push_to_hub and recipe.hub_strategy != "end":
+            trainer.push_to_hub("Pretraining finished", recipe.output_dir)
     trainer.accelerator.wait_for_everyone()
+    return trainer.failed_pushes
+
+
+def run_facts(recipe: Recipe) -> dict[str, Any]:
+    return {"recipe": recipe.to_dict(), "seed": recipe.seed} | environment()
 
 
 def uses_cpu(recipe: Recipe) -> bool:
@@ -508,6 +653,12 @@ def stage_arguments(recipe: Recipe, stage: str) -> FlipTrainingArguments:
         output_dir=str(Path(recipe.output_dir) / "checkpoints" / stage),
         seed=recipe.seed,
         use_cpu=uses_cpu(recipe),
+        push_to_hub=recipe.push_to_hub,
+        hub_model_id=hub_repo(recipe),
+        hub_strategy=recipe.hub_strategy,
+        hub_private_repo=recipe.hub_private_repo,
+        hub_revision=recipe.hub_revision,
+        hub_subfolder="pretraining" if stage == "pretraining" else "",
         **given,
     )
 

@@ -2,24 +2,54 @@
 
 from __future__ import annotations
 
+import fnmatch
+import os
+import re
+import shutil
+import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from torch import nn
 from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import PredictionOutput, TrainOutput
+from transformers.trainer_utils import HubStrategy, PredictionOutput, TrainOutput
+from transformers.utils import logging
 
 from .data_collator import FlipDataCollator, PretrainingCollator, check_masking
+from .hub import create_repo, is_final, upload
 from .metrics import CtrMetrics
+from .model_card import CURVE_FILE, model_card
 from .modeling_flip import FlipForCTR, FlipForPreTraining, FlipPreTrainedModel
 from .processing_flip import FlipDataset, FlipProcessor
 from .tabular_layers import BatchNorm
+
+logger = logging.get_logger(__name__)
+
+RECIPE_FILE = "recipe.yaml"
+# Of a checkpoint, what only a resumed training reads.
+STATE_FILES = ("optimizer.*", "scheduler.*", "scaler.*", "rng_state*", "trainer_state.json")
+# Of an output folder, what stays here: the state of a training, and files that are being written.
+UNPUSHED = ("checkpoints/*", ".*", "*/.*")
+CARD_ARGUMENTS = (
+    "learning_rate",
+    "text_learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "num_train_epochs",
+    "bf16",
+    "float32_matmul_precision",
+)
 
 
 @dataclass
@@ -38,6 +68,7 @@ class FlipTrainingArguments(TrainingArguments):
         float32_matmul_precision: how exact the products of fp32 tensors are, as in `torch.set_float32_matmul_precision`:
             "high" is TF32 on a GPU, "medium" bf16 on a CPU that has it, where tabular towers train up to twice as fast;
             None leaves torch as it is. Only while training.
+        hub_subfolder: folder of the repo where checkpoints go; by default its root.
     """
 
     text_learning_rate: float | None = field(default=None, metadata={"help": "Of the text tower; default: the same."})
@@ -54,6 +85,9 @@ class FlipTrainingArguments(TrainingArguments):
     per_device_eval_batch_size: int = field(default=1024, metadata={"help": "Rows per evaluation step and device."})
     dataloader_pin_memory: bool = field(
         default_factory=torch.accelerator.is_available, metadata={"help": "For the GPU."}
+    )
+    hub_subfolder: str = field(
+        default="", metadata={"help": "Folder of the repo where checkpoints go; default: its root."}
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Batches are not columns of a Dataset."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "It would hide a loss that is not finite."})
@@ -132,8 +166,12 @@ class FlipTrainer(Trainer):
     """Trains `FlipForPreTraining`, `FlipForCTR` or a baseline on `FlipDataset`s.
 
     Adds to Trainer: the right collator for the model, a learning rate for each tower, every component of the loss (and α)
-    in the log, batches of like length, metrics of each tower, and a stop as soon as the loss is not finite. `clock` has the
-    training speed of each epoch.
+    in the log, batches of like length, metrics of each tower, a stop as soon as the loss is not finite, and pushes of whole
+    repos that no failure of the Hub can bring to a stop. `clock` has the training speed of each epoch.
+
+    Attributes:
+        facts: what the model card says of this run beside what the trainer knows; as in all_results.json.
+        failed_pushes: what the Hub answered to each push that failed for good.
     """
 
     def __init__(
@@ -172,6 +210,11 @@ class FlipTrainer(Trainer):
         self._components: dict[str, torch.Tensor] = {}
         self._num_steps_logged = 0
         self._first_bad_step: torch.Tensor | None = None
+        self.facts: dict[str, Any] = {}
+        self.failed_pushes: list[str] = []
+        self._pushes = ThreadPoolExecutor(max_workers=1, thread_name_prefix="push")
+        self._push: Future[None] | None = None
+        processor.check_belongs_to(model.config)
         super().__init__(
             model,
             args,
@@ -292,3 +335,174 @@ class FlipTrainer(Trainer):
         self.processor.save_pretrained(folder)
         # Trainer pickles its arguments beside the model; the recipe says the same in words.
         (folder / "training_args.bin").unlink(missing_ok=True)
+
+    # ---- the Hub
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Create the repo. A refusal, such as a token without rights, stops here, before training; a Hub that cannot be reached
+        does not: each push asks again."""
+        if not self.is_world_process_zero():
+            return
+        for interrupted in Path(str(self.args.output_dir)).glob(".push-*"):
+            shutil.rmtree(interrupted, ignore_errors=True)
+        repo_id = self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name
+        self.hub_model_id = repo_id
+        try:
+            self.hub_model_id = create_repo(
+                repo_id, self.args.hub_private_repo if private is None else private, token or self.args.hub_token
+            )
+        except Exception as error:
+            if is_final(error):
+                raise ValueError(f"cannot push to {repo_id!r}: {push_error(error)}") from error
+            logger.warning(f"training goes on, though {repo_id!r} cannot be reached: {push_error(error)}")
+
+    def create_model_card(self, folder: str | os.PathLike | None = None, **results: Any) -> None:
+        """Write README.md and the training curve to `folder`; `results` as in all_results.json."""
+        if not self.is_world_process_zero():
+            return
+        folder = Path(folder or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        best = {}
+        for entry in self.state.log_history:
+            if "eval_auc" in entry and entry["step"] == (self.state.best_global_step or entry["step"]):
+                best = {k.replace("eval_", "validation_", 1): v for k, v in entry.items() if k.startswith("eval_")}
+        has_curve = write_curve(folder / CURVE_FILE, self.state.log_history)
+        curves = [f"{sub}{CURVE_FILE}" for sub in ("", "pretraining/") if (folder / sub / CURVE_FILE).exists()]
+        text = model_card(
+            self.accelerator.unwrap_model(self.model),
+            self.processor,
+            self.hub_model_id or str(folder),
+            best | self.facts | results,
+            {name: getattr(self.args, name) for name in CARD_ARGUMENTS if getattr(self.args, name) is not None},
+            curves if has_curve or curves else (),
+        )
+        (folder / "README.md").write_text(text)
+
+    def push_to_hub(self, commit_message: str | None = "End of training", folder: Any = None, **kwargs: Any) -> bool:
+        """Push a folder that holds model, processor and card, by default a fresh one, and wait for it and for all before it.
+
+        Returns:
+            whether it arrived. If not, the log says why and how to try again; nothing local is touched.
+        """
+        if self.hub_model_id is None:
+            self.init_hf_repo()
+        if folder is None:
+            folder = str(self.args.output_dir)
+            self.save_model(folder, _internal_call=True)
+            self.create_model_card(folder)
+        if not self.is_world_process_zero():
+            return True
+        self._finish_current_push()
+        failures = len(self.failed_pushes)
+        self._upload(Path(folder), commit_message or "End of training")
+        return len(self.failed_pushes) == failures
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Push the best model so far, with its card, and where `hub_strategy` is "checkpoint" the state to resume from: one
+        commit, in the background."""
+        strategy = self.args.hub_strategy
+        if strategy == HubStrategy.END:
+            return
+        self.accelerator.wait_for_everyone()  # every process has written its part of the checkpoint
+        if not self.is_world_process_zero():
+            return
+        if self._push is not None and not self._push.done() and not self.args.hub_always_push:
+            logger.warning(f"the push before is still under way: step {self.state.global_step} is not pushed")
+            return
+        # Hard links: Trainer may delete the checkpoint while it is being uploaded.
+        staged = Path(tempfile.mkdtemp(prefix=".push-", dir=str(self.args.output_dir)))
+        best = self.state.best_model_checkpoint
+        link_files(
+            Path(best if best and Path(best).is_dir() else checkpoint_folder),
+            staged / self.args.hub_subfolder,
+            STATE_FILES,
+        )
+        if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            name = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else Path(checkpoint_folder).name
+            link_files(Path(checkpoint_folder), staged / name, ())
+        if "recipe" in self.facts:
+            (staged / RECIPE_FILE).write_text(yaml.safe_dump(self.facts["recipe"], sort_keys=False, allow_unicode=True))
+        self.create_model_card(staged)
+        message = f"Training in progress, step {self.state.global_step}"
+
+        def push() -> None:
+            try:
+                self._upload(staged, message)
+            finally:
+                shutil.rmtree(staged, ignore_errors=True)
+
+        self._push = self._pushes.submit(push)
+
+    def _upload(self, folder: Path, message: str) -> None:
+        """Bring a folder to the Hub; a failure is kept, not raised."""
+        args = self.args
+        assert self.hub_model_id is not None
+        try:
+            upload(
+                folder,
+                self.hub_model_id,
+                commit_message=message,
+                private=args.hub_private_repo,
+                token=args.hub_token,
+                revision=args.hub_revision,
+                ignore_patterns=UNPUSHED,
+            )
+        except Exception as error:  # whatever it is, it must not cost the training
+            self.failed_pushes.append(f"{message}: {push_error(error)}")
+            logger.error(f"not pushed to {self.hub_model_id}: {self.failed_pushes[-1]}")
+
+    def _finish_current_push(self) -> None:
+        if self._push is not None and not self._push.done():
+            logger.warning("waiting for the push that is under way")
+            self._push.result()
+
+
+def push_error(error: Exception) -> str:
+    """One line of what went wrong, and what to do."""
+    first = next(iter(str(error).splitlines()), type(error).__name__)
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403):
+        return f"{first} Log in with `hf auth login`, or set HF_TOKEN, with a token that may write there"
+    return first
+
+
+def link_files(source: Path, target: Path, without: Sequence[str]) -> None:
+    """Make the files of a checkpoint appear in another folder, but for some; a copy where links cannot be."""
+    target.mkdir(parents=True, exist_ok=True)
+    for file in source.iterdir():
+        if file.is_file() and not any(fnmatch.fnmatch(file.name, pattern) for pattern in without):
+            try:
+                os.link(file, target / file.name)
+            except OSError:
+                shutil.copyfile(file, target / file.name)
+
+
+def write_curve(path: Path, log_history: Sequence[Mapping[str, float]]) -> bool:
+    """Draw every loss, and the validation AUC of each tower, over the epochs; False where nothing was logged."""
+    losses = curves_of(log_history, r"(?!eval_|train_)(\w+_)?loss")
+    aucs = curves_of(log_history, r"eval_(\w+_)?auc")
+    panels = [(title, lines) for title, lines in (("training loss", losses), ("validation AUC", aucs)) if lines]
+    if not panels:
+        return False
+    from matplotlib.figure import Figure  # here: it takes a second that scoring need not wait
+
+    figure = Figure(figsize=(5 * len(panels), 3.2), layout="constrained")
+    for axes, (title, lines) in zip(np.ravel(figure.subplots(1, len(panels))), panels, strict=True):
+        for name, points in lines.items():
+            label = name.removeprefix("eval_").replace("_", " ")
+            axes.plot(*zip(*points, strict=True), label=label, marker="o" if len(points) < 20 else "")
+        axes.set(xlabel="epoch", title=title)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+    figure.savefig(path, dpi=120)
+    return True
+
+
+def curves_of(log_history: Sequence[Mapping[str, float]], pattern: str) -> dict[str, list[tuple[float, float]]]:
+    """Points (epoch, value) of every logged figure whose name matches."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for entry in log_history:
+        for name, value in entry.items():
+            if re.fullmatch(pattern, name):
+                curves.setdefault(name, []).append((entry["epoch"], value))
+    return curves

@@ -114,6 +114,19 @@ def test_written_folder_reloads(dataset: datasets.DatasetDict, written: Path, tm
     card = DatasetCard.load(written / "README.md")
     assert (card.data.license, card.data.size_categories) == ("apache-2.0", ["10K<n<100K"])
     assert f"| everything | {demo.oracle_auc()['bayes']:.3f} |" in card.text
+    assert "| train | 16,800 |" in card.text and "| title | string | 397 | Quiet Stadium Orbit |" in card.text
+    assert 'load_dataset("out")' in card.text
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_push_is_as_private_as_was_asked_for(private: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pushed = []
+    monkeypatch.setattr(demo, "push", lambda *where, private: pushed.append((*where, private)))
+    monkeypatch.setattr(demo, "text_model", lambda *_: None)
+    arguments = ["--output_dir", str(tmp_path), "--push_to_hub", "me/flip-demo"]
+    demo.main([*arguments, "--private"] if private else arguments)
+    assert pushed == [(tmp_path, "me/flip-demo", private)]
+    assert 'load_dataset("me/flip-demo")' in (tmp_path / "README.md").read_text()
 
 
 def test_text_model_has_the_same_bytes_in_every_process(

@@ -12,10 +12,12 @@ import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import datasets
 import pytest
-from huggingface_hub import DatasetCard
+from huggingface_hub import CommitOperationAdd, DatasetCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -339,7 +341,14 @@ def test_written_folder_reloads(name: str, tmp_path: Path) -> None:
     assert card.data.pretty_name == {"movielens-1m": "MovieLens-1M", "movielens-100k": "MovieLens-100K"}[name]
     assert (card.data.license, card.data.language, card.data.size_categories) == ("other", ["en"], ["n<1K"])
     assert card.data.task_categories == ["tabular-classification"]
-    assert "may not be redistributed" in card.text
+    assert (card.data.license_name, card.data.license_link.rsplit("/", 1)[1]) == (
+        "movielens",
+        {"movielens-1m": "ml-1m-README.txt", "movielens-100k": "ml-100k-README.txt"}[name],
+    )
+    assert "may not be redistributed" in card.text and "https://doi.org/10.1145/2827872" in card.text
+    assert f'load_dataset("{output}")' in card.text
+    assert f"train.py configuration/{name}/dcnv2.yaml" in card.text
+    assert (REPOSITORY / "configuration" / name / "dcnv2.yaml").is_file()
 
 
 def test_runs_as_a_file_from_anywhere(tmp_path: Path) -> None:
@@ -381,6 +390,136 @@ def test_writing_again_replaces_own_files_only(tmp_path: Path) -> None:
     assert (output / "README.md").read_text() == "new"
     assert (output / "notes.txt").read_text() == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["output", "raw"]
+
+
+def test_card_says_what_the_rows_are() -> None:
+    dataset = datasets.DatasetDict(
+        train=datasets.Dataset.from_dict({"user": ["u|1", "u2", "u2"], "film": ["a", "b", "a"], "label": [1, 0, 0]}),
+        validation=datasets.Dataset.from_dict({"user": ["u3"], "film": ["a"], "label": [0]}),
+        test=datasets.Dataset.from_dict({"user": ["u4", "u2"], "film": ["c", "a"], "label": [1, 0]}),
+    )
+    text = movielens.dataset_card(
+        dataset, "me/clicks", "About.", item_fields=["film"], train="R.yaml", pretty_name="Clicks", license="mit"
+    )
+    card = DatasetCard(text)
+    assert card.data.to_dict() == {
+        "language": ["en"],
+        "license": "mit",
+        "pretty_name": "Clicks",
+        "size_categories": ["n<1K"],
+        "tags": ["click-through-rate-prediction", "recommendation"],
+        "task_categories": ["tabular-classification"],
+        "configs": [
+            {
+                "config_name": "default",
+                "data_files": [{"split": s, "path": f"{s}.parquet"} for s in ("train", "validation", "test")],
+            }
+        ],
+    }
+    tables = [line for line in card.text.splitlines() if line.startswith("|")]
+    assert tables == [
+        "| split | rows | clicks |",
+        "| --- | --- | --- |",
+        "| train | 3 | 33.3% |",
+        "| validation | 1 | 0.0% |",
+        "| test | 2 | 50.0% |",
+        "| column | type | distinct values | example |",
+        "| --- | --- | --- | --- |",
+        r"| user | string | 4 | u\|1 |",
+        "| film | string | 3 | a |",
+        "| label | int64 | 2 | 1 |",
+    ]
+    assert card.text.lstrip().startswith("# Clicks\n\nAbout.\n")
+    assert 'dataset = load_dataset("me/clicks")' in card.text
+    assert '`--item_fields "[film]"`' in card.text
+    assert (
+        "train.py R.yaml \\\n  --dataset_name me/clicks --label_column label --output_dir outputs/clicks\n" in card.text
+    )
+
+
+# The push, against a Hub that only takes notes; tests/hub/test_datasets.py has one that serves
+
+
+class NotingHub:
+    """In place of HfApi: its one dataset is private or not, and `fault` is raised when something is pushed."""
+
+    def __init__(self, private: bool = True, fault: Exception | None = None):
+        self.private, self.fault, self.created, self.commits = private, fault, [], []
+
+    def __call__(self) -> "NotingHub":
+        return self
+
+    def create_repo(self, repo_id: str, **settings: Any) -> str:
+        self.created.append((repo_id, settings))
+        return f"https://hub/datasets/{repo_id}"
+
+    def dataset_info(self, repo_id: str) -> SimpleNamespace:
+        return SimpleNamespace(private=self.private)
+
+    def create_commit(self, repo_id: str, operations: list[CommitOperationAdd], **settings: Any) -> None:
+        if self.fault is not None:
+            raise self.fault
+        self.commits.append({operation.path_in_repo: operation.path_or_fileobj for operation in operations})
+
+
+@pytest.fixture
+def push_arguments(tmp_path: Path) -> list[str]:
+    raw = write_files(tmp_path / "raw", files_1m(RATINGS * 3))
+    output = tmp_path / "output"
+    output.mkdir()
+    (output / "notes.txt").write_text("mine")
+    where = ["--raw_dir", str(raw), "--output_dir", str(output)]
+    return ["--dataset_name", "movielens-1m", *where, "--push_to_hub", "me/ml"]
+
+
+def test_pushed_is_private_and_in_one_commit(
+    push_arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub = NotingHub()
+    monkeypatch.setattr(movielens, "HfApi", hub)
+    movielens.main(push_arguments)
+    assert hub.created == [("me/ml", {"repo_type": "dataset", "private": True, "exist_ok": True})]
+    files = ["README.md", "train.parquet", "validation.parquet", "test.parquet"]
+    assert hub.commits == [{file: str(tmp_path / "output" / file) for file in files}]  # and not notes.txt
+    assert 'load_dataset("me/ml")' in (tmp_path / "output" / "README.md").read_text()
+    assert "pushed it to https://hub/datasets/me/ml, which is private" in capsys.readouterr().out
+
+
+def test_public_movielens_is_refused(
+    push_arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = NotingHub(private=False)
+    monkeypatch.setattr(movielens, "HfApi", hub)
+    with pytest.raises(SystemExit, match=r"error: 'me/ml' exists and is public, so nothing was uploaded: make it") as e:
+        movielens.main(push_arguments)
+    assert "https://hub/datasets/me/ml/settings" in str(e.value) and "\n" not in str(e.value)
+    assert hub.commits == []
+    assert (tmp_path / "output" / "train.parquet").is_file()
+
+
+def test_failed_push_is_one_line_and_loses_nothing(
+    push_arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(movielens, "HfApi", NotingHub(fault=RuntimeError("no\n\nroom")))
+    with pytest.raises(SystemExit, match=r"cannot push to 'me/ml' \(no room\): .*then give the same command again$"):
+        movielens.main(push_arguments)
+    assert datasets.load_dataset(str(tmp_path / "output"), cache_dir=str(tmp_path / "cache")).num_rows["train"] > 0
+
+
+@pytest.mark.parametrize("name", ["ml", "me/ml/1m", "me/", "https://huggingface.co/me"])
+def test_what_is_no_dataset_id_is_refused_before_anything_is_done(
+    name: str, push_arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        movielens.main([*push_arguments[:-1], name])
+    assert f"{name!r} is no dataset id of the Hub: write OWNER/NAME" in capsys.readouterr().err
+    assert not (tmp_path / "output" / "train.parquet").exists()
+
+
+def test_bad_raw_files_are_one_line(push_arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "raw" / "users.dat").unlink()
+    with pytest.raises(SystemExit, match=r"^movielens\.py: error: no users\.dat in "):
+        movielens.main(push_arguments)
 
 
 # The real files

@@ -1,0 +1,309 @@
+"""The model card of a checkpoint: what a reader of its Hub page needs, every figure measured or left out."""
+
+from __future__ import annotations
+
+import json
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from pprint import pformat
+from typing import Any
+
+import numpy as np
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+
+CURVE_FILE = "training_curve.png"
+KINDS = {
+    (
+        "flip",
+        "both",
+    ): "FLIP: a tabular tower that reads feature IDs and a language model that reads the same row as a sentence",
+    ("flip", "tabular"): "the tabular tower of FLIP: an ID model",
+    ("flip", "text"): "the text tower of FLIP: a language model that reads each row as a sentence",
+    ("ctr_bert", "text"): "CTR-BERT: a language model for the user's fields and one for the item's",
+    ("morec", "tabular"): "MoRec: an ID model that reads the item as text",
+    ("p5", "text"): "P5: a language model that is asked whether the user clicks",
+}
+METRICS = {"auc": ("roc_auc", "AUC"), "logloss": ("log_loss", "logloss"), "ece": ("ece", "calibration error (ECE)")}
+ROWS = {"": "this model", "tabular_": "its tabular tower alone", "text_": "its text tower alone"}
+SPLITS = {"validation": "validation", "test": "test", "test_unseen": "test, with an unseen value"}
+EXAMPLES = 3
+
+USE = """
+```python
+from transformers import pipeline
+
+score = pipeline("ctr-prediction", model={source!r}, trust_remote_code=True)
+rows = [
+    {known},
+    {unknown},
+]
+for row, scored in zip(rows, score(rows)):
+    print(f"{{scored['probability']:.3f}}", row)
+```
+
+This needs `transformers`, `torch` and `pyarrow`. `trust_remote_code=True` runs the Python files of this repository: read them
+first, and name a `revision`. With the package `modeling-flip` installed, write `import modeling_flip` and leave it out; then no
+code is loaded from here. Rows are a dict, a list of dicts, a DataFrame, an Arrow table, a `datasets.Dataset` or a generator.
+`return_towers=True` adds each tower's probability, `group_by="{group}"` the rank among the rows of one `{group}`.
+"""
+
+CITATION = """
+```bibtex
+@inproceedings{wang2024flip,
+  title     = {{FLIP}: Fine-grained Alignment between {ID}-based Models and Pretrained Language Models for {CTR} Prediction},
+  author    = {Wang, Hangyu and Lin, Jianghao and Li, Xiangyang and Chen, Bo and Zhu, Chenxu and Tang, Ruiming and
+               Zhang, Weinan and Yu, Yong},
+  booktitle = {Proceedings of the 18th ACM Conference on Recommender Systems (RecSys '24)},
+  year      = {2024},
+  doi       = {10.1145/3640457.3688106}
+}
+```
+"""
+
+
+def model_card(
+    model: Any,
+    processor: Any,
+    source: str,
+    results: Mapping[str, Any] | None = None,
+    hyperparameters: Mapping[str, Any] | None = None,
+    curves: Sequence[str] = (),
+) -> str:
+    """The text of README.md, metadata and all.
+
+    Args:
+        model: one that predicts clicks, or FlipForPreTraining.
+        processor: its FlipProcessor.
+        source: the Hub id or folder that loads it.
+        results: of its training, as in all_results.json, or as much of it as has been measured.
+        hyperparameters: of its training.
+        curves: images of its training, beside the card.
+    """
+    results = results or {}
+    recipe = results.get("recipe") or {}
+    name = Path(source).name
+    pretraining = type(model).__name__ == "FlipForPreTraining"
+    sections = [
+        "---\n" + metadata(model, name, results, recipe).to_yaml() + "\n---\n",
+        f"# {name}\n",
+        introduction(model, processor, results, recipe, pretraining),
+    ]
+    if not pretraining:
+        sections += ["## How to use\n", how_to_use(processor, source)]
+    sections += ["## Fields\n", field_table(processor)]
+    if table := results_table(results):
+        sections += ["## Results\n", table]
+    sections += ["## Training\n", training(model, results, recipe, hyperparameters or {}, curves)]
+    sections += ["## Limits\n", limits(processor, results), "## Citation\n", CITATION]
+    return "\n".join(section.strip("\n") + "\n" for section in sections)
+
+
+def metadata(model: Any, name: str, results: Mapping[str, Any], recipe: Mapping[str, Any]) -> ModelCardData:
+    """What the Hub indexes: the YAML at the top of the card."""
+    dataset = recipe.get("dataset_name")
+    named = dataset if is_hub_id(dataset) else None
+    text_model = results.get("text_model") or recipe.get("text_model_name_or_path")
+    evaluated = [
+        EvalResult(
+            task_type="tabular-classification",
+            task_name="Click-through rate prediction",
+            dataset_type=named or "tabular",
+            dataset_name=str(Path(dataset).name if dataset else "training data"),
+            dataset_split=split,
+            metric_type=kind,
+            metric_name=title,
+            metric_value=round(results[f"{split}_{metric}"], 6),
+        )
+        for split in ("validation", "test")
+        for metric, (kind, title) in METRICS.items()
+        if f"{split}_{metric}" in results
+    ]
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag="tabular-classification",
+        license=recipe.get("license", "unknown"),
+        tags=[model.config.model_type, "ctr-prediction", "click-through-rate", "recommendation", "tabular"],
+        datasets=[named] if named else None,
+        metrics=["roc_auc", "log_loss"],
+        base_model=text_model if is_hub_id(text_model) and has_text(model) else None,
+        model_name=name if evaluated else None,
+        eval_results=evaluated or None,
+        ignore_metadata_errors=False,
+    )
+
+
+def is_hub_id(name: Any) -> bool:
+    """Whether a name may be a repo of the Hub: `owner/name`, and no file or folder here."""
+    return isinstance(name, str) and bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name)) and not Path(name).exists()
+
+
+def has_text(model: Any) -> bool:
+    return model.config.towers != "tabular" or model.config.model_type == "morec"
+
+
+def introduction(
+    model: Any, processor: Any, results: Mapping[str, Any], recipe: Mapping[str, Any], pretraining: bool
+) -> str:
+    config = model.config
+    kind = KINDS.get((config.model_type, config.towers), config.model_type)
+    parts = []
+    if config.towers != "text":
+        parts.append(f"Tabular tower: `{config.tabular_tower}`.")
+    if has_text(model):
+        family = getattr(config.text_config, "model_type", "")
+        parts.append(f"Text tower: `{results.get('text_model') or recipe.get('text_model_name_or_path') or family}`.")
+    does = (
+        "Aligned, not yet finetuned: it predicts nothing before it is."
+        if pretraining
+        else (
+            "It predicts the probability that a row of a click log is clicked, from "
+            + ", ".join(f"`{field}`" for field in processor.fields)
+            + "."
+        )
+    )
+    state = "" if pretraining or "test_auc" in results else "\n\n**Not evaluated on a test set.**"
+    trained = f" Trained on `{Path(recipe['dataset_name']).name}`." if recipe.get("dataset_name") else ""
+    return f"{kind[0].upper()}{kind[1:]}. {does}{trained} {' '.join(parts)}{state}"
+
+
+def how_to_use(processor: Any, source: str) -> str:
+    """Code that runs as it stands: a row of the most frequent values, and one of values that nobody has seen."""
+    known = {field: top_values(processor, field)[:1] for field in processor.fields}
+    known_row = {field: values[0] for field, values in known.items() if values}
+    first, *others = processor.fields
+    unknown_row = {first: "never seen before", **{f: known_row[f] for f in others if f in known_row}}
+    return USE.format(source=source, known=literal(known_row), unknown=literal(unknown_row), group=first)
+
+
+def literal(row: dict[str, str]) -> str:
+    """A row as it stands in the list of the example."""
+    return textwrap.indent(pformat(row, width=100, sort_dicts=False), "    ").strip()
+
+
+def top_values(processor: Any, field: str) -> list[str]:
+    """The values seen most often in training."""
+    vocabulary = processor.vocabulary
+    order = np.argsort(-vocabulary.counts[field], kind="stable")[:EXAMPLES]
+    return [vocabulary.values[field][int(i)].as_py() for i in order]
+
+
+def field_table(processor: Any) -> str:
+    vocabulary = processor.vocabulary
+    offsets = vocabulary.feature_offsets
+    lines = ["| field | in the sentence | values | features | seen most often |", "| --- | --- | --- | --- | --- |"]
+    for i, field in enumerate(vocabulary.fields):
+        cells = [
+            f"`{field}`",
+            f"{processor.display_names[field]} is …",
+            f"{len(vocabulary.values[field]):,}",
+            f"{offsets[i + 1] - offsets[i]:,}",
+            ", ".join(cell(value) for value in top_values(processor, field)),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", f"{vocabulary.num_features:,} features in all, an unknown one for each field and one mask included."]
+    if vocabulary.min_count > 1:
+        lines[-1] += f" Values seen fewer than {vocabulary.min_count} times share their field's unknown feature."
+    return "\n".join(lines)
+
+
+def cell(value: str) -> str:
+    """A value as it may stand in a table of Markdown, cut to 40 characters."""
+    short = value if len(value) <= 40 else value[:39] + "…"
+    return re.sub(r"([\\`*_{}\[\]<>|~])", r"\\\1", " ".join(short.split()))
+
+
+def results_table(results: Mapping[str, Any]) -> str:
+    """A row for the model and for each of its towers, on each split where they were measured."""
+    lines = [
+        "| rows | | " + " | ".join(title for _, title in METRICS.values()) + " |",
+        "|" + " --- |" * (2 + len(METRICS)),
+    ]
+    for split, split_title in SPLITS.items():
+        for prefix, title in ROWS.items():
+            values = [results.get(f"{split}_{prefix}{metric}") for metric in METRICS]
+            if any(value is not None for value in values):
+                shown = ["–" if value is None else f"{value:.4f}" for value in values]
+                lines.append(f"| {split_title} | {title} | " + " | ".join(shown) + " |")
+    if len(lines) == 2:
+        return ""
+    rows = results.get("rows") or {}
+    said = [f"{split}: {count:,} rows" for split, count in rows.items()]
+    if "test_unseen_rows" in results:
+        said.append(f"{results['test_unseen_rows']:,} test rows hold a value never seen in training")
+    if "test_auc" in results:
+        said.append("the epoch was chosen on validation; the test set was scored once")
+    alpha = results.get("alpha")
+    if alpha is not None and "test_tabular_auc" in results:
+        said.append(f"the tabular tower's share α of the logit is {alpha:.3f}")
+    return "\n".join(lines) + ("\n\n" + sentence("; ".join(said)) if said else "")
+
+
+def sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + "."
+
+
+def training(
+    model: Any,
+    results: Mapping[str, Any],
+    recipe: Mapping[str, Any],
+    hyperparameters: Mapping[str, Any],
+    curves: Sequence[str],
+) -> str:
+    parts = [f"![Loss and validation metrics over training]({curve})" for curve in curves]
+    facts: dict[str, Any] = dict(hyperparameters)
+    facts["parameters"] = f"{model.num_parameters():,}"
+    for key, title in {"epochs": "epochs trained", "best_epoch": "best epoch", "seed": "seed"}.items():
+        if results.get(key) is not None:
+            facts[title] = results[key]
+    for key, seconds in (results.get("wall_time") or {}).items():
+        facts[f"{key.removesuffix('_seconds')} time"] = f"{seconds:,.0f} s"
+    if results.get("train_samples_per_second"):
+        facts["training speed"] = f"{results['train_samples_per_second']:,.0f} rows/s"
+    hardware = results.get("hardware")
+    if hardware:
+        device = hardware["gpu"] or f"{hardware['cpus']} CPU cores ({hardware['machine']})"
+        facts["hardware"] = f"{hardware['processes']} × {device}" if hardware["processes"] > 1 else device
+    if results.get("versions"):
+        facts["versions"] = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
+    if results.get("commit"):
+        facts["commit of modeling-flip"] = results["commit"]
+    lines = ["| | |", "| --- | --- |", *(f"| {key} | {cell_of(value)} |" for key, value in facts.items())]
+    parts.append("\n".join(lines))
+    if recipe:
+        text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True).rstrip()
+        parts.append(f"The recipe, which `accelerate launch train.py recipe.yaml` runs again:\n\n```yaml\n{text}\n```")
+    return "\n\n".join(parts)
+
+
+def cell_of(value: Any) -> str:
+    return (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)).replace("|", "\\|")
+
+
+def limits(processor: Any, results: Mapping[str, Any]) -> str:
+    unseen = (
+        "- **Unseen values** are no error: the tabular side reads the field's unknown feature, the text side the words."
+    )
+    if "test_unseen_auc" in results:
+        unseen += (
+            f" On test rows with such a value its AUC was {results['test_unseen_auc']:.4f}, on all rows "
+            f"{results['test_auc']:.4f}."
+        )
+    calibration = (
+        "- **Calibration** holds for logs like those it was trained on. Where clicks are more or less frequent, or rows were "
+        "sampled by label, calibrate again."
+    )
+    if "test_ece" in results:
+        calibration += f" Expected calibration error on the test set: {results['test_ece']:.4f}."
+    return "\n".join(
+        [
+            unseen,
+            calibration,
+            "- **Bias**: clicks tell of what was shown, where, and to whom; the model learns that too, and differences between "
+            f"groups of people where fields describe them. It reads: {', '.join(processor.fields)}. Look at such groups apart "
+            "before it decides anything about people.",
+            "- **Privacy**: `feature_vocab.parquet` holds every value of the training rows, IDs included, as plain text.",
+        ]
+    )

@@ -1,0 +1,229 @@
+"""The pipeline "ctr-prediction": raw rows to click probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from transformers import Pipeline
+from transformers.utils import logging
+
+from .data_collator import FlipDataCollator
+from .feature_vocabulary import text_columns
+
+DEFAULT_BATCH_SIZE = 1024
+# Rows are read, encoded and sorted by length so many batches at a time.
+BATCHES_PER_CHUNK = 16
+SECONDS_WITHOUT_BAR = 2.0
+# What a model gives, and what its sigmoid is called.
+PROBABILITIES = {"logits": "probability"}
+TOWER_PROBABILITIES = {"tabular_logits": "tabular_probability", "text_logits": "text_probability"}
+
+
+class CtrPredictionPipeline(Pipeline):
+    """Click probabilities of raw rows, with any model of this package that predicts clicks.
+
+    ```python
+    from transformers import pipeline
+    import modeling_flip
+
+    score = pipeline("ctr-prediction", model="outputs/quickstart")
+    score({"user_id": "190", "title": "Joyful Harbor"})  # {"probability": 0.62}
+    ```
+
+    Args:
+        model: FlipForCTR, CTRBertForCTR, MoRecForCTR or P5ForCTR.
+        processor: the FlipProcessor that the model was trained with; `transformers.pipeline` loads it from the model's
+            checkpoint.
+        batch_size: rows to a batch, 1,024 unless set here or in a call.
+        kwargs: `device` and whatever else `transformers.Pipeline` takes; `return_towers` and `group_by` of every call.
+
+    Raises:
+        ValueError: there is no processor, or it is another model's, or the model predicts no clicks.
+    """
+
+    _load_processor = True
+    _load_tokenizer = _load_image_processor = _load_video_processor = _load_feature_extractor = False
+
+    def __init__(self, model: Any, processor: Any = None, **kwargs: Any):
+        if not hasattr(model, "inputs"):
+            raise ValueError(f"{type(model).__name__} predicts no clicks; load the checkpoint as FlipForCTR")
+        if processor is None:
+            raise ValueError(
+                "there is no processor to read rows with; pass processor=FlipProcessor.from_pretrained(…), of the checkpoint "
+                "that the model comes from"
+            )
+        processor.check_belongs_to(model.config)
+        has_text = any(name.endswith("sentence") for name in model.inputs)
+        if has_text and processor.tokenizer is None:
+            raise ValueError(
+                f"towers is {model.config.towers!r}, but the processor has no tokenizer; load it from the checkpoint that the "
+                "text tower comes from"
+            )
+        # Without a text tower no sentence is made: values never seen in training need not be tokenised.
+        reader = processor if has_text else processor.tabular_only()
+        self._collate = FlipDataCollator(reader, model.inputs, model.config.item_fields)
+        kwargs.pop("local_files_only", None)  # read by transformers.pipeline, which hands it on
+        super().__init__(model, processor=processor, **kwargs)
+
+    def _sanitize_parameters(
+        self, return_towers: bool | None = None, group_by: str | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        towers = self.model.config.towers
+        if return_towers and towers != "both":
+            raise ValueError(
+                f"return_towers needs a model with both towers, but its config.towers is {towers!r}; leave it out"
+            )
+        given = {"return_towers": return_towers, "group_by": group_by}
+        return {}, {}, {name: value for name, value in given.items() if value is not None}
+
+    def __call__(self, rows: Any, *, batch_size: int | None = None, **kwargs: Any) -> Any:
+        """Score rows; a column that the model does not read is no harm, a field that is absent counts as missing.
+
+        Args:
+            rows: a dict (one row), a list of dicts, a DataFrame, an Arrow table or a `datasets.Dataset`; or any iterator of
+                dicts, such as a generator or a `datasets.IterableDataset`, which is read 16 batches at a time.
+            batch_size: rows to a batch; no more than float noise depends on it.
+            kwargs: `return_towers`: also the probabilities of each tower alone. `group_by`: a column of the rows, such as
+                the user's; then also the row's rank by probability among those with the same value, 1 the highest, equal
+                ones in the order of the rows.
+
+        Returns:
+            {"probability": p} for a dict; a list of these for a table, in the order of its rows; for an iterator a generator
+            of them. With `return_towers` also "tabular_probability" and "text_probability", with `group_by` "rank".
+
+        Raises:
+            TypeError: `rows` is none of the above, or a field holds lists.
+            ValueError: `group_by` names no column, or ranks an iterator; `return_towers` of a model with one tower.
+        """
+        _, _, parameters = self._sanitize_parameters(**kwargs)
+        parameters = self._postprocess_params | parameters
+        group_by, return_towers = parameters.pop("group_by", None), parameters.pop("return_towers", False)
+        if isinstance(rows, Mapping):
+            return self._score_table([rows], batch_size, return_towers, group_by)[0]
+        if _is_stream(rows):
+            if group_by is not None:
+                raise ValueError(
+                    f"group_by={group_by!r} ranks rows among all others of their group, and an iterator gives them bit by "
+                    "bit; pass a list of the rows, a table or a datasets.Dataset"
+                )
+            return self._score_stream(rows, batch_size, return_towers)
+        return self._score_table(rows, batch_size, return_towers, group_by)
+
+    def probabilities(
+        self, rows: Any, batch_size: int | None = None, return_towers: bool = False
+    ) -> dict[str, np.ndarray]:
+        """The probabilities of one chunk of rows, one or more, all read at once: `{"probability": (N,) float64}`, and with
+        `return_towers` those of the towers."""
+        size = self._batch_size_of(batch_size)
+        return self.run_single(rows, {"batch_size": size}, {}, {"return_towers": return_towers})
+
+    def _score_table(self, rows: Any, batch_size: int | None, return_towers: bool, group_by: str | None) -> list[dict]:
+        num_rows, source = _sliceable(rows)
+        if num_rows == 0:
+            return []
+        groups = None if group_by is None else _column(rows, group_by)
+        step = BATCHES_PER_CHUNK * self._batch_size_of(batch_size)
+        parts = []
+        with logging.tqdm(total=num_rows, unit=" rows", unit_scale=True, delay=SECONDS_WITHOUT_BAR) as bar:
+            for first in range(0, num_rows, step):
+                chunk = source[first : first + step]
+                parts.append(self.probabilities(chunk, batch_size, return_towers))
+                bar.update(min(step, num_rows - first))
+        columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        if groups is not None:
+            columns["rank"] = rank_in_group(groups, columns["probability"])
+        return _as_dicts(columns)
+
+    def _score_stream(self, rows: Iterable[Any], batch_size: int | None, return_towers: bool) -> Iterator[dict]:
+        rows, step = iter(rows), BATCHES_PER_CHUNK * self._batch_size_of(batch_size)
+        while chunk := list(islice(rows, step)):
+            yield from _as_dicts(self.probabilities(chunk, batch_size, return_towers))
+
+    def _batch_size_of(self, batch_size: int | None) -> int:
+        size = next((s for s in (batch_size, self._batch_size) if s is not None), DEFAULT_BATCH_SIZE)
+        if size < 1:
+            raise ValueError(f"batch_size is {size}; it must be 1 or more")
+        return size
+
+    # ---- one chunk of rows, in three steps
+
+    def get_inference_context(self) -> Any:
+        return torch.inference_mode
+
+    def preprocess(self, rows: Any, batch_size: int = DEFAULT_BATCH_SIZE) -> dict[str, Any]:
+        """Rows → `batches` of tensors, shortest sentences first, and the rows' `order` in them."""
+        dataset = self._collate.processor.encode(rows, strict=False)
+        order = dataset.lengths.argsort(kind="stable")
+        starts = range(0, len(order), batch_size)
+        batches = [self._collate(dataset.__getitems__(order[i : i + batch_size])) for i in starts]
+        return {"batches": batches, "order": order}
+
+    def _forward(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Batches → `logits` (N,), in the order of the batches, and those of both towers where there are two."""
+        if self.model.training:
+            self.model.eval()
+        outputs = [self.model(**batch) for batch in inputs["batches"]]
+        names = [n for n in PROBABILITIES | TOWER_PROBABILITIES if outputs[0].get(n) is not None]
+        return {n: torch.cat([output[n] for output in outputs]) for n in names} | {"order": inputs["order"]}
+
+    def postprocess(self, outputs: dict[str, Any], return_towers: bool = False) -> dict[str, np.ndarray]:
+        """Logits → probabilities by name, (N,) each, in the order of the rows."""
+        columns = {}
+        for name, column in (PROBABILITIES | (TOWER_PROBABILITIES if return_towers else {})).items():
+            columns[column] = np.empty(len(outputs["order"]))
+            # In float64, whatever the model computes in: bf16 has but three digits.
+            columns[column][outputs["order"]] = outputs[name].double().sigmoid().numpy()
+        return columns
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """Save model and processor: a complete checkpoint."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory)
+
+
+def rank_in_group(groups: pa.Array, scores: np.ndarray) -> np.ndarray:
+    """(N,) rank of each row, 1 the highest score among the rows of its group, equal scores in the order of the rows.
+
+    Rows without a group are one group.
+    """
+    group = groups.dictionary_encode(null_encoding="encode").indices.to_numpy()
+    order = np.lexsort((-scores, group))  # stable
+    sizes = np.bincount(group)
+    ranks = np.empty(len(group), np.int64)
+    ranks[order] = np.arange(len(group)) - np.repeat(np.cumsum(sizes) - sizes, sizes) + 1
+    return ranks
+
+
+def _is_stream(rows: Any) -> bool:
+    return hasattr(rows, "__iter__") and not hasattr(rows, "__len__")
+
+
+def _sliceable(rows: Any) -> tuple[int, Any]:
+    """How many rows there are, and what gives those of a slice, as `FlipProcessor.encode` reads them."""
+    if isinstance(rows, (list, tuple, pa.Table)):
+        return len(rows), rows
+    if hasattr(rows, "columns") and hasattr(rows, "iloc"):  # pandas.DataFrame
+        return len(rows), rows.iloc
+    if hasattr(rows, "with_format") and hasattr(rows, "select_columns"):  # datasets.Dataset
+        return len(rows), rows.with_format("arrow")
+    raise TypeError(
+        "rows must be a dict, a list of dicts, a DataFrame, an Arrow table, a datasets.Dataset, or an iterator of dicts, not "
+        f"{type(rows)}"
+    )
+
+
+def _column(rows: Any, name: str) -> pa.Array:
+    """(N,) the canonical text of a column; raises ValueError where it is absent."""
+    if hasattr(rows, "select_columns") and name in rows.column_names:  # of a Dataset read no other
+        rows = rows.select_columns([name])
+    return text_columns(rows, [name])[0][name]
+
+
+def _as_dicts(columns: dict[str, np.ndarray]) -> list[dict]:
+    lists = [column.tolist() for column in columns.values()]
+    return [dict(zip(columns, values, strict=True)) for values in zip(*lists, strict=True)]
