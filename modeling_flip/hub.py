@@ -32,6 +32,7 @@ PROCESSOR_FILES = (
 WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
 # Arguments of `from_pretrained` that say where a checkpoint is.
 LOCATION_KEYS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+PAUSES = (1, 4, 16)  # seconds before a failed request is sent again
 REMEDY = "download or copy it again; if you changed it on purpose, save model and processor again with save_pretrained"
 
 
@@ -179,7 +180,7 @@ def upload(
 
 def with_retries(attempt: Any) -> Any:
     """What `attempt` returns; where the Hub fails or cannot be reached, it is tried again, three times, ever later."""
-    for pause in (1, 4, 16, None):
+    for pause in (*PAUSES, None):
         try:
             return attempt()
         except Exception as error:

@@ -55,7 +55,9 @@ def every_model(hub: LoopbackHub, tiny_text_model: Path, tmp_path_factory: pytes
     """A tiny untrained checkpoint of every kind, pushed as me/NAME with `push_to_hub`: NAME → the folder it was saved to."""
     folder = tmp_path_factory.mktemp("every_model")
     env = hub.env(tmp_path_factory.mktemp("hf_home")) | {"PYTHONPATH": str(ROOT)}
-    code = PUSH_EVERY_MODEL.format(text_model=str(tiny_text_model), folder=str(folder))
+    code = PUSH_EVERY_MODEL.format(
+        text_model=str(tiny_text_model), folder=str(folder), t5=str(tmp_path_factory.mktemp("t5"))
+    )
     subprocess.run([sys.executable, "-c", code], env=env, check=True, timeout=300)
     return {path.name: path for path in sorted(folder.iterdir())}
 
@@ -75,13 +77,13 @@ tokenizer = AutoTokenizer.from_pretrained({text_model!r})
 processor = FlipProcessor.fit(rows, ["user_id", "gender", "title"], tokenizer)
 t5 = T5Config(vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0,
               pad_token_id=0, eos_token_id=tokenizer.sep_token_id)
-T5ForConditionalGeneration(t5).save_pretrained("t5")
+T5ForConditionalGeneration(t5).save_pretrained({t5!r})
 sizes = {{"embedding_size": 8, "hidden_sizes": [16, 8], "projection_size": 8}}
 made = {{f"flip-{{towers}}": (FlipForCTR, {text_model!r}, {{"towers": towers}}) for towers in ("both", "tabular", "text")}}
 made["flip-deepfm"] = FlipForCTR, {text_model!r}, {{"tabular_tower": "deepfm", "batch_norm": True}}
 made["ctr_bert"] = CTRBertForCTR, {text_model!r}, {{"item_fields": [2]}}
 made["morec"] = MoRecForCTR, {text_model!r}, {{"item_fields": [2]}}
-made["p5"] = P5ForCTR, "t5", {{}}
+made["p5"] = P5ForCTR, {t5!r}, {{}}
 for name, (cls, text_model, settings) in made.items():
     model = cls.from_text_pretrained(text_model, processor, **sizes, **settings).eval()
     its = processor if model.inputs != ("feature_ids",) else processor.tabular_only()

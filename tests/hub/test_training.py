@@ -1,0 +1,262 @@
+"""train.py and the Hub: whole repos while it trains, runs that go on from there, and a Hub that fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.hub.loopback_hub import LoopbackHub, check_card
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[2]
+REPO = {
+    *(
+        "config.json",
+        "model.safetensors",
+        "processor_config.json",
+        "feature_vocab.parquet",
+        "tokenizer.json",
+        "SHA256SUMS",
+    ),
+    *("README.md", "training_curve.png", "recipe.yaml", "modeling_flip.py", "processing_flip.py", "pipeline_flip.py"),
+}
+FLIP = ["--use_cpu", "--push_to_hub"]
+SCORE = """
+import json, sys
+from transformers import pipeline
+import modeling_flip
+
+for where in {names!r}:
+    score = pipeline("ctr-prediction", model=where)
+    print(json.dumps([p["probability"].hex() for p in score([{{"age": "old", "genre": "Drama"}}, {{"title": "New"}}])]))
+"""
+
+
+def train_process(hub: LoopbackHub, home: Path, *arguments: Any, **options: Any) -> subprocess.Popen[str]:
+    """train.py as a process whose failed requests are sent again without much waiting."""
+    code = "import sys, train; from modeling_flip import hub; hub.PAUSES = (0.05, 0.05, 0.05); train.main(sys.argv[1:])"
+    env = hub.env(home) | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def run_training(hub: LoopbackHub, home: Path, *arguments: Any) -> subprocess.CompletedProcess[str]:
+    process = train_process(hub, home, *arguments)
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def without_code_and_state(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: data for name, data in files.items() if re.search(r"safetensors$|^config|vocab|tokenizer", name)}
+
+
+@pytest.fixture(scope="module")
+def tabular_recipe_file(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Without text tower and pretraining: the quickest run there is."""
+    recipe = yaml.safe_load(recipe_file.read_text()) | {"towers": "tabular"}
+    del recipe["pretraining"], recipe["text_model_name_or_path"]
+    path = tmp_path_factory.mktemp("recipe") / "tabular.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(hub: LoopbackHub, recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of FLIP, pushed at every save as me/flip."""
+    folder = tmp_path_factory.mktemp("run") / "out"
+    arguments = [recipe_file, *FLIP, "--hub_model_id", "me/flip", "--output_dir", folder, "--license", "apache-2.0"]
+    done = run_training(hub, tmp_path_factory.mktemp("home"), *arguments)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def test_every_save_is_a_whole_repo(run: Path, hub: LoopbackHub) -> None:
+    titles = hub.commits("me/flip")[::-1]
+    assert [title for title in titles if "step" not in title] == [
+        "initial commit",
+        "Pretraining finished",
+        "End of training",
+    ]
+    pretraining, finetuning = (
+        titles[1 : titles.index("Pretraining finished")],
+        titles[titles.index("Pretraining finished") + 1 : -1],
+    )
+    assert pretraining and finetuning
+    for commit in hub.repo("me/flip").commits.values():
+        files = set(commit.files)
+        if commit.title in pretraining:
+            beside = {"README.md", "training_curve.png", "recipe.yaml"}
+            assert {f"pretraining/{name}" for name in REPO - beside} | beside <= files
+        elif commit.title != "initial commit" and commit.title != "Pretraining finished":
+            assert files >= REPO, commit.title
+    assert not [
+        name for name in hub.files("me/flip") if re.search(r"optimizer|scheduler|rng_state|training_args|\.bin$", name)
+    ]
+
+
+def test_the_repo_is_the_output_folder(run: Path, hub: LoopbackHub) -> None:
+    files = hub.files("me/flip")
+    here = {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    files.pop(".gitattributes")
+    assert files == here
+
+
+def test_it_is_loaded_by_its_id_from_an_empty_cache_and_scores_the_same(
+    run: Path, run_python: Callable[..., Any]
+) -> None:
+    done = run_python(SCORE.format(names=["me/flip", str(run)]))
+    assert done.returncode == 0, done.stderr[-3000:]
+    by_id, by_folder = done.stdout.splitlines()
+    assert by_id == by_folder
+
+
+def test_the_card_is_valid_and_says_what_was_measured(run: Path, hub: LoopbackHub) -> None:
+    card = (run / "README.md").read_text()
+    errors, warnings = check_card(card, "model")
+    assert (errors, warnings) == ([], [])
+    results = json.loads((run / "all_results.json").read_text())
+    metadata = yaml.safe_load(card.split("---\n")[1])
+    assert metadata["license"] == "apache-2.0"
+    assert metadata["library_name"] == "transformers"
+    measured = {
+        (result["dataset"]["split"], metric["type"]): metric["value"]
+        for result in metadata["model-index"][0]["results"]
+        for metric in result["metrics"]
+    }
+    for split in ("validation", "test"):
+        for kind, name in (("roc_auc", "auc"), ("log_loss", "logloss")):
+            assert measured[split, kind] == pytest.approx(results[f"{split}_{name}"], abs=1e-6)
+    for row in ("this model", "its tabular tower alone", "its text tower alone"):
+        assert f"| test | {row} |" in card
+    assert f"{results['test_text_auc']:.4f}" in card
+    recipe = yaml.safe_load(re.search(r"```yaml\n(.*?)```", card, re.DOTALL).group(1))  # type: ignore[union-attr]
+    assert recipe == yaml.safe_load((run / "recipe.yaml").read_text())
+    assert (run / "training_curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_code_of_the_card_runs_as_it_stands(run: Path, run_python: Callable[..., Any]) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (run / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 1 and "me/flip" in blocks[0]
+    done = run_python(blocks[0])
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(re.findall(r"^0\.\d{3} \{", done.stdout, re.MULTILINE)) == 2, done.stdout
+
+
+def test_a_killed_run_goes_on_from_the_hub_on_another_machine(
+    hub: LoopbackHub, recipe_file: Path, tmp_path: Path
+) -> None:
+    """Killed in each stage, begun again in an empty folder: the model of a run that nobody killed, to the bit."""
+    longer = ["--pretraining.num_train_epochs", 3, "--finetuning.num_train_epochs", 4]
+    arguments = [recipe_file, *longer, "--model.dropout", 0.2, *FLIP, "--hub_strategy", "checkpoint"]
+    straight = [*arguments, "--hub_model_id", "me/straight", "--output_dir", tmp_path / "straight"]
+    done = run_training(hub, tmp_path, *straight)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+    def killed_after(number: int, machine: str) -> None:
+        """Kill the process as soon as the repo has so many commits of a training in progress."""
+        command = [*arguments, "--hub_model_id", "me/killed", "--output_dir", tmp_path / machine]
+        process = train_process(hub, tmp_path, *command, start_new_session=True)
+        deadline = time.monotonic() + 200
+        while time.monotonic() < deadline and process.poll() is None:
+            if ("model", "me/killed") in hub.repos and sum(
+                "step" in title for title in hub.commits("me/killed")
+            ) >= number:
+                break
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+        _, log = process.communicate()
+        assert process.returncode == -signal.SIGKILL, log[-3000:]
+        assert "last-checkpoint/trainer_state.json" in hub.files("me/killed")
+
+    killed_after(1, "first")
+    before = len(hub.commits("me/killed"))
+    killed_after(before + 3, "second")
+    done = run_training(hub, tmp_path, *arguments, "--hub_model_id", "me/killed", "--output_dir", tmp_path / "third")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "continuing from me/killed on the Hub" in done.stderr
+    ours, theirs = hub.files("me/killed"), hub.files("me/straight")
+    assert not [name for name in ours if name.startswith("last-checkpoint")]
+    assert without_code_and_state(ours) == without_code_and_state(theirs)
+    other_seed = [*arguments, "--hub_model_id", "me/killed", "--output_dir", tmp_path / "fourth", "--seed", 7]
+    refused = run_training(hub, tmp_path, *other_seed)
+    assert refused.returncode != 0
+    assert "me/killed on the Hub holds another model: its seed is 42, this run's is 7" in refused.stderr
+
+
+@pytest.mark.parametrize("fault", ["500", "drop", "slow"])
+def test_no_failure_of_the_hub_costs_a_run(
+    fault: str, hub: LoopbackHub, tabular_recipe_file: Path, tmp_path: Path
+) -> None:
+    """The Hub fails throughout; the model is whole on disk, the log says so, and the same command pushes it later."""
+
+    def fail(method: str, path: str) -> int | float | str | None:
+        if "/commit/" not in path:
+            return None
+        return {"500": 500, "drop": "drop", "slow": 1.5}[fault]
+
+    hub.fail = fail
+    name = f"me/{fault}"
+    arguments = [tabular_recipe_file, *FLIP, "--hub_model_id", name, "--output_dir", tmp_path / "out"]
+    done = run_training(hub, tmp_path, *arguments)
+    assert done.returncode == 0, done.stderr[-3000:]
+    out = tmp_path / "out"
+    assert (out / "all_results.json").exists() and (out / "model.safetensors").exists()
+    if fault == "slow":  # only slow: what could not be pushed meanwhile is skipped, and the end arrives
+        assert hub.commits(name)[0] == "End of training"
+        return
+    assert "pushes failed" in done.stderr
+    assert f"the finished model is whole in {out}, not on the Hub: run the same command again to push it" in done.stderr
+    assert hub.commits(name) == ["initial commit"]
+    hub.fail = None
+    again = run_training(hub, tmp_path, *arguments)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert hub.commits(name)[0] == "End of training"
+    assert hub.files(name)["model.safetensors"] == (out / "model.safetensors").read_bytes()
+
+
+def test_one_lost_request_is_sent_again(hub: LoopbackHub, tabular_recipe_file: Path, tmp_path: Path) -> None:
+    lost = []
+
+    def fail(method: str, path: str) -> int | None:
+        if "/commit/" in path and len(lost) < 2:
+            lost.append(path)
+            return 503
+        return None
+
+    hub.fail = fail
+    done = run_training(
+        hub, tmp_path, tabular_recipe_file, *FLIP, "--hub_model_id", "me/busy", "--output_dir", tmp_path / "out"
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "trying again" in done.stderr and "pushes failed" not in done.stderr
+    assert hub.commits("me/busy")[0] == "End of training"
+
+
+@pytest.mark.parametrize(
+    ("repo", "token", "message"),
+    [
+        ("somebody-else/model", "hf_test", "cannot push to 'somebody-else/model': .*403"),
+        ("me/model", "hf_wrong", "cannot push to 'me/model': .*401.* Log in with `hf auth login`"),
+    ],
+)
+def test_a_refusal_stops_before_training(
+    repo: str, token: str, message: str, hub: LoopbackHub, tabular_recipe_file: Path, tmp_path: Path
+) -> None:
+    command = [ROOT / "train.py", tabular_recipe_file, *FLIP, "--output_dir", tmp_path / "out", "--hub_model_id", repo]
+    env = hub.env(tmp_path, token)
+    done = subprocess.run([sys.executable, *map(str, command)], env=env, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert re.search(message, " ".join(done.stderr.split())), done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("*.safetensors"))
