@@ -1,6 +1,7 @@
 """FlipConfig: the sizes and choices of a FLIP model."""
 
 # No `from __future__ import annotations` here: `strict` reads the types of the fields, and skips types that are strings.
+import os
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
@@ -135,6 +136,9 @@ class FlipConfig(PreTrainedConfig):
         }
         kwargs["custom_pipelines"] = tasks if IS_REMOTE_CODE else InstalledTasks(tasks)
         super().__post_init__(**kwargs)
+        if self.text_config is not None and os.path.isabs(self.text_config.name_or_path or ""):
+            # config.json is published, and tells others nothing about this machine's folders.
+            self.text_config.name_or_path = os.path.basename(self.text_config.name_or_path)
         if self.text_pooling is None and self.text_config is not None:
             encoder_decoder = getattr(self.text_config, "is_encoder_decoder", False)
             self.text_pooling = "last" if self.text_is_decoder else "mean" if encoder_decoder else "cls"

@@ -93,7 +93,7 @@ def check_files(name_or_path: str | os.PathLike, patterns: Sequence[str], **loca
             try:
                 file = cached_file(name_or_path, name, **located)
             except OSError as error:
-                raise ValueError(f"{name} of {name_or_path} is missing ({_first_line(error)}); {REMEDY}") from error
+                raise ValueError(f"{name} of {name_or_path} is missing; {REMEDY}") from error
             if _sha256(Path(file)) != expected:
                 raise ValueError(f"{file} is cut short or was changed: its SHA-256 is not the saved one; {REMEDY}")
     return commit

@@ -82,6 +82,10 @@ def test_every_recipe_of_the_project_can_be_read(path: Path) -> None:
             '"finetuning.learning_rate": Expected a .*float.* Got value: fast',
         ),
         ("", ["--model.hidden_sizes", "[a]"], "model.hidden_sizes"),
+        ("", ["--finetuning.push_to_hub", "true"], "no such key: finetuning.push_to_hub"),
+        # A recipe is published with its model; a token in it would be too.
+        ("", ["--hub_token", "hf_secret"], "no such key: hub_token"),
+        ("", ["--finetuning.hub_token", "hf_secret"], "no such key: finetuning.hub_token"),
     ],
 )
 def test_a_wrong_key_or_value_is_one_line_that_names_the_right_one(

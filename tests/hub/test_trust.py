@@ -1,0 +1,270 @@
+"""What is not as it was saved is refused, with its name and what to do; nothing here unpickles, evaluates or trusts."""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoProcessor,
+    PreTrainedTokenizerFast,
+    pipeline,
+)
+
+from modeling_flip import FlipForCTR, FlipProcessor
+from modeling_flip.configuration_flip import FORMAT_VERSION
+from modeling_flip.hub import CHECKSUMS_FILE
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = [path for folder in ("modeling_flip", "data_scripts") for path in (ROOT / folder).glob("*.py")] + [
+    ROOT / "train.py"
+]
+
+
+@pytest.fixture(scope="module")
+def whole(wordpiece: PreTrainedTokenizerFast, tiny_text_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint, its weights in shards."""
+    return save(tmp_path_factory.mktemp("whole"), wordpiece, tiny_text_model, "Amélie")
+
+
+def save(folder: Path, tokenizer: PreTrainedTokenizerFast, text_model: Path, title: str) -> Path:
+    rows = [{"user": "1", "title": title}, {"user": "2", "title": "Toy Story"}]
+    processor = FlipProcessor.fit(rows, ["user", "title"], tokenizer)
+    torch.manual_seed(0)
+    model = FlipForCTR.from_text_pretrained(text_model, processor, embedding_size=4, hidden_sizes=[8])
+    model.save_pretrained(folder, max_shard_size="50KB")
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "copy"))
+
+
+def load(folder: Path) -> None:
+    FlipForCTR.from_pretrained(folder)
+    FlipProcessor.from_pretrained(folder)
+
+
+def load_auto(folder: Path) -> None:
+    AutoModelForSequenceClassification.from_pretrained(folder)
+    AutoProcessor.from_pretrained(folder)
+
+
+def load_pipeline(folder: Path) -> None:
+    pipeline("ctr-prediction", model=str(folder))
+
+
+def shard(folder: Path) -> Path:
+    return sorted(folder.glob("model-*.safetensors"))[1]
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: -len(path.read_bytes()) // 3])
+
+
+def flip_one_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-9] ^= 1
+    path.write_bytes(data)
+
+
+def change_config(path: Path) -> None:
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"text_pooling": "mean"}))
+
+
+def change_vocabulary(path: Path) -> None:
+    table = pq.read_table(path)
+    values = ["Toy Storey" if v == "Toy Story" else v for v in table["value"].to_pylist()]
+    changed = table.set_column(table.column_names.index("value"), "value", pa.array(values, pa.string()))
+    pq.write_table(changed.replace_schema_metadata(table.schema.metadata), path)
+
+
+@pytest.mark.parametrize("how", [load, load_auto, load_pipeline])
+def test_a_whole_checkpoint_loads(how: Callable[[Path], None], copy: Path) -> None:
+    how(copy)
+    (copy / CHECKSUMS_FILE).unlink()  # as checkpoints of the first version are
+    how(copy)
+
+
+@pytest.mark.parametrize("how", [load, load_auto, load_pipeline])
+@pytest.mark.parametrize("checksums", [True, False], ids=["with_checksums", "without"])
+@pytest.mark.parametrize(
+    ("name", "damage", "seen_without_checksums"),
+    [
+        ("weights", cut_short, True),
+        ("weights", flip_one_bit, False),
+        ("config.json", cut_short, True),
+        ("config.json", change_config, False),
+        ("feature_vocab.parquet", cut_short, True),
+        ("feature_vocab.parquet", change_vocabulary, True),  # it has a fingerprint in config.json too
+        ("tokenizer.json", cut_short, False),
+    ],
+)
+def test_a_damaged_file_is_refused_by_name(
+    how: Callable[[Path], None],
+    checksums: bool,
+    name: str,
+    damage: Callable[[Path], None],
+    seen_without_checksums: bool,
+    copy: Path,
+) -> None:
+    path = shard(copy) if name == "weights" else copy / name
+    damage(path)
+    if not checksums:
+        (copy / CHECKSUMS_FILE).unlink()
+        if not seen_without_checksums:
+            return
+    with pytest.raises((ValueError, OSError)) as refused:
+        how(copy)
+    message = str(refused.value)
+    assert path.name in message or "vocabulary does not belong to the weights" in message, message
+    assert "again" in message or "same checkpoint" in message or "valid JSON" in message, message
+
+
+def test_a_missing_shard_is_named(copy: Path) -> None:
+    path = shard(copy)
+    path.unlink()
+    with pytest.raises(ValueError, match=f"{path.name} of .* is missing; download or copy it again"):
+        load(copy)
+
+
+def test_a_vocabulary_of_other_weights_is_refused(
+    copy: Path, wordpiece: PreTrainedTokenizerFast, tiny_text_model: Path, tmp_path: Path
+) -> None:
+    """Also one of the same size, saved properly over the right one: only a title differs."""
+    other = save(tmp_path / "other", wordpiece, tiny_text_model, "Amelie")
+    message = "the vocabulary does not belong to the weights: its vocabulary_fingerprint is"
+    model = FlipForCTR.from_pretrained(copy)
+    with pytest.raises(ValueError, match=message):
+        pipeline("ctr-prediction", model=model, processor=FlipProcessor.from_pretrained(other))
+    FlipProcessor.from_pretrained(other).save_pretrained(copy)
+    with pytest.raises(ValueError, match=message):
+        FlipProcessor.from_pretrained(copy)
+
+
+def test_a_newer_format_is_refused_with_a_sentence(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    assert config["format_version"] == FORMAT_VERSION
+    # Whatever else it holds that this version would stumble over.
+    newer = config | {"format_version": FORMAT_VERSION + 1, "tabular_tower": {"name": "dcnv4"}, "towers": "three"}
+    (copy / "config.json").write_text(json.dumps(newer))
+    (copy / CHECKSUMS_FILE).unlink()
+    message = (
+        f"config.json has format version {FORMAT_VERSION + 1}, this modeling_flip reads up to {FORMAT_VERSION}; upgrade"
+    )
+    for call in (FlipForCTR.from_pretrained, AutoConfig.from_pretrained):
+        with pytest.raises(ValueError, match=message):
+            call(copy)
+
+
+def test_checksums_are_those_of_sha256sum(copy: Path) -> None:
+    done = subprocess.run(
+        ["sha256sum", "--check", "--strict", CHECKSUMS_FILE], cwd=copy, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+    checked = {line.split(":")[0] for line in done.stdout.splitlines()}
+    weights = {path.name for path in copy.glob("*.safetensors")}
+    assert checked >= weights | {"config.json", "feature_vocab.parquet", "processor_config.json", "tokenizer.json"}
+
+
+def test_what_is_saved_again_is_whole_again(copy: Path) -> None:
+    model, processor = FlipForCTR.from_pretrained(copy), FlipProcessor.from_pretrained(copy)
+    model.config.text_pooling = "mean"
+    model.save_pretrained(copy)
+    processor.save_pretrained(copy)
+    assert FlipForCTR.from_pretrained(copy).config.text_pooling == "mean"
+    assert not list(copy.glob("model-*.safetensors"))
+
+
+def test_a_pickle_is_not_read_even_where_there_is_nothing_else(copy: Path) -> None:
+    weights: dict[str, torch.Tensor] = {}
+    for path in copy.glob("*.safetensors"):
+        weights |= load_file(path)
+        path.unlink()
+    (copy / "model.safetensors.index.json").unlink()
+    (copy / CHECKSUMS_FILE).unlink()
+    torch.save(weights, copy / "pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        FlipForCTR.from_pretrained(copy, use_safetensors=False)
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    load(copy)
+
+
+# ---- the syntax tree of the package
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_no_pickle_no_eval_no_trust(path: Path) -> None:
+    assert not list(forbidden(ast.parse(path.read_text())))
+
+
+def forbidden(tree: ast.AST) -> Any:
+    """Lines that unpickle, evaluate text, or trust remote code in the user's stead."""
+    modules = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+    calls = {"eval", "exec", "compile", "__import__"}
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name.split(".")[0] for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [(node.module or "").split(".")[0]]
+        if modules & set(names):
+            yield node.lineno
+        if isinstance(node, ast.Call):
+            name, owner = "", ""
+            if isinstance(node.func, ast.Name):
+                name = node.func.id
+            elif isinstance(node.func, ast.Attribute):
+                owner = node.func.value.id if isinstance(node.func.value, ast.Name) else ""
+                if owner in ("torch", "np", "numpy", "pd", "pandas") and node.func.attr in (
+                    "load",
+                    "save",
+                    "read_pickle",
+                ):
+                    yield node.lineno
+            if name in calls:
+                yield node.lineno
+        if isinstance(node, ast.keyword) and node.arg in ("trust_remote_code", "allow_pickle"):
+            yield node.value.lineno
+        if isinstance(node, ast.Dict):
+            keys = [key.value for key in node.keys if isinstance(key, ast.Constant)]
+            if {"trust_remote_code", "allow_pickle"} & set(keys):
+                yield node.lineno
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "import cloudpickle as p",
+        "eval('1')",
+        "exec(text)",
+        "torch.load(path)",
+        "np.load(path, allow_pickle=True)",
+        "AutoModel.from_pretrained(x, trust_remote_code=True)",
+        "f(**{'trust_remote_code': True})",
+    ],
+)
+def test_the_guard_sees(code: str) -> None:
+    assert list(forbidden(ast.parse(code)))
+
+
+def test_the_guard_lets_pass() -> None:
+    code = "model.eval()\nmodel = model.train().eval()\nre.compile('x')\njson.load(f)\n'trust_remote_code=True'"
+    assert not list(forbidden(ast.parse(code)))
