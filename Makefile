@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: install quickstart test quality format
+.PHONY: install quickstart hub-demo test quality format
 
 install: .venv/installed
 
@@ -12,6 +12,9 @@ install: .venv/installed
 
 quickstart: install ## DCNv2, FLIP_ID, FLIP_PLM and FLIP on generated click logs; no download
 	$(BIN)/python -m benchmarks.quickstart
+
+hub-demo: install ## the quickstart, pushed to a Hub on this machine and loaded from there
+	$(BIN)/python -m tests.hub.demo
 
 test: quality ## everything that must hold
 	$(BIN)/python -m pytest

@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.
 LOCATION_KEYS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 PAUSES = (1, 4, 16)  # seconds before a failed request is sent again
 REMEDY = "download or copy it again; if you changed it on purpose, save model and processor again with save_pretrained"
+# huggingface_hub takes a Parquet file in a model's repo for a mistake.
+warnings.filterwarnings("ignore", r"It seems that you are about to commit a data file \(.*feature_vocab\.parquet\)")
 
 
 # ---- code

@@ -438,7 +438,7 @@ class FlipTrainer(Trainer):
         args = self.args
         assert self.hub_model_id is not None
         try:
-            upload(
+            commit = upload(
                 folder,
                 self.hub_model_id,
                 commit_message=message,
@@ -447,6 +447,7 @@ class FlipTrainer(Trainer):
                 revision=args.hub_revision,
                 ignore_patterns=UNPUSHED,
             )
+            logger.warning(f"pushed to {commit.repo_url}: {message}")
         except Exception as error:  # whatever it is, it must not cost the training
             self.failed_pushes.append(f"{message}: {push_error(error)}")
             logger.error(f"not pushed to {self.hub_model_id}: {self.failed_pushes[-1]}")

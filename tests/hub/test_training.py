@@ -158,10 +158,24 @@ def test_a_killed_run_goes_on_from_the_hub_on_another_machine(
 ) -> None:
     """Killed in each stage, begun again in an empty folder: the model of a run that nobody killed, to the bit."""
     longer = ["--pretraining.num_train_epochs", 3, "--finetuning.num_train_epochs", 4]
-    arguments = [recipe_file, *longer, "--model.dropout", 0.2, *FLIP, "--hub_strategy", "checkpoint"]
+    arguments = [
+        recipe_file,
+        *longer,
+        "--model.dropout",
+        0.2,
+        *FLIP,
+        "--hub_strategy",
+        "checkpoint",
+        "--hub_revision",
+        "dev",
+    ]
     straight = [*arguments, "--hub_model_id", "me/straight", "--output_dir", tmp_path / "straight"]
     done = run_training(hub, tmp_path, *straight)
     assert done.returncode == 0, done.stderr[-3000:]
+
+    def commits() -> list[str]:
+        begun = ("model", "me/killed") in hub.repos and "dev" in hub.repo("me/killed").branches
+        return hub.commits("me/killed", revision="dev") if begun else []
 
     def killed_after(number: int, machine: str) -> None:
         """Kill the process as soon as the repo has so many commits of a training in progress."""
@@ -169,23 +183,21 @@ def test_a_killed_run_goes_on_from_the_hub_on_another_machine(
         process = train_process(hub, tmp_path, *command, start_new_session=True)
         deadline = time.monotonic() + 200
         while time.monotonic() < deadline and process.poll() is None:
-            if ("model", "me/killed") in hub.repos and sum(
-                "step" in title for title in hub.commits("me/killed")
-            ) >= number:
+            if sum("step" in title for title in commits()) >= number:
                 break
             time.sleep(0.01)
         os.killpg(process.pid, signal.SIGKILL)
         _, log = process.communicate()
         assert process.returncode == -signal.SIGKILL, log[-3000:]
-        assert "last-checkpoint/trainer_state.json" in hub.files("me/killed")
+        assert "last-checkpoint/trainer_state.json" in hub.files("me/killed", revision="dev")
 
     killed_after(1, "first")
-    before = len(hub.commits("me/killed"))
-    killed_after(before + 3, "second")
+    killed_after(sum("step" in title for title in commits()) + 3, "second")
     done = run_training(hub, tmp_path, *arguments, "--hub_model_id", "me/killed", "--output_dir", tmp_path / "third")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "continuing from me/killed on the Hub" in done.stderr
-    ours, theirs = hub.files("me/killed"), hub.files("me/straight")
+    ours, theirs = (hub.files(name, revision="dev") for name in ("me/killed", "me/straight"))
+    assert hub.commits("me/killed") == ["initial commit"]
     assert not [name for name in ours if name.startswith("last-checkpoint")]
     assert without_code_and_state(ours) == without_code_and_state(theirs)
     other_seed = [*arguments, "--hub_model_id", "me/killed", "--output_dir", tmp_path / "fourth", "--seed", 7]
@@ -235,12 +247,13 @@ def test_one_lost_request_is_sent_again(hub: LoopbackHub, tabular_recipe_file: P
         return None
 
     hub.fail = fail
-    done = run_training(
-        hub, tmp_path, tabular_recipe_file, *FLIP, "--hub_model_id", "me/busy", "--output_dir", tmp_path / "out"
-    )
+    only_at_the_end = ["--hub_strategy", "end", "--hub_private_repo", "true"]
+    arguments = [tabular_recipe_file, *FLIP, "--hub_model_id", "me/busy", "--output_dir", tmp_path / "out"]
+    done = run_training(hub, tmp_path, *arguments, *only_at_the_end)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "trying again" in done.stderr and "pushes failed" not in done.stderr
-    assert hub.commits("me/busy")[0] == "End of training"
+    assert hub.commits("me/busy") == ["End of training", "initial commit"]
+    assert hub.repo("me/busy").private
 
 
 @pytest.mark.parametrize(
