@@ -252,7 +252,10 @@ def training(
     hyperparameters: Mapping[str, Any],
     curves: Sequence[str],
 ) -> str:
-    parts = [f"![Loss and validation metrics over training]({curve})" for curve in curves]
+    parts = []
+    for curve in curves:
+        stage = "Alignment" if "/" in curve or type(model).__name__ == "FlipForPreTraining" else "Click prediction"
+        parts.append(f"{stage}:\n\n![{stage}: loss and validation AUC over the epochs]({curve})")
     facts: dict[str, Any] = dict(hyperparameters)
     facts["parameters"] = f"{model.num_parameters():,}"
     for key, title in {"epochs": "epochs trained", "best_epoch": "best epoch", "seed": "seed"}.items():
@@ -270,7 +273,7 @@ def training(
         facts["versions"] = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
     if results.get("commit"):
         facts["commit of modeling-flip"] = results["commit"]
-    lines = ["| | |", "| --- | --- |", *(f"| {key} | {cell_of(value)} |" for key, value in facts.items())]
+    lines = ["| last stage | |", "| --- | --- |", *(f"| {key} | {cell_of(value)} |" for key, value in facts.items())]
     parts.append("\n".join(lines))
     if recipe:
         text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True).rstrip()

@@ -33,7 +33,7 @@ from .model_card import model_card
 from .objectives import InstanceContrastiveLearning, MaskedLanguageModeling, MaskedTabularModeling
 from .processing_flip import FlipProcessor
 from .tabular_layers import BatchNorm, FieldwiseLinear
-from .tabular_towers import create_tabular_tower
+from .tabular_towers import TABULAR_TOWERS, create_tabular_tower
 
 logger = logging.get_logger(__name__)
 
@@ -157,6 +157,12 @@ class FlipPreTrainedModel(PreTrainedModel):
             ours = __name__.rpartition(".")[0]  # of a subclass elsewhere, the class that it builds on
             base = next(c for c in type(self).__mro__ if c.__module__.rpartition(".")[0] == ours)
             copy_code(save_directory, inspect.getfile(base))
+            tower = TABULAR_TOWERS.get(self.config.tabular_tower)
+            if self.config.towers != "text" and tower and tower.__module__.rpartition(".")[0] != ours:
+                logger.warning_once(
+                    f"the code of tabular tower {self.config.tabular_tower!r} stays here: import {tower.__module__} before the "
+                    "checkpoint is loaded"
+                )
             write_checksums(save_directory, MODEL_FILES)
 
     def push_to_hub(

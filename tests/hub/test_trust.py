@@ -205,6 +205,16 @@ def test_a_pickle_is_not_read_even_where_there_is_nothing_else(copy: Path) -> No
     load(copy)
 
 
+def test_a_text_model_that_is_a_pickle_is_not_read(
+    tiny_text_model: Path, wordpiece: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    shutil.copy(tiny_text_model / "config.json", tmp_path)
+    torch.save(load_file(tiny_text_model / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    processor = FlipProcessor.fit([{"user": "1"}], ["user"], wordpiece)
+    with pytest.raises(OSError, match="safetensors"):
+        FlipForCTR.from_text_pretrained(tmp_path, processor)
+
+
 # ---- the syntax tree of the package
 
 

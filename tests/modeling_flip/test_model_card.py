@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from transformers import PreTrainedTokenizerFast
+
+from modeling_flip import FlipForCTR, FlipForPreTraining, FlipProcessor
+from modeling_flip.model_card import cell, is_hub_id, model_card, results_table
+from tests.hub.loopback_hub import check_card
+
+RESULTS: dict[str, Any] = {
+    "validation_auc": 0.71,
+    "test_auc": 0.7,
+    "test_logloss": 0.5,
+    "test_ece": 0.02,
+    "test_text_auc": 0.65,
+    "test_text_logloss": 0.6,
+    "test_unseen_auc": 0.55,
+    "test_unseen_rows": 1234,
+    "rows": {"train": 1000, "test": 20000},
+    "recipe": {"dataset_name": "me/clicks", "text_model_name_or_path": "somebody/bert", "license": "mit"},
+    "versions": {"torch": "2.13.0"},
+    "hardware": {"gpu": None, "cpus": 2, "machine": "x86_64", "processes": 1},
+    "wall_time": {"total_seconds": 61.2},
+}
+
+
+@pytest.fixture
+def processor(wordpiece: PreTrainedTokenizerFast) -> FlipProcessor:
+    rows = [{"user": 1, "title": "a | b *c*"}, {"user": 1, "title": "x" * 60}, {"user": 2, "title": "a | b *c*"}]
+    return FlipProcessor.fit(rows, ["user", "title"], wordpiece)
+
+
+def make(cls: Any, processor: FlipProcessor, text_model: Path, **settings: Any) -> Any:
+    sizes = {"embedding_size": 4, "hidden_sizes": [8], "projection_size": 8}
+    return cls.from_text_pretrained(text_model, processor, **sizes, **settings)
+
+
+def metadata(card: str) -> dict[str, Any]:
+    assert check_card(card, "model") == ([], [])
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def test_metadata_say_what_it_was_made_of(processor: FlipProcessor, tiny_text_model: Path) -> None:
+    model = make(FlipForCTR, processor, tiny_text_model)
+    card = model_card(model, processor, "me/flip", RESULTS)
+    data = metadata(card)
+    assert (data["base_model"], data["datasets"], data["license"]) == ("somebody/bert", ["me/clicks"], "mit")
+    assert data["pipeline_tag"] == "tabular-classification"
+    (validation, test) = data["model-index"][0]["results"]
+    assert validation["dataset"] == {"type": "me/clicks", "name": "clicks", "split": "validation"}
+    assert [m["type"] for m in validation["metrics"]] == ["roc_auc"]
+    assert {m["type"]: m["value"] for m in test["metrics"]} == {"roc_auc": 0.7, "log_loss": 0.5, "ece": 0.02}
+
+
+def test_what_is_not_known_or_not_public_is_left_out(processor: FlipProcessor, tiny_text_model: Path) -> None:
+    model = make(FlipForCTR, processor, tiny_text_model)
+    local = RESULTS | {"recipe": {"dataset_name": "clicks.csv", "text_model_name_or_path": str(tiny_text_model)}}
+    for results in (None, local):
+        data = metadata(model_card(model, processor, "me/flip", results))
+        assert not {"base_model", "datasets"} & set(data)
+        assert data["license"] == "unknown"
+    assert "model-index" not in metadata(model_card(model, processor, "me/flip"))
+    assert "**Not evaluated on a test set.**" in model_card(model, processor, "me/flip")
+    tabular = make(FlipForCTR, processor, tiny_text_model, towers="tabular")
+    assert "base_model" not in metadata(model_card(tabular, processor, "me/flip", RESULTS))
+
+
+def test_every_tower_that_was_measured_has_a_row() -> None:
+    table = results_table(RESULTS)
+    assert "| validation | this model | 0.7100 | – | – |" in table
+    assert "| test | this model | 0.7000 | 0.5000 | 0.0200 |" in table
+    assert "| test | its text tower alone | 0.6500 | 0.6000 | – |" in table
+    assert "tabular tower" not in table
+    assert "Train: 1,000 rows; test: 20,000 rows; 1,234 test rows hold a value never seen" in table
+    assert results_table({}) == ""
+
+
+def test_fields_have_sizes_and_examples_that_break_no_table(processor: FlipProcessor, tiny_text_model: Path) -> None:
+    card = model_card(make(FlipForCTR, processor, tiny_text_model), processor, "me/flip")
+    assert "| `user` | user is … | 2 | 3 | 1, 2 |" in card
+    assert rf"| `title` | title is … | 2 | 3 | a \| b \*c\*, {'x' * 39}… |" in card
+    assert "7 features in all" in card
+    assert cell("two\nlines `x` <b>") == r"two lines \`x\` \<b\>"
+
+
+def test_a_pretraining_checkpoint_promises_no_clicks(processor: FlipProcessor, tiny_text_model: Path) -> None:
+    card = model_card(make(FlipForPreTraining, processor, tiny_text_model), processor, "me/flip")
+    assert "Aligned, not yet finetuned" in card
+    assert "How to use" not in card
+    assert metadata(card)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_id"),
+    [("me/x", True), ("demo", False), ("data/clicks.csv", True), ("/tmp/x", False), ("a/b/c", False), (None, False)],
+)
+def test_ids(name: str | None, is_id: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert is_hub_id(name) == is_id
+    if is_id:  # the same name of a file here is a file
+        (tmp_path / str(name)).parent.mkdir(exist_ok=True)
+        (tmp_path / str(name)).write_text("")
+        assert not is_hub_id(name)
