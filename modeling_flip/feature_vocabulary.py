@@ -21,6 +21,8 @@ import pyarrow.parquet as pq
 
 VOCABULARY_FILE = "feature_vocab.parquet"
 FORMAT_VERSION = 1
+# Up to so many rows are looked up one by one: Arrow hashes a field's whole vocabulary anew for each column that it looks up.
+FEW_ROWS = 64
 
 
 def as_text(column: pa.Array | pa.ChunkedArray, field: str) -> pa.Array:
@@ -88,16 +90,17 @@ def text_columns(rows: Any, fields: Sequence[str], *, strict: bool = True) -> tu
         if len(set(lengths.values())) > 1:
             raise ValueError(f"columns differ in length: {lengths}; give every row a value, None where it has none")
         present, length = set(rows), next(iter(lengths.values()))
-    elif isinstance(rows, (list, tuple)) and all(isinstance(row, Mapping) for row in rows):
+    elif isinstance(rows, (list, tuple)) and all(isinstance(row, (dict, Mapping)) for row in rows):
         present, length = {key for row in rows for key in row} if rows else set(fields), len(rows)
     elif isinstance(rows, pa.Table):
         present, length = set(rows.column_names), rows.num_rows
     elif hasattr(rows, "columns") and hasattr(rows, "to_numpy"):  # pandas.DataFrame
         present, length = set(rows.columns), len(rows)
     else:
-        raise TypeError(
-            f"rows must be a dict, a list of dicts, a DataFrame, an Arrow table or a Dataset, not {type(rows)}"
-        )
+        found = str(type(rows))
+        if isinstance(rows, (list, tuple)):
+            found += f" of {', '.join(sorted({type(row).__name__ for row in rows}))}"
+        raise TypeError(f"rows must be a dict, a list of dicts, a DataFrame, an Arrow table or a Dataset, not {found}")
 
     absent = [field for field in fields if field not in present]
     if absent and strict:
@@ -292,6 +295,10 @@ class FeatureVocabulary:
         """(field index, text) of every value in value order; the missing value's text is None."""
         return [(i, text) for i, f in enumerate(self.fields) for text in [None, *self.values[f].to_pylist()]]
 
+    @cached_property
+    def _positions(self) -> list[dict[str, int]]:
+        return [{text: i for i, text in enumerate(self.values[f].to_pylist())} for f in self.fields]
+
     def encode(self, columns: Mapping[str, pa.Array]) -> tuple[np.ndarray, list[tuple[int, str]]]:
         """Value ids of columns of text.
 
@@ -304,7 +311,10 @@ class FeatureVocabulary:
         unseen: list[tuple[int, str]] = []
         for i, field in enumerate(self.fields):
             column = columns[field]
-            index = pc.index_in(column, value_set=self.values[field])
+            if length <= FEW_ROWS:
+                index = pa.array([self._positions[i].get(text) for text in column.to_pylist()], pa.int32())
+            else:
+                index = pc.index_in(column, value_set=self.values[field])
             found = pc.fill_null(index, -1).to_numpy(zero_copy_only=False)
             value_ids[:, i] = found + (self.value_offsets[i] + 1)
             if index.null_count > column.null_count:

@@ -129,7 +129,8 @@ class CtrPredictionPipeline(Pipeline):
         groups = None if group_by is None else _column(rows, group_by)
         step = BATCHES_PER_CHUNK * self._batch_size_of(batch_size)
         parts = []
-        with logging.tqdm(total=num_rows, unit=" rows", unit_scale=True, delay=SECONDS_WITHOUT_BAR) as bar:
+        bar_settings = {"disable": num_rows <= step, "delay": SECONDS_WITHOUT_BAR, "unit": " rows", "unit_scale": True}
+        with logging.tqdm(total=num_rows, **bar_settings) as bar:
             for first in range(0, num_rows, step):
                 chunk = source[first : first + step]
                 parts.append(self.probabilities(chunk, batch_size, return_towers))

@@ -54,7 +54,7 @@ class FlipDataset(torch.utils.data.Dataset["FlipDataset"]):
     def __len__(self) -> int:
         return len(self.value_ids)
 
-    def __getitems__(self, indices: Sequence[int]) -> FlipDataset:
+    def __getitems__(self, indices: Sequence[int] | np.ndarray) -> FlipDataset:
         index = np.asarray(indices, np.int64)
         labels = None if self.labels is None else self.labels[index]
         return replace(self, value_ids=self.value_ids[index], labels=labels, row_ids=self.row_ids[index])
@@ -207,8 +207,8 @@ class FlipProcessor(ProcessorMixin):
             ValueError: a column is absent, or a label is not 0 or 1.
         """
         columns, absent = text_columns(rows, self.fields, strict=strict)
-        if absent:
-            logger.warning_once(f"no column {', '.join(map(repr, absent))} in the rows: scored as missing")
+        for field in absent:  # each by itself, so that none is named twice where rows come in chunks with other columns
+            logger.warning_once(f"no column {field!r} in the rows: scored as missing")
         labels = None if label_column is None else read_labels(rows, label_column)
         value_ids, unseen = self._vocabulary.encode(columns)
         vocabulary = self._vocabulary
@@ -218,7 +218,9 @@ class FlipProcessor(ProcessorMixin):
             table = table.extended(TokenTable.from_segments(self._segments(unseen)))
         return FlipDataset(
             value_ids=value_ids,
-            value_features=np.concatenate([vocabulary.value_features, unknown]),
+            value_features=np.concatenate([vocabulary.value_features, unknown])
+            if unseen
+            else vocabulary.value_features,
             unseen_values=unseen,
             token_table=table,
             labels=labels,
@@ -420,11 +422,18 @@ class FlipProcessor(ProcessorMixin):
     def _get_arguments_from_pretrained(
         cls, pretrained_model_name_or_path: str, processor_dict: dict[str, Any] | None = None, **kwargs: Any
     ) -> list[Any]:
+        located = {key: kwargs[key] for key in LOCATION_KEYS if kwargs.get(key) is not None}
+        path = cached_file(
+            pretrained_model_name_or_path, VOCABULARY_FILE, _raise_exceptions_for_missing_entries=False, **located
+        )
+        if path is None:
+            raise OSError(
+                f"{pretrained_model_name_or_path} holds no processor: {VOCABULARY_FILE} is missing; load the processor from the "
+                "checkpoint that the model was trained as, and give it as processor="
+            )
         tokenizers = [None]
         if processor_dict is None or processor_dict.pop("has_text", True):
             tokenizers = super()._get_arguments_from_pretrained(pretrained_model_name_or_path, processor_dict, **kwargs)
-        located = {key: kwargs[key] for key in LOCATION_KEYS if kwargs.get(key) is not None}
-        path = cached_file(pretrained_model_name_or_path, VOCABULARY_FILE, **located)
         return [*tokenizers, FeatureVocabulary.load(path)]
 
 

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import data_pipeline
 import movielens_like
+import numpy as np
 import pretraining_step
 import pytest
+import scoring
 import small_text_model
 import tabular_training
 import torch
@@ -107,6 +109,39 @@ def test_the_bare_loop_trains_as_the_trainer_does() -> None:
     assert tabular_training.through_trainer(second, processor, rows, 64, 1) > 0
     for ours, theirs in zip(first.parameters(), second.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+def test_scoring_writes_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "figures.json"
+    sizes = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 1, "intermediate_size": 8}
+    arguments = ["--rows", "300", "--text_rows", "60", "--batch_size", "16", "--rounds", "1", "--latencies", "3"]
+    arguments += ["--text_config", json.dumps(sizes), "--json", str(path)]
+    monkeypatch.setattr(sys, "argv", ["scoring.py", *arguments])
+    monkeypatch.setattr(scoring, "command_seconds", lambda *_: 1.0)
+    scoring.main()
+    figures = json.loads(path.read_text())
+    assert {name: figure["rows"] for name, figure in figures.items()} == {"FLIP_ID": 300, "FLIP_PLM": 60, "FLIP": 60}
+    for figure in figures.values():
+        bare = figure["bare loop"]["rows_per_second"]
+        for way in scoring.WAYS:
+            assert figure[way]["ratio"] == pytest.approx(figure[way]["rows_per_second"] / bare)
+        assert 0 < figure["latency"]["pipeline_p50_ms"] <= figure["latency"]["pipeline_p99_ms"]
+
+
+@pytest.mark.parametrize("name", scoring.TOWERS)
+def test_the_bare_loop_scores_as_the_pipeline_does(name: str) -> None:
+    sizes = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 1, "intermediate_size": 8}
+    table = movielens_like.rows(50)
+    pipe = scoring.build(name, table, sizes)
+    logits = scoring.bare_loop(pipe, scoring.bare_batches(pipe, table, 16))
+    probabilities = sorted(score["probability"] for score in pipe(table))
+    assert sorted(1 / (1 + np.exp(-logits))) == pytest.approx(probabilities, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_the_timed_command_runs() -> None:
+    table = movielens_like.rows(50)
+    assert scoring.command_seconds(scoring.build("FLIP_ID", table, {}), table, 16) > 0
 
 
 def test_the_small_text_model_reads_its_sentences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, clicks_csv: Path, tiny_text
 def test_the_readme_has_no_command_that_is_not_run() -> None:
     others = {line for line in COMMANDS if not line.startswith(TRAIN) and line not in ELSEWHERE}
     benchmarks = {line for line in others if line.startswith(PYTHON)}  # tests/benchmarks runs these
-    scripts = {"pretraining_step.py", "data_pipeline.py", "tabular_training.py", "compare.py"}
+    scripts = {"pretraining_step.py", "data_pipeline.py", "tabular_training.py", "scoring.py", "compare.py"}
     assert {line.removeprefix(PYTHON).split()[0] for line in benchmarks} == scripts
     others -= benchmarks
     # The first is what `make install` does; CI runs the second, and with it the first; tests/benchmarks runs the last.

@@ -1,0 +1,519 @@
+"""The score command: the pipeline's probabilities beside the rows as they were, resumed when interrupted; and its refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from pyarrow import csv
+from transformers import PreTrainedTokenizerFast, set_seed
+
+from modeling_flip import CtrPredictionPipeline, FlipForCTR, FlipProcessor, score
+
+ROOT = Path(__file__).resolve().parents[2]
+FIELDS = ["user_id", "title", "zipcode"]
+NUM_ROWS, PART = 100, 16
+NUM_PARTS = 7
+
+
+def make_table() -> pa.Table:
+    """Fields and other columns, of many types; titles of differing lengths; a time that no CSV types can hold exactly."""
+    rng = np.random.default_rng(0)
+    genders = pa.array(rng.choice(["female", "male"], NUM_ROWS).tolist()).dictionary_encode()
+    columns = {
+        "row": pa.array(np.arange(NUM_ROWS), pa.int16()),
+        "user_id": pa.array(rng.integers(1, 9, NUM_ROWS), pa.uint8()),
+        "title": pa.array([" ".join(["toy story"] * n) if n else None for n in rng.integers(0, 8, NUM_ROWS)]),
+        "zipcode": pa.array([f"{z:05d}" for z in rng.integers(0, 999, NUM_ROWS)], pa.large_string()),
+        "gender": genders,
+        "price": pa.array(rng.random(NUM_ROWS), pa.float32()),
+        "seen": pa.array(rng.integers(0, 10**15, NUM_ROWS), pa.timestamp("us", "UTC")),
+        "tags": pa.array([["a", "b"][: i % 3] for i in range(NUM_ROWS)]),
+    }
+    table = pa.table(columns)
+    required = [field.with_nullable(field.name != "row") for field in table.schema]
+    return table.cast(pa.schema(required, metadata={"origin": "a test"}))
+
+
+TABLE = make_table()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_text_model: Path, wordpiece: PreTrainedTokenizerFast, tmp_path_factory: Any) -> Path:
+    processor = FlipProcessor.fit(TABLE.slice(0, 80), FIELDS, wordpiece)
+    set_seed(0)
+    model = FlipForCTR.from_text_pretrained(tiny_text_model, processor, embedding_size=4, hidden_sizes=[8])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model.eval().save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pipe(checkpoint: Path) -> CtrPredictionPipeline:
+    return CtrPredictionPipeline(
+        FlipForCTR.from_pretrained(checkpoint), FlipProcessor.from_pretrained(checkpoint), device="cpu"
+    )
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(score, "ROWS_PER_PART", PART)
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    """Parquet, in row groups that are no parts."""
+    pq.write_table(TABLE, tmp_path / "rows.parquet", row_group_size=10)
+    return tmp_path / "rows.parquet"
+
+
+@pytest.fixture
+def run(checkpoint: Path, rows: Path, tmp_path: Path) -> Callable[..., int]:
+    """`run("--towers", "text", output="x.csv")` → the exit code."""
+
+    def command(*more: str, output: str = "scores.parquet", source: Path = rows, model: Path = checkpoint) -> int:
+        arguments = ["--model", str(model), "--input", str(source), "--output", str(tmp_path / output)]
+        return score.main([*arguments, "--batch_size", "4", "--device", "cpu", *more])
+
+    return command
+
+
+def error_of(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line of the error."""
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("score: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+# ---- what is written
+
+
+def test_the_output_is_the_input_with_probabilities(
+    run: Callable[..., int], pipe: CtrPredictionPipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run() == 0
+    assert "100 rows scored" in capsys.readouterr().out
+    scored = pq.read_table(tmp_path / "scores.parquet")
+    assert scored.schema == TABLE.schema.append(pa.field("probability", pa.float64()))
+    assert scored.schema.metadata == TABLE.schema.metadata
+    assert scored.drop_columns("probability").equals(TABLE)
+    expected = [row["probability"] for row in pipe(TABLE)]
+    assert max(expected) - min(expected) > 0.1
+    assert scored["probability"].to_pylist() == pytest.approx(expected, rel=0, abs=1e-6)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["rows.parquet", "scores.parquet"]
+
+
+def test_towers(run: Callable[..., int], pipe: CtrPredictionPipeline, tmp_path: Path) -> None:
+    assert run("--return_towers") == 0
+    scored = pq.read_table(tmp_path / "scores.parquet")
+    assert scored.column_names[-3:] == ["probability", "tabular_probability", "text_probability"]
+    for i, row in enumerate(pipe(TABLE, return_towers=True)):
+        assert {name: scored[name][i].as_py() for name in row} == pytest.approx(row, rel=0, abs=1e-6)
+    assert run("--towers", "text", output="text.parquet") == 0
+    alone = pq.read_table(tmp_path / "text.parquet")["probability"].to_pylist()
+    assert alone == pytest.approx(scored["text_probability"].to_pylist(), rel=0, abs=1e-6)
+
+
+def test_half_precision(run: Callable[..., int], tmp_path: Path) -> None:
+    assert run() == 0
+    assert run("--dtype", "bfloat16", output="bf16.parquet") == 0
+    exact, rounded = (
+        pq.read_table(tmp_path / name)["probability"].to_numpy() for name in ("scores.parquet", "bf16.parquet")
+    )
+    assert 0 < np.abs(exact - rounded).max() < 0.1
+
+
+def test_csv_is_read_and_written(run: Callable[..., int], pipe: CtrPredictionPipeline, tmp_path: Path) -> None:
+    """What is no field, or no number, stays as it is written: leading zeros, dates, commas."""
+    frame = pd.DataFrame(
+        {
+            "code": [f"{i:04d}" for i in range(40)],
+            "when": "2024-01-02T03:04:05Z",
+            "user_id": [i % 9 for i in range(40)],
+            "title": ["Toy, Story", "", 'The "Usual" Suspects', "東京"] * 10,
+            "half": [1.5, 2.25] * 20,
+        }
+    )
+    frame.to_csv(tmp_path / "rows.csv", index=False)
+    assert run(source=tmp_path / "rows.csv", output="scores.csv") == 0
+    as_text = {"dtype": str, "keep_default_na": False}
+    scored = pd.read_csv(tmp_path / "scores.csv", **as_text)
+    pd.testing.assert_frame_equal(scored.drop(columns="probability"), pd.read_csv(tmp_path / "rows.csv", **as_text))
+    expected = [row["probability"] for row in pipe(frame.replace({"title": {"": None}}))]
+    assert scored["probability"].astype(float).tolist() == pytest.approx(expected, rel=0, abs=1e-6)
+
+    assert run(source=tmp_path / "rows.csv", output="scores.parquet") == 0
+    table = pq.read_table(tmp_path / "scores.parquet")
+    assert table["code"].to_pylist() == frame["code"].to_list()
+    assert table.schema.field("user_id").type == pa.int64()
+    assert table["probability"].to_pylist() == scored["probability"].astype(float).tolist()
+
+
+def test_an_absent_field_is_scored_as_missing(
+    run: Callable[..., int], pipe: CtrPredictionPipeline, tmp_path: Path
+) -> None:
+    pq.write_table(TABLE.select(["title"]), tmp_path / "titles.parquet")
+    assert run(source=tmp_path / "titles.parquet") == 0
+    expected = [row["probability"] for row in pipe([{"title": t} for t in TABLE["title"].to_pylist()])]
+    assert pq.read_table(tmp_path / "scores.parquet")["probability"].to_pylist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_parts_are_of_one_size_whatever_is_read() -> None:
+    def batches(sizes: list[int]) -> Iterator[pa.RecordBatch]:
+        first = 0
+        for size in sizes:
+            yield from TABLE.slice(first, size).to_batches() or [TABLE.to_batches()[0].slice(0, 0)]
+            first += size
+
+    for sizes in ([100], [1] * 100, [0, 33, 0, 67], [16, 16, 68]):
+        parts = list(score.in_parts(batches(sizes), PART))
+        assert [len(part) for part in parts] == [16] * 6 + [4]
+        assert pa.concat_tables(parts).equals(TABLE)
+    assert list(score.in_parts(batches([0]), PART)) == []
+
+
+# ---- interrupted and resumed
+
+
+@pytest.fixture
+def straight(run: Callable[..., int], tmp_path: Path) -> bytes:
+    """What an uninterrupted run writes."""
+    assert run() == 0
+    return (tmp_path / "scores.parquet").rename(tmp_path / "straight.parquet").read_bytes()
+
+
+@pytest.fixture
+def scored_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows each part held that was scored."""
+    counts: list[int] = []
+    probabilities = CtrPredictionPipeline.probabilities
+
+    def counting(self: CtrPredictionPipeline, rows: Any, *args: Any) -> dict[str, np.ndarray]:
+        result = probabilities(self, rows, *args)
+        counts.append(len(rows))
+        return result
+
+    monkeypatch.setattr(CtrPredictionPipeline, "probabilities", counting)
+    return counts
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, part: int) -> pytest.MonkeyPatch:
+    """Ctrl-C while this part is scored."""
+    preprocess, calls = CtrPredictionPipeline.preprocess, 0
+
+    def interrupted(self: CtrPredictionPipeline, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        nonlocal calls
+        calls += 1
+        if calls > part:
+            raise KeyboardInterrupt
+        return preprocess(self, *args, **kwargs)
+
+    monkeypatch.setattr(CtrPredictionPipeline, "preprocess", interrupted)
+    return monkeypatch
+
+
+def test_the_same_command_continues(
+    run: Callable[..., int],
+    straight: bytes,
+    scored_rows: list[int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(patch, 3)
+        assert run() == 130
+    assert "the same command continues" in error_of(capsys)
+    assert not (tmp_path / "scores.parquet").exists()
+    folder = tmp_path / "scores.parquet.parts"
+    assert sorted(p.name for p in folder.iterdir()) == [*(f"part-{i:05d}.parquet" for i in range(3)), "run.json"]
+    # Stopped while it wrote: what is half-written is no part.
+    (folder / "part-00003.tmp").write_bytes(b"PAR1 and no more")
+    assert scored_rows == [16] * 3
+    assert run() == 0
+    assert scored_rows == [16] * 6 + [4]
+    assert (tmp_path / "scores.parquet").read_bytes() == straight
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("stage", ["ParquetWriter", "replace"])
+def test_interrupted_at_the_end_the_output_is_never_half_written(
+    run: Callable[..., int], straight: bytes, scored_rows: list[int], tmp_path: Path, stage: str
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        if stage == "ParquetWriter":
+            write, calls = pq.ParquetWriter.write_table, 0
+
+            def interrupted(self: Any, *args: Any, **kwargs: Any) -> None:
+                nonlocal calls
+                calls += 1
+                if calls > NUM_PARTS + 3:  # each part is written by a writer of its own
+                    raise KeyboardInterrupt
+                write(self, *args, **kwargs)
+
+            patch.setattr(pq.ParquetWriter, "write_table", interrupted)
+        else:
+            replace = Path.replace
+
+            def interrupted(self: Path, target: Path) -> Path:
+                if Path(target).name == "scores.parquet":
+                    raise KeyboardInterrupt
+                return replace(self, target)
+
+            patch.setattr(Path, "replace", interrupted)
+        assert run() == 130
+    assert not (tmp_path / "scores.parquet").exists()
+    assert len(scored_rows) == NUM_PARTS
+    assert run() == 0
+    assert len(scored_rows) == NUM_PARTS
+    assert (tmp_path / "scores.parquet").read_bytes() == straight
+
+
+@pytest.mark.slow
+def test_a_killed_command_continues(
+    run: Callable[..., int], straight: bytes, checkpoint: Path, rows: Path, scored_rows: list[int], tmp_path: Path
+) -> None:
+    """In a process of its own, each part takes half a second."""
+    slow = f"""
+import sys, time
+from modeling_flip import CtrPredictionPipeline, score
+score.ROWS_PER_PART = {PART}
+forward = CtrPredictionPipeline._forward
+CtrPredictionPipeline._forward = lambda self, inputs: time.sleep(0.5) or forward(self, inputs)
+sys.exit(score.main(sys.argv[1:]))
+"""
+    arguments = ["--model", str(checkpoint), "--input", str(rows), "--output", str(tmp_path / "scores.parquet")]
+    command = [sys.executable, "-c", slow, *arguments, "--batch_size", "4", "--device", "cpu"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    folder = tmp_path / "scores.parquet.parts"
+    deadline = time.monotonic() + 120
+    while not (folder / "part-00001.parquet").exists() and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    finished = len(list(folder.glob("part-*.parquet")))
+    assert 2 <= finished < NUM_PARTS
+    assert not (tmp_path / "scores.parquet").exists()
+    assert run() == 0
+    assert len(scored_rows) == NUM_PARTS - finished
+    assert (tmp_path / "scores.parquet").read_bytes() == straight
+
+
+def test_another_command_does_not_continue(
+    run: Callable[..., int], checkpoint: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(patch, 2)
+        run()
+    capsys.readouterr()
+    before = {p.name: p.read_bytes() for p in (tmp_path / "scores.parquet.parts").iterdir()}
+    retrained = shutil.copytree(checkpoint, tmp_path / "retrained")
+    config = retrained / "config.json"
+    others = {
+        "batch_size": lambda: run("--batch_size", "8"),
+        "return_towers": lambda: run("--return_towers"),
+        "towers": lambda: run("--towers", "tabular"),
+        "dtype": lambda: run("--dtype", "bfloat16"),
+        "model": lambda: run(model=retrained),
+        "input": lambda: run(source=Path(shutil.copy(rows, tmp_path / "others.parquet"))),
+    }
+    for name, other in others.items():
+        assert other() == 2
+        assert re.search(rf"differs in .*\b{name}\b.*delete the folder", error_of(capsys))
+    os.utime(rows, ns=(0, 0))  # the same name, but written anew
+    assert run() == 2
+    assert "differs in input" in error_of(capsys)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "scores.parquet.parts").iterdir()} == before
+
+    assert run(model=retrained, output="again.parquet") == 0  # as does a model that was trained on in its folder
+    (tmp_path / "again.parquet").unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(patch, 2)
+        run(model=retrained, output="again.parquet")
+    capsys.readouterr()
+    os.utime(config, ns=(0, 0))
+    assert run(model=retrained, output="again.parquet") == 2
+    assert "differs in model_files" in error_of(capsys)
+
+
+def test_a_folder_of_somebody_elses_is_left_alone(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "scores.parquet.parts"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("years of work")
+    assert run() == 2
+    assert "holds other files" in error_of(capsys)
+    assert [p.name for p in folder.iterdir()] == ["thesis.txt"]
+    (folder / "thesis.txt").rename(folder / "run.json.tmp")  # begun, and stopped at once
+    assert run() == 0
+
+
+def test_what_a_run_depends_on_is_noted(run: Callable[..., int], checkpoint: Path, rows: Path, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(patch, 1)
+        run()
+    noted = json.loads((tmp_path / "scores.parquet.parts" / "run.json").read_text())
+    assert noted["input"]["path"] == str(rows) and noted["input"]["size"] == rows.stat().st_size
+    assert noted["model"] == str(checkpoint) and {"config.json", "model.safetensors"} <= noted["model_files"].keys()
+    assert (noted["batch_size"], noted["return_towers"], noted["dtype"]) == (4, False, "auto")
+
+
+def test_a_model_of_the_hub_is_known_by_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    asked = []
+
+    def cached_file(*where: str, **kwargs: Any) -> str:
+        asked.append((where, kwargs))
+        return f"/cache/models--me--clicks/snapshots/{commit}/config.json"
+
+    monkeypatch.setattr(score, "cached_file", cached_file)
+    assert score.model_version("me/clicks", "v1") == {"model": "me/clicks", "revision": commit}
+    assert asked == [(("me/clicks", "config.json"), {"revision": "v1"})]
+
+
+# ---- refusals: one line, exit code 2, nothing written
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can be refused without the model is refused before it is loaded."""
+
+    def load(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(score, "load_pipeline", load)
+
+
+@pytest.mark.usefixtures("no_model")
+def test_an_output_that_exists_is_refused(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "scores.parquet").write_text("mine")
+    assert run() == 2
+    assert error_of(capsys).endswith("scores.parquet exists; delete it or choose another name")
+    assert (tmp_path / "scores.parquet").read_text() == "mine"
+    assert run(output="nowhere/scores.parquet") == 2
+    assert "does not exist; make it first" in error_of(capsys)
+
+
+@pytest.mark.usefixtures("no_model")
+def test_columns_in_the_way_are_refused(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pq.write_table(TABLE.append_column("probability", TABLE["price"]), tmp_path / "scored.parquet")
+    assert run(source=tmp_path / "scored.parquet") == 2
+    assert "has a column 'probability' already" in error_of(capsys)
+    pq.write_table(TABLE.append_column("text_probability", TABLE["price"]), tmp_path / "towers.parquet")
+    assert run("--return_towers", source=tmp_path / "towers.parquet") == 2
+    assert "has a column 'text_probability' already" in error_of(capsys)
+    twice = tmp_path / "twice.csv"
+    twice.write_text("title,title\na,b\n")
+    assert run(source=twice) == 2
+    assert "more than one column 'title'" in error_of(capsys)
+
+
+@pytest.mark.usefixtures("no_model")
+def test_input_that_cannot_be_read_is_refused(
+    run: Callable[..., int], rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(source=tmp_path / "none.parquet") == 2
+    assert "none.parquet does not exist" in error_of(capsys)
+    for name, content in {
+        "cut.parquet": rows.read_bytes()[:-100],
+        "empty.parquet": b"",
+        "empty.csv": b"",
+        "text.parquet": b"user_id,title\n1,a\n",
+    }.items():
+        (tmp_path / name).write_bytes(content)
+        assert run(source=tmp_path / name) == 2
+        assert f"{name} is not a whole" in error_of(capsys)
+
+
+@pytest.mark.parametrize("argument", ["--input", "--output"])
+def test_unknown_suffixes_are_refused(
+    argument: str, checkpoint: Path, rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = {"--model": str(checkpoint), "--input": str(rows), "--output": "scores.csv", argument: "rows.json"}
+    with pytest.raises(SystemExit) as stopped:
+        score.main([word for pair in arguments.items() for word in pair])
+    assert stopped.value.code == 2
+    assert error_of(capsys) == f"score: error: argument {argument}: rows.json ends in neither .parquet nor .csv"
+
+
+def test_rows_and_model_must_fit(run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pq.write_table(TABLE.select(["row", "price"]), tmp_path / "others.parquet")
+    assert run(source=tmp_path / "others.parquet") == 2
+    error = error_of(capsys)
+    assert "['row', 'price']" in error and "['user_id', 'title', 'zipcode']" in error
+    pq.write_table(TABLE[:0], tmp_path / "none.parquet")
+    assert run(source=tmp_path / "none.parquet") == 2
+    assert "has columns but no rows" in error_of(capsys)
+    (tmp_path / "header.csv").write_text("user_id,title\n")
+    assert run(source=tmp_path / "header.csv") == 2
+    assert "has columns but no rows" in error_of(capsys)
+    pq.write_table(TABLE.rename_columns({"tags": "user_id", "user_id": "x"}), tmp_path / "lists.parquet")
+    assert run(source=tmp_path / "lists.parquet") == 2
+    assert "field 'user_id' has type list" in error_of(capsys)
+    assert run(output="scores.csv") == 2
+    assert "column 'tags' has type list<element: string>, which CSV cannot hold" in error_of(capsys)
+    assert run("--towers", "text", "--return_towers", output="other.parquet") == 2
+    assert "config.towers is 'text'" in error_of(capsys)
+    assert run(model=tmp_path / "nowhere") == 2
+    assert "nowhere" in error_of(capsys)
+
+
+def test_a_csv_that_changes_its_mind_is_refused(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rows.csv").write_text("user_id,title\n" + "1,a\n" * 400_000 + "K1A,a\n")
+    options = csv.open_csv(tmp_path / "rows.csv")
+    assert options.schema.field("user_id").type == pa.int64()  # beyond the first block
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(score, "ROWS_PER_PART", 10**6)
+        assert run(source=tmp_path / "rows.csv") == 2
+    assert "'K1A'; a CSV's types are inferred from its first MiB" in error_of(capsys).replace("\\", "")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--batch_size", "0"], "0 is not a whole number of 1 or more"),
+        (["--device", "toaster"], "toaster cannot be used"),
+        (["--towers", "three"], "invalid choice: 'three'"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused(
+    run: Callable[..., int], more: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run(*more)
+    assert stopped.value.code == 2
+    assert message in error_of(capsys)
+
+
+@pytest.mark.slow
+def test_it_is_a_command() -> None:
+    command = [sys.executable, "-m", "modeling_flip.score", "--help"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "--return_towers" in run.stdout and run.stderr == ""
