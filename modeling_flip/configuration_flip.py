@@ -136,7 +136,7 @@ class FlipConfig(PreTrainedConfig):
         }
         kwargs["custom_pipelines"] = tasks if IS_REMOTE_CODE else InstalledTasks(tasks)
         super().__post_init__(**kwargs)
-        if self.text_config is not None and os.path.isabs(self.text_config.name_or_path or ""):
+        if isinstance(self.text_config, PreTrainedConfig) and os.path.isabs(self.text_config.name_or_path or ""):
             # config.json is published, and tells others nothing about this machine's folders.
             self.text_config.name_or_path = os.path.basename(self.text_config.name_or_path)
         if self.text_pooling is None and self.text_config is not None:
