@@ -43,11 +43,9 @@ warnings.filterwarnings("ignore", r"It seems that you are about to commit a data
 
 
 def copy_code(folder: str | os.PathLike, module_file: str | os.PathLike) -> None:
-    """Copy a module, the pipeline, and every sibling that they import to `folder`, for `trust_remote_code`."""
-    roots = {Path(module_file), Path(__file__).with_name("pipeline_flip.py")}
-    for root in roots:
-        for source in {root, *map(Path, get_relative_import_files(str(root)))}:
-            shutil.copyfile(source, Path(folder) / source.name)
+    """Copy a module, and every sibling that it imports, to `folder`, for `trust_remote_code`."""
+    for source in {Path(module_file), *map(Path, get_relative_import_files(str(module_file)))}:
+        shutil.copyfile(source, Path(folder) / source.name)
 
 
 # ---- checksums

@@ -31,6 +31,7 @@ from .hub import (
 )
 from .model_card import model_card
 from .objectives import InstanceContrastiveLearning, MaskedLanguageModeling, MaskedTabularModeling
+from .pipeline_flip import CtrPredictionPipeline  # noqa: F401 - so that a checkpoint carries its code too
 from .processing_flip import FlipProcessor
 from .tabular_layers import BatchNorm, FieldwiseLinear
 from .tabular_towers import TABULAR_TOWERS, create_tabular_tower

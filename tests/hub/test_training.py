@@ -73,16 +73,16 @@ def tabular_recipe_file(recipe_file: Path, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def run(hub: LoopbackHub, recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output folder of FLIP, pushed at every save as me/flip."""
+    """The output folder of FLIP, pushed at every save as me/trained."""
     folder = tmp_path_factory.mktemp("run") / "out"
-    arguments = [recipe_file, *FLIP, "--hub_model_id", "me/flip", "--output_dir", folder, "--license", "apache-2.0"]
+    arguments = [recipe_file, *FLIP, "--hub_model_id", "me/trained", "--output_dir", folder, "--license", "apache-2.0"]
     done = run_training(hub, tmp_path_factory.mktemp("home"), *arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
 
 def test_every_save_is_a_whole_repo(run: Path, hub: LoopbackHub) -> None:
-    titles = hub.commits("me/flip")[::-1]
+    titles = hub.commits("me/trained")[::-1]
     assert [title for title in titles if "step" not in title] == [
         "initial commit",
         "Pretraining finished",
@@ -93,7 +93,7 @@ def test_every_save_is_a_whole_repo(run: Path, hub: LoopbackHub) -> None:
         titles[titles.index("Pretraining finished") + 1 : -1],
     )
     assert pretraining and finetuning
-    for commit in hub.repo("me/flip").commits.values():
+    for commit in hub.repo("me/trained").commits.values():
         files = set(commit.files)
         if commit.title in pretraining:
             beside = {"README.md", "training_curve.png", "recipe.yaml"}
@@ -101,12 +101,14 @@ def test_every_save_is_a_whole_repo(run: Path, hub: LoopbackHub) -> None:
         elif commit.title != "initial commit" and commit.title != "Pretraining finished":
             assert files >= REPO, commit.title
     assert not [
-        name for name in hub.files("me/flip") if re.search(r"optimizer|scheduler|rng_state|training_args|\.bin$", name)
+        name
+        for name in hub.files("me/trained")
+        if re.search(r"optimizer|scheduler|rng_state|training_args|\.bin$", name)
     ]
 
 
 def test_the_repo_is_the_output_folder(run: Path, hub: LoopbackHub) -> None:
-    files = hub.files("me/flip")
+    files = hub.files("me/trained")
     here = {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()}
     files.pop(".gitattributes")
     assert files == here
@@ -115,7 +117,7 @@ def test_the_repo_is_the_output_folder(run: Path, hub: LoopbackHub) -> None:
 def test_it_is_loaded_by_its_id_from_an_empty_cache_and_scores_the_same(
     run: Path, run_python: Callable[..., Any]
 ) -> None:
-    done = run_python(SCORE.format(names=["me/flip", str(run)]))
+    done = run_python(SCORE.format(names=["me/trained", str(run)]))
     assert done.returncode == 0, done.stderr[-3000:]
     by_id, by_folder = done.stdout.splitlines()
     assert by_id == by_folder
@@ -147,7 +149,7 @@ def test_the_card_is_valid_and_says_what_was_measured(run: Path, hub: LoopbackHu
 
 def test_the_code_of_the_card_runs_as_it_stands(run: Path, run_python: Callable[..., Any]) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (run / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) == 1 and "me/flip" in blocks[0]
+    assert len(blocks) == 1 and "me/trained" in blocks[0]
     done = run_python(blocks[0])
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(re.findall(r"^0\.\d{3} \{", done.stdout, re.MULTILINE)) == 2, done.stdout

@@ -58,6 +58,8 @@ for name in names:
     model.save_pretrained("again"), processor.save_pretrained("again")  # and from there it goes on
     again = pipeline(model="again", **trust)
     assert again(rows) == by_task(rows), name
+    again.save_pretrained("once more")
+    assert pipeline(model="once more", **trust)(rows) == by_task(rows), name
 remote = [m for m in sys.modules if m.startswith("transformers_modules.")]
 assert bool(remote) != installed, remote
 print(json.dumps(scores))
