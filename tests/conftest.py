@@ -40,19 +40,17 @@ ALPHABET = [*map(chr, range(33, 127)), *"éèüöïñçß東京物語千と尋�
 
 
 def _wordpiece() -> PreTrainedTokenizerFast:
-    """BERT's: lowercase WordPiece, [CLS] … [SEP]."""
+    """BERT's: lowercase WordPiece, [CLS] … [SEP]. Words of up to eight letters whole, longer ones in pieces; made by hand, since
+    a trained vocabulary is another one in each process, and with it every model that is trained here."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=500, special_tokens=special, initial_alphabet=ALPHABET, show_progress=False
-    )
-    tokenizer.train_from_iterator(SENTENCES, trainer)
-    tokenizer.post_processor = processors.BertProcessing(
-        ("[SEP]", tokenizer.get_vocab()["[SEP]"]), ("[CLS]", tokenizer.get_vocab()["[CLS]"])
-    )
+    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    words = [w for s in SENTENCES for w, _ in splitter.pre_tokenize_str(normalizer.normalize_str(s))]
+    letters = sorted({normalizer.normalize_str(c) for c in ALPHABET} | set("".join(words)) - {""})
+    pieces = [*letters, *(f"##{c}" for c in letters), *(w[:8] for w in words), *(f"##{w[8:]}" for w in words if w[8:])]
+    vocab = {piece: i for i, piece in enumerate(dict.fromkeys([*special, *pieces]))}
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder = normalizer, splitter, decoders.WordPiece()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", vocab["[SEP]"]), ("[CLS]", vocab["[CLS]"]))
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="[PAD]",
