@@ -136,9 +136,11 @@ class FlipConfig(PreTrainedConfig):
         }
         kwargs["custom_pipelines"] = tasks if IS_REMOTE_CODE else InstalledTasks(tasks)
         super().__post_init__(**kwargs)
-        if isinstance(self.text_config, PreTrainedConfig) and os.path.isabs(self.text_config.name_or_path or ""):
-            # config.json is published, and tells others nothing about this machine's folders.
-            self.text_config.name_or_path = os.path.basename(self.text_config.name_or_path)
+        if isinstance(self.text_config, PreTrainedConfig):
+            source = self.text_config.name_or_path or ""
+            if os.path.isabs(source) or os.path.isdir(source):
+                # config.json is published, and tells others nothing about this machine's folders.
+                self.text_config.name_or_path = os.path.basename(os.path.abspath(source))
         if self.text_pooling is None and self.text_config is not None:
             encoder_decoder = getattr(self.text_config, "is_encoder_decoder", False)
             self.text_pooling = "last" if self.text_is_decoder else "mean" if encoder_decoder else "cls"

@@ -5,35 +5,64 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import os
+import re
 import shutil
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from huggingface_hub import CommitInfo, HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub import CommitInfo, HfApi, is_offline_mode
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.utils import get_session
 from safetensors import SafetensorError, safe_open
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import cached_file, logging
 from transformers.utils.hub import extract_commit_hash
 
+T = TypeVar("T")
+
 logger = logging.get_logger(__name__)
 
-CHECKSUMS_FILE = "SHA256SUMS"
-MODEL_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
-PROCESSOR_FILES = (
-    "feature_vocab.parquet",
-    "processor_config.json",
-    "tokenizer*",
-    "*vocab.*",
-    "special_tokens_map.json",
+
+@dataclass(frozen=True)
+class Part:
+    """Files of a checkpoint that are saved and loaded together.
+
+    Attributes:
+        checksums: the file with their checksums.
+        patterns: their names.
+        needed: those that each checkpoint has.
+    """
+
+    checksums: str
+    patterns: tuple[str, ...]
+    needed: tuple[str, ...]
+
+
+MODEL = Part(
+    "model.sha256",
+    ("config.json", "model*.safetensors", "model*.safetensors.index.json"),
+    ("config.json", "model*.safetensors"),
 )
-WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
+PROCESSOR = Part(
+    "processor.sha256",
+    (
+        "feature_vocab.parquet",
+        "processor_config.json",
+        "tokenizer*",
+        "special_tokens_map.json",
+        "vocab.*",
+        "merges.txt",
+    ),
+    ("feature_vocab.parquet", "processor_config.json"),
+)
 # Arguments of `from_pretrained` that say where a checkpoint is.
 LOCATION_KEYS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 PAUSES = (1, 4, 16)  # seconds before a failed request is sent again
+PATIENCE = 120  # seconds without a byte after which a request has failed; the client by itself would wait for ever
 REMEDY = "download or copy it again; if you changed it on purpose, save model and processor again with save_pretrained"
 # huggingface_hub takes a Parquet file in a model's repo for a mistake.
 warnings.filterwarnings("ignore", r"It seems that you are about to commit a data file \(.*feature_vocab\.parquet\)")
@@ -51,37 +80,36 @@ def copy_code(folder: str | os.PathLike, module_file: str | os.PathLike) -> None
 # ---- checksums
 
 
-def write_checksums(folder: str | os.PathLike, patterns: Sequence[str]) -> None:
-    """Enter the files of `folder` that match into its SHA256SUMS, which `sha256sum -c` reads too; others' lines stay."""
-    path = Path(folder) / CHECKSUMS_FILE
-    sums = {name: value for name, value in _read_checksums(path).items() if not _matches(name, patterns)}
-    sums |= {file.name: _sha256(file) for file in Path(folder).iterdir() if _matches(file.name, patterns)}
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text("".join(f"{value}  {name}\n" for name, value in sorted(sums.items())))
-    temporary.replace(path)
+def write_checksums(folder: str | os.PathLike, part: Part) -> None:
+    """Write the SHA-256 of each file of a part to `model.sha256` or `processor.sha256`, which `sha256sum -c` reads too."""
+    files = sorted(file for file in Path(folder).iterdir() if _matches(file.name, part.patterns))
+    temporary = Path(folder) / f".{part.checksums}"
+    temporary.write_text("".join(f"{_sha256(file)}  {file.name}\n" for file in files))
+    temporary.replace(Path(folder) / part.checksums)
 
 
-def check_files(name_or_path: str | os.PathLike, patterns: Sequence[str], **located: Any) -> str | None:
-    """Compare a checkpoint's files with its SHA256SUMS, downloading those that match.
+def check_files(name_or_path: str | os.PathLike, part: Part, **located: Any) -> str | None:
+    """Compare the files of a part with its checksums, downloading them.
 
     Args:
         name_or_path: a folder or a Hub id.
-        patterns: which of the files to look at.
+        part: MODEL or PROCESSOR.
         located: cache_dir, token, revision, subfolder, local_files_only, force_download.
 
     Returns:
-        The commit that was looked at; None for a folder, or where nothing could be compared: checkpoints written before
-        there were checksums have none.
+        The commit that was looked at; None for a folder, or where nothing could be compared: checkpoints of the first version
+        have no checksums.
 
     Raises:
         ValueError: a file is truncated or changed, or listed and absent.
+        OSError: there is no such checkpoint, or the Hub does not answer.
     """
+    offline = located.get("local_files_only") or is_offline_mode()
     sums_file = cached_file(
         name_or_path,
-        CHECKSUMS_FILE,
-        _raise_exceptions_for_gated_repo=False,
+        part.checksums,
         _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_connection_errors=not offline,
         **located,
     )
     if sums_file is None:
@@ -89,14 +117,15 @@ def check_files(name_or_path: str | os.PathLike, patterns: Sequence[str], **loca
     commit = extract_commit_hash(sums_file, None)
     if commit is not None:
         located = {**located, "revision": commit}
-    for name, expected in _read_checksums(Path(sums_file)).items():
-        if _matches(name, patterns):
-            try:
-                file = cached_file(name_or_path, name, **located)
-            except OSError as error:
-                raise ValueError(f"{name} of {name_or_path} is missing; {REMEDY}") from error
-            if _sha256(Path(file)) != expected:
-                raise ValueError(f"{file} is cut short or was changed: its SHA-256 is not the saved one; {REMEDY}")
+    for name, expected in _read_checksums(Path(sums_file), part).items():
+        try:
+            file = cached_file(name_or_path, name, **located)
+        except OSError as error:
+            if isinstance(error.__cause__, HfHubHTTPError) and not isinstance(error.__cause__, EntryNotFoundError):
+                raise
+            raise ValueError(f"{name} of {name_or_path} is missing; {REMEDY}") from error
+        if _sha256(Path(file)) != expected:
+            raise ValueError(f"{file} is cut short or was changed: its SHA-256 is not the saved one; {REMEDY}")
     return commit
 
 
@@ -110,14 +139,17 @@ def check_weights_are_whole(name_or_path: str | os.PathLike) -> None:
             raise ValueError(f"{file} is cut short or was changed ({error}); {REMEDY}") from error
 
 
-def _read_checksums(path: Path) -> dict[str, str]:
-    if not path.exists():
-        return {}
-    pairs = (line.split("  ", 1) for line in path.read_text().splitlines() if line.strip())
-    sums = {pair[-1]: pair[0] for pair in pairs}
+def _read_checksums(path: Path, part: Part) -> dict[str, str]:
+    """`{name: SHA-256}`; raises ValueError where a line is none, or the list does not name what each checkpoint has."""
+    lines = path.read_text(errors="replace").splitlines()
+    sums = {name.removeprefix("*"): value for value, _, name in (line.partition(" ") for line in lines)}
+    sums = {name.lstrip(" *"): value for name, value in sums.items()}
     for name, value in sums.items():
-        if len(value) != 64 or Path(name).name != name:
+        if not re.fullmatch("[0-9a-f]{64}", value) or not _matches(name, part.patterns) or Path(name).name != name:
             raise ValueError(f"{path} holds {name!r}, which is no line of checksums; {REMEDY}")
+    absent = [pattern for pattern in part.needed if not any(fnmatch.fnmatch(name, pattern) for name in sums)]
+    if absent:
+        raise ValueError(f"{path} is cut short: it lists no {absent[0]}; {REMEDY}")
     return sums
 
 
@@ -134,8 +166,15 @@ def _sha256(path: Path) -> str:
 
 
 def create_repo(repo_id: str, private: bool | None = None, token: str | bool | None = None) -> str:
-    """The repo's full id; it is created where it does not exist."""
-    return with_retries(lambda: HfApi().create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id)
+    """The full id of a repo that may be written to; it is created where it does not exist."""
+
+    def attempt() -> str:
+        full_id = HfApi().create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+        # The client takes a repo that exists for its own, whosever it is.
+        HfApi().auth_check(full_id, token=token, write=True)
+        return full_id
+
+    return with_retries(attempt)
 
 
 def upload(
@@ -144,6 +183,7 @@ def upload(
     *,
     commit_message: str,
     commit_description: str | None = None,
+    delete_patterns: Iterable[str] = (),
     private: bool | None = None,
     token: str | bool | None = None,
     revision: str | None = None,
@@ -152,19 +192,22 @@ def upload(
 ) -> CommitInfo:
     """Create the repo if need be and bring `folder` there in one commit.
 
-    In the same commit goes what an earlier push left and this one would contradict: weights in another number of shards,
-    and the state of a training that has gone on since. Other files of the repo stay.
+    The same commit deletes weights that lie beside weights of `folder` and are none of them: an earlier push's, in another
+    number of shards. It deletes what matches `delete_patterns` too. Other files of the repo stay.
 
     Raises:
         HfHubHTTPError, OSError, ValueError: the Hub refuses it, or could not be reached in four attempts.
     """
-    has_weights = any(_matches(file.name, WEIGHTS) for file in Path(folder).iterdir())
+    ours = {file.relative_to(folder).as_posix() for file in Path(folder).rglob("*") if _is_weights(file)}
+    beside = {Path(name).parent for name in ours}
 
     def attempt() -> CommitInfo:
         api = HfApi(token=token)
         full_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None and not revision.startswith("refs/pr"):
             api.create_branch(full_id, branch=revision, exist_ok=True)
+        theirs = api.list_repo_files(full_id, revision=revision)
+        stale = [n for n in theirs if _is_weights(Path(n)) and Path(n).parent in beside and n not in ours]
         return api.upload_folder(
             repo_id=full_id,
             folder_path=Path(folder),
@@ -173,31 +216,52 @@ def upload(
             revision=revision,
             create_pr=create_pr,
             ignore_patterns=list(ignore_patterns),
-            delete_patterns=["last-checkpoint/*", *(WEIGHTS if has_weights else ())],
+            delete_patterns=[*stale, *delete_patterns],
         )
 
     return with_retries(attempt)
 
 
-def with_retries(attempt: Any) -> Any:
+def _is_weights(path: Path) -> bool:
+    return _matches(path.name, ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"))
+
+
+def with_retries(attempt: Callable[[], T]) -> T:
     """What `attempt` returns; where the Hub fails or cannot be reached, it is tried again, three times, ever later."""
-    for pause in (*PAUSES, None):
+    for pause in PAUSES:
         try:
+            get_session().timeout = PATIENCE
             return attempt()
         except Exception as error:
-            if pause is None or is_final(error):
+            if is_final(error):
                 raise
-            logger.warning(f"the Hub did not answer ({_first_line(error)}); trying again in {pause} s")
+            logger.warning(f"the Hub did not take it ({first_line(error)}); trying again in {pause} s")
             time.sleep(pause)
+    return attempt()
 
 
 def is_final(error: Exception) -> bool:
-    """Whether the same request would fail again: a refusal, or a mistake in it. Not so: a busy server, a lost connection."""
+    """Whether the same request would fail again: a refusal, a mistake in it, or a fault of this machine's disk. Not so: a busy
+    server, a lost connection."""
     if isinstance(error, HfHubHTTPError):
         status = getattr(error.response, "status_code", None)
         return status is not None and 400 <= status < 500 and status not in (408, 412, 429)
-    return isinstance(error, (HFValidationError, OfflineModeIsEnabled, TypeError, FileNotFoundError))
+    if isinstance(error, (ConnectionError, TimeoutError)):
+        return isinstance(error, OfflineModeIsEnabled)
+    of_the_disk = isinstance(error, OSError) and error.errno is not None
+    return of_the_disk or isinstance(error, (HFValidationError, TypeError))
 
 
-def _first_line(error: BaseException) -> str:
+def push_error(error: Exception) -> str:
+    """One line of what went wrong, and what to do."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    login = (
+        " Log in with `hf auth login`, or set HF_TOKEN, with a token that may write there"
+        if status in (401, 403)
+        else ""
+    )
+    return first_line(error) + login
+
+
+def first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)

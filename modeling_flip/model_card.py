@@ -71,6 +71,7 @@ def model_card(
     results: Mapping[str, Any] | None = None,
     hyperparameters: Mapping[str, Any] | None = None,
     curves: Sequence[str] = (),
+    tags: Sequence[str] = (),
 ) -> str:
     """The text of README.md, metadata and all.
 
@@ -81,13 +82,14 @@ def model_card(
         results: of its training, as in all_results.json, or as much of it as has been measured.
         hyperparameters: of its training.
         curves: images of its training, beside the card.
+        tags: more than those that every such model has.
     """
     results = results or {}
     recipe = results.get("recipe") or {}
     name = Path(source).name
     pretraining = type(model).__name__ == "FlipForPreTraining"
     sections = [
-        "---\n" + metadata(model, name, results, recipe).to_yaml() + "\n---\n",
+        "---\n" + metadata(model, name, results, recipe, tags).to_yaml() + "\n---\n",
         f"# {name}\n",
         introduction(model, processor, results, recipe, pretraining),
     ]
@@ -101,7 +103,9 @@ def model_card(
     return "\n".join(section.strip("\n") + "\n" for section in sections)
 
 
-def metadata(model: Any, name: str, results: Mapping[str, Any], recipe: Mapping[str, Any]) -> ModelCardData:
+def metadata(
+    model: Any, name: str, results: Mapping[str, Any], recipe: Mapping[str, Any], tags: Sequence[str]
+) -> ModelCardData:
     """What the Hub indexes: the YAML at the top of the card."""
     dataset = recipe.get("dataset_name")
     named = dataset if is_hub_id(dataset) else None
@@ -125,7 +129,7 @@ def metadata(model: Any, name: str, results: Mapping[str, Any], recipe: Mapping[
         library_name="transformers",
         pipeline_tag="tabular-classification",
         license=recipe.get("license", "unknown"),
-        tags=[model.config.model_type, "ctr-prediction", "click-through-rate", "recommendation", "tabular"],
+        tags=[model.config.model_type, "ctr-prediction", "click-through-rate", "recommendation", "tabular", *tags],
         datasets=[named] if named else None,
         metrics=["roc_auc", "log_loss"],
         base_model=text_model if is_hub_id(text_model) and has_text(model) else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,12 +22,13 @@ from transformers.utils import ModelOutput, logging
 from .configuration_flip import FlipConfig
 from .hub import (
     LOCATION_KEYS,
-    MODEL_FILES,
+    MODEL,
     check_files,
     check_weights_are_whole,
     copy_code,
     create_repo,
     upload,
+    with_retries,
     write_checksums,
 )
 from .model_card import model_card
@@ -134,9 +136,10 @@ class FlipPreTrainedModel(PreTrainedModel):
             ValueError: a file is truncated or changed, or was written by a later version.
         """
         located = {key: kwargs[key] for key in LOCATION_KEYS if kwargs.get(key) is not None}
-        commit = check_files(pretrained_model_name_or_path, MODEL_FILES, **located)
-        if commit is not None:
-            kwargs["revision"] = commit  # what was looked at is what is loaded
+        if pretrained_model_name_or_path is not None:  # else config and state_dict are given
+            commit = check_files(pretrained_model_name_or_path, MODEL, **located)
+            if commit is not None:
+                kwargs["revision"] = commit  # what was looked at is what is loaded
         try:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **{**kwargs, "use_safetensors": True})
         except SafetensorError:
@@ -144,7 +147,12 @@ class FlipPreTrainedModel(PreTrainedModel):
             raise
 
     def save_pretrained(
-        self, save_directory: str | os.PathLike, *args: Any, push_to_hub: bool = False, **kwargs: Any
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        *args: Any,
+        push_to_hub: bool = False,
+        **kwargs: Any,
     ) -> None:
         """As in transformers, with the model's code and checksums.
 
@@ -153,8 +161,8 @@ class FlipPreTrainedModel(PreTrainedModel):
         """
         if push_to_hub:
             raise ValueError("without its processor nobody can score a row: call model.push_to_hub(repo_id, processor)")
-        super().save_pretrained(save_directory, *args, **kwargs)
-        if kwargs.get("is_main_process", True):
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        if is_main_process:
             ours = __name__.rpartition(".")[0]  # of a subclass elsewhere, the class that it builds on
             base = next(c for c in type(self).__mro__ if c.__module__.rpartition(".")[0] == ours)
             copy_code(save_directory, inspect.getfile(base))
@@ -164,7 +172,7 @@ class FlipPreTrainedModel(PreTrainedModel):
                     f"the code of tabular tower {self.config.tabular_tower!r} stays here: import {tower.__module__} before the "
                     "checkpoint is loaded"
                 )
-            write_checksums(save_directory, MODEL_FILES)
+            write_checksums(save_directory, MODEL)
 
     def push_to_hub(
         self,
@@ -178,6 +186,7 @@ class FlipPreTrainedModel(PreTrainedModel):
         revision: str | None = None,
         create_pr: bool = False,
         max_shard_size: int | str = "50GB",
+        tags: Sequence[str] = (),
     ) -> CommitInfo:
         """Push model, processor, their code and, where the repo has none, a model card, in one commit.
 
@@ -192,8 +201,8 @@ class FlipPreTrainedModel(PreTrainedModel):
             self.save_pretrained(folder, max_shard_size=max_shard_size)
             processor.save_pretrained(folder)
             repo_id = create_repo(repo_id, private, token)
-            if not HfApi(token=token).file_exists(repo_id, "README.md"):
-                Path(folder, "README.md").write_text(model_card(self, processor, repo_id))
+            if not with_retries(lambda: HfApi(token=token).file_exists(repo_id, "README.md", revision=revision)):
+                Path(folder, "README.md").write_text(model_card(self, processor, repo_id, tags=tags))
             return upload(
                 folder,
                 repo_id,

@@ -16,8 +16,9 @@ import torch
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import CONFIG_NAME, cached_file, logging
 
+from .configuration_flip import IS_REMOTE_CODE
 from .feature_vocabulary import VOCABULARY_FILE, FeatureVocabulary, TokenTable, text_columns
-from .hub import LOCATION_KEYS, PROCESSOR_FILES, check_files, copy_code, write_checksums
+from .hub import LOCATION_KEYS, PROCESSOR, check_files, copy_code, write_checksums
 
 logger = logging.get_logger(__name__)
 
@@ -392,7 +393,7 @@ class FlipProcessor(ProcessorMixin):
         else:
             super().save_pretrained(save_directory)
         copy_code(folder, __file__)
-        write_checksums(folder, PROCESSOR_FILES)
+        write_checksums(folder, PROCESSOR)
         return [str(folder / "processor_config.json"), str(folder / VOCABULARY_FILE)]
 
     @classmethod
@@ -402,8 +403,10 @@ class FlipProcessor(ProcessorMixin):
         Raises:
             ValueError: a file is truncated or changed, or the vocabulary belongs to other weights than those beside it.
         """
+        if not IS_REMOTE_CODE:  # this code is asked instead of the checkpoint's, and for its tokenizer too
+            kwargs.pop("trust_remote_code", None)
         located = {key: kwargs[key] for key in LOCATION_KEYS if kwargs.get(key) is not None}
-        commit = check_files(pretrained_model_name_or_path, PROCESSOR_FILES, **located)
+        commit = check_files(pretrained_model_name_or_path, PROCESSOR, **located)
         if commit is not None:
             kwargs["revision"] = located["revision"] = commit
         processor = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)

@@ -7,6 +7,7 @@ one folder with the model, its processor and `all_results.json`.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import json
 import os
@@ -36,12 +37,21 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from .configuration_flip import FlipConfig
-from .hub import create_repo, upload, with_retries
+from .hub import MODEL, check_files, create_repo, push_error, upload, with_retries
 from .modeling_baselines import CTR_MODELS, MoRecConfig, check_has_decoder
 from .modeling_flip import FlipForCTR, FlipForPreTraining
 from .processing_flip import FlipDataset, FlipProcessor, read_labels
 from .tabular_towers import TABULAR_TOWERS
-from .trainer_flip import RECIPE_FILE, UNPUSHED, FlipTrainer, FlipTrainingArguments, ctr_metrics, link_files, push_error
+from .trainer_flip import (
+    LAST,
+    RECIPE_FILE,
+    UNPUSHED,
+    FlipTrainer,
+    FlipTrainingArguments,
+    ctr_metrics,
+    link_files,
+    write_card,
+)
 from .version import __version__
 
 logger = logging.get_logger(__name__)
@@ -279,9 +289,12 @@ def run(recipe: Recipe, data: datasets.DatasetDict) -> dict[str, Any]:
             restore_from_hub(recipe)
     if check_output_dir(recipe) and (output_dir / RESULTS_FILE).exists():
         logger.warning(f"{output_dir} is finished; delete it to run again")
-        if recipe.push_to_hub and state.is_main_process:
-            push_finished(recipe)
-        return json.loads((output_dir / RESULTS_FILE).read_text())
+        finished = json.loads((output_dir / RESULTS_FILE).read_text())
+        if state.is_main_process:
+            shutil.rmtree(output_dir / "checkpoints", ignore_errors=True)  # it may have been killed just before
+            if recipe.push_to_hub:
+                push_finished(recipe, finished)
+        return finished
     set_seed(recipe.seed)
     processor = make_processor(recipe, data)
     encoded = {split: processor.encode(data[split], recipe.label_column) for split in SPLITS}
@@ -325,6 +338,9 @@ def run(recipe: Recipe, data: datasets.DatasetDict) -> dict[str, Any]:
     arguments = stage_arguments(recipe, "finetuning")
     trainer = FlipTrainer(model, arguments, processor, encoded["train"], encoded["validation"])
     trainer.facts = run_facts(recipe)
+    trainer.waits_after_training = False  # first of all, what was trained is scored and saved
+    if needs_pretraining(recipe):
+        trainer.other_folders = {"pretraining": output_dir / "pretraining"}
     last = last_checkpoint(trainer)
     trainer.train(resume_from_checkpoint=last)
     wall_time["finetuning_seconds"] = time.perf_counter() - begun
@@ -350,20 +366,21 @@ def run(recipe: Recipe, data: datasets.DatasetDict) -> dict[str, Any]:
     results["rows"] = {split: len(data[split]) for split in SPLITS}
 
     trainer.save_model(str(output_dir), _internal_call=True)
-    trainer.create_model_card(output_dir, **results)
     if trainer.is_world_process_zero():
         write(output_dir / RESULTS_FILE, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
-        shutil.rmtree(output_dir / "checkpoints", ignore_errors=True)
+        trainer.create_model_card(output_dir, **results)
+    trainer.accelerator.wait_for_everyone()  # the others need not wait for the Hub
+    if trainer.is_world_process_zero():
         if recipe.push_to_hub:
-            arrived = trainer.push_to_hub("End of training", output_dir)
-            failed_pushes += trainer.failed_pushes
+            arrived = trainer.push_to_hub("End of training", folder=output_dir)
+            failed_pushes = failed_pushes + trainer.failed_pushes
             if failed_pushes:
                 logger.warning(f"{len(failed_pushes)} pushes failed:\n  " + "\n  ".join(failed_pushes))
             if not arrived:
                 logger.error(
                     f"the finished model is whole in {output_dir}, not on the Hub: run the same command again to push it"
                 )
-    trainer.accelerator.wait_for_everyone()
+        shutil.rmtree(output_dir / "checkpoints", ignore_errors=True)
     return results
 
 
@@ -403,7 +420,8 @@ def restore_from_hub(recipe: Recipe) -> None:
     Raises:
         ValueError: the repo holds another run, or the Hub cannot say.
     """
-    output_dir, restored = Path(recipe.output_dir), Path(f"{recipe.output_dir}.restored")
+    output_dir = Path(recipe.output_dir).resolve()
+    restored = output_dir.with_name(f".{output_dir.name}.restored")
     with tempfile.TemporaryDirectory() as repo_dir:
         repo = Path(repo_dir)
         try:
@@ -418,63 +436,77 @@ def restore_from_hub(recipe: Recipe) -> None:
             ) from error
         if not (repo / RECIPE_FILE).exists():
             return
+        # Where it runs is no part of what it is; the demo makes its text model beside the output folder.
+        place = ["output_dir", *(["text_model_name_or_path"] if recipe.dataset_name == "demo" else [])]
         remedy = "choose another --hub_model_id"
-        check_same_run(repo / RECIPE_FILE, recipe, f"{repo_id} on the Hub holds another model", remedy, ["output_dir"])
+        check_same_run(repo / RECIPE_FILE, recipe, f"{repo_id} on the Hub holds another model", remedy, place)
         logger.warning(f"continuing from {repo_id} on the Hub")
         shutil.rmtree(restored, ignore_errors=True)
         if (repo / RESULTS_FILE).exists():
             shutil.copytree(repo, restored, ignore=shutil.ignore_patterns(".*"))
         else:
             restored.mkdir(parents=True)
-            pretrained = (repo / "pretraining" / PRETRAINING_RESULTS_FILE).exists()
-            if pretrained:
+            if (repo / "pretraining" / PRETRAINING_RESULTS_FILE).exists():
                 shutil.copytree(repo / "pretraining", restored / "pretraining")
-            if (repo / "last-checkpoint").exists():
-                stage = "pretraining" if needs_pretraining(recipe) and not pretrained else "finetuning"
-                restore_checkpoints(repo, restored, output_dir, f"checkpoints/{stage}")
+            if (repo / LAST).exists():
+                restore_checkpoints(repo, restored, Path(recipe.output_dir))
         write(restored / RECIPE_FILE, yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True))
     if output_dir.exists():
-        output_dir.rmdir()  # empty: check_output_dir has looked
-    restored.rename(output_dir)
+        with contextlib.suppress(OSError):
+            output_dir.rmdir()  # it is empty
+    if not output_dir.exists():
+        restored.rename(output_dir)
+        return
+    for path in sorted(restored.iterdir(), key=lambda path: path.name == RECIPE_FILE):  # a mounted folder stays
+        shutil.move(path, output_dir / path.name)
+    restored.rmdir()
 
 
-def restore_checkpoints(repo: Path, restored: Path, output_dir: Path, stage: str) -> None:
-    """Lay a repo's `last-checkpoint`, and the best model, which stands at its root, where Trainer looks for them."""
-    state = json.loads((repo / "last-checkpoint" / "trainer_state.json").read_text())
+def restore_checkpoints(repo: Path, restored: Path, output_dir: Path) -> None:
+    """Lay a repo's `last-checkpoint`, and the best model, which its root or `pretraining/` shows, where Trainer looks."""
+    pretrains = json.loads((repo / LAST / "config.json").read_text())["architectures"] == [FlipForPreTraining.__name__]
+    folder = Path("checkpoints", "pretraining" if pretrains else "finetuning")
+    state = json.loads((repo / LAST / "trainer_state.json").read_text())
     last, best = state["global_step"], state.get("best_global_step")
-    shutil.copytree(repo / "last-checkpoint", restored / stage / f"checkpoint-{last}")
-    if best is not None:
-        state["best_model_checkpoint"] = str(output_dir / stage / f"checkpoint-{best}")
-        (restored / stage / f"checkpoint-{last}" / "trainer_state.json").write_text(json.dumps(state, indent=2))
-    if best not in (None, last):
-        link_files(repo, restored / stage / f"checkpoint-{best}", ("README.md", "*.png", "*.yaml"))
-        (restored / stage / f"checkpoint-{best}" / "trainer_state.json").write_text(json.dumps(state, indent=2))
+    shutil.copytree(repo / LAST, restored / folder / f"checkpoint-{last}")
+    if best is None:
+        return
+    state["best_model_checkpoint"] = str(output_dir / folder / f"checkpoint-{best}")
+    if best != last:
+        shown = repo / "pretraining" if pretrains else repo
+        link_files(shown, restored / folder / f"checkpoint-{best}", ("README.md", "*.png", "*.yaml"))
+    for step in {last, best}:
+        (restored / folder / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps(state, indent=2))
 
 
 def hub_repo(recipe: Recipe) -> str:
     return recipe.hub_model_id or Path(recipe.output_dir).absolute().name
 
 
-def push_finished(recipe: Recipe) -> None:
-    """Push the output folder of a run that has ended.
+def push_finished(recipe: Recipe, results: dict[str, Any]) -> None:
+    """Push the output folder of a run that has ended, with a card that names the repo.
 
     Raises:
         ValueError: the Hub refuses it, or cannot be reached.
     """
+    output_dir = Path(recipe.output_dir)
     try:
+        repo_id = create_repo(hub_repo(recipe), recipe.hub_private_repo)
+        model = CTR_MODELS[recipe.model_type].from_pretrained(output_dir)
+        processor = FlipProcessor.from_pretrained(output_dir)
+        results = results | {"recipe": results["recipe"] | {"license": recipe.license}}
+        write_card(output_dir, model, processor, repo_id, results, stage_arguments(recipe, "finetuning"))
         commit = upload(
-            recipe.output_dir,
-            hub_repo(recipe),
+            output_dir,
+            repo_id,
             commit_message="End of training",
-            private=recipe.hub_private_repo,
             revision=recipe.hub_revision,
             ignore_patterns=UNPUSHED,
+            delete_patterns=[f"{LAST}/*"],
         )
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{recipe.output_dir} cannot be pushed to {hub_repo(recipe)!r}: {push_error(error)}"
-        ) from error
-    logger.warning(f"pushed to {commit.commit_url}")
+        raise ValueError(f"{output_dir} cannot be pushed to {hub_repo(recipe)!r}: {push_error(error)}") from error
+    logger.warning(f"pushed to {commit.repo_url}")
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -619,6 +651,7 @@ def pretrain(recipe: Recipe, processor: FlipProcessor, encoded: dict[str, FlipDa
     arguments = stage_arguments(recipe, "pretraining")
     trainer = FlipTrainer(model, arguments, processor, encoded["train"], encoded["validation"])
     trainer.facts = run_facts(recipe)
+    trainer.waits_after_training = False
     trainer.train(resume_from_checkpoint=last_checkpoint(trainer))
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     figures = {
@@ -632,8 +665,6 @@ def pretrain(recipe: Recipe, processor: FlipProcessor, encoded: dict[str, FlipDa
     if trainer.is_world_process_zero():
         (unfinished / PRETRAINING_RESULTS_FILE).write_text(json.dumps(figures, indent=2) + "\n")
         unfinished.rename(folder)
-        if recipe.push_to_hub and recipe.hub_strategy != "end":
-            trainer.push_to_hub("Pretraining finished", recipe.output_dir)
     trainer.accelerator.wait_for_everyone()
     return trainer.failed_pushes
 
@@ -673,6 +704,7 @@ def last_checkpoint(trainer: FlipTrainer) -> str | None:
     trainer.accelerator.wait_for_everyone()
     last = get_last_checkpoint(str(folder)) if folder.exists() else None
     if last is not None:
+        check_files(last, MODEL)
         logger.warning(f"continuing from {last}")
     return last
 

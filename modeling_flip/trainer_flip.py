@@ -6,10 +6,9 @@ import fnmatch
 import os
 import re
 import shutil
-import tempfile
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from transformers.trainer_utils import HubStrategy, PredictionOutput, TrainOutpu
 from transformers.utils import logging
 
 from .data_collator import FlipDataCollator, PretrainingCollator, check_masking
-from .hub import create_repo, is_final, upload
+from .hub import create_repo, is_final, push_error, upload
 from .metrics import CtrMetrics
 from .model_card import CURVE_FILE, model_card
 from .modeling_flip import FlipForCTR, FlipForPreTraining, FlipPreTrainedModel
@@ -37,7 +36,9 @@ RECIPE_FILE = "recipe.yaml"
 # Of a checkpoint, what only a resumed training reads.
 STATE_FILES = ("optimizer.*", "scheduler.*", "scaler.*", "rng_state*", "trainer_state.json")
 # Of an output folder, what stays here: the state of a training, and files that are being written.
-UNPUSHED = ("checkpoints/*", ".*", "*/.*")
+UNPUSHED = ("checkpoints/*", "checkpoint-*/*", "runs/*", ".*", "*/.*")
+LAST = "last-checkpoint"
+ONE_PUSH_AT_A_TIME = threading.Lock()  # a later one would overtake it
 CARD_ARGUMENTS = (
     "learning_rate",
     "text_learning_rate",
@@ -172,6 +173,8 @@ class FlipTrainer(Trainer):
     Attributes:
         facts: what the model card says of this run beside what the trainer knows; as in all_results.json.
         failed_pushes: what the Hub answered to each push that failed for good.
+        other_folders: further folders of the repo, and where they are here.
+        waits_after_training: whether `train` ends only when the last push has.
     """
 
     def __init__(
@@ -212,8 +215,9 @@ class FlipTrainer(Trainer):
         self._first_bad_step: torch.Tensor | None = None
         self.facts: dict[str, Any] = {}
         self.failed_pushes: list[str] = []
-        self._pushes = ThreadPoolExecutor(max_workers=1, thread_name_prefix="push")
-        self._push: Future[None] | None = None
+        self.other_folders: dict[str, Path] = {}
+        self.waits_after_training = True
+        self._push: threading.Thread | None = None
         processor.check_belongs_to(model.config)
         super().__init__(
             model,
@@ -366,105 +370,136 @@ class FlipTrainer(Trainer):
         for entry in self.state.log_history:
             if "eval_auc" in entry and entry["step"] == (self.state.best_global_step or entry["step"]):
                 best = {k.replace("eval_", "validation_", 1): v for k, v in entry.items() if k.startswith("eval_")}
-        has_curve = write_curve(folder / CURVE_FILE, self.state.log_history)
-        curves = [f"{sub}{CURVE_FILE}" for sub in ("", "pretraining/") if (folder / sub / CURVE_FILE).exists()]
-        text = model_card(
-            self.accelerator.unwrap_model(self.model),
-            self.processor,
-            self.hub_model_id or str(folder),
-            best | self.facts | results,
-            {name: getattr(self.args, name) for name in CARD_ARGUMENTS if getattr(self.args, name) is not None},
-            curves if has_curve or curves else (),
-        )
-        (folder / "README.md").write_text(text)
+        write_curve(folder / CURVE_FILE, self.state.log_history)
+        model = self.accelerator.unwrap_model(self.model)
+        write_card(folder, model, self.processor, self.hub_model_id, best | self.facts | results, self.args)
 
-    def push_to_hub(self, commit_message: str | None = "End of training", folder: Any = None, **kwargs: Any) -> bool:
-        """Push a folder that holds model, processor and card, by default a fresh one, and wait for it and for all before it.
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        *,
+        folder: str | os.PathLike | None = None,
+        **results: Any,
+    ) -> bool:
+        """Push a folder that holds model, processor and card, by default one that is written now, after all pushes before it.
+
+        Args:
+            results: for the card, where `folder` is not given.
 
         Returns:
-            whether it arrived. If not, the log says why and how to try again; nothing local is touched.
+            whether it arrived, as far as is known. If not, the log says why; nothing local is touched.
         """
         if self.hub_model_id is None:
-            self.init_hf_repo()
+            self.init_hf_repo(token, private)
         if folder is None:
             folder = str(self.args.output_dir)
             self.save_model(folder, _internal_call=True)
-            self.create_model_card(folder)
+            self.create_model_card(folder, **results)
         if not self.is_world_process_zero():
             return True
-        self._finish_current_push()
         failures = len(self.failed_pushes)
-        self._upload(Path(folder), commit_message or "End of training")
+        where: dict[str, Any] = {"token": token, "revision": revision, "private": private}
+        self._start_push(Path(folder), commit_message or "End of training", UNPUSHED, **where)
+        if blocking:
+            self.wait_for_push()
         return len(self.failed_pushes) == failures
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Push the best model so far, with its card, and where `hub_strategy` is "checkpoint" the state to resume from: one
         commit, in the background."""
-        strategy = self.args.hub_strategy
-        if strategy == HubStrategy.END:
+        if self.args.hub_strategy == HubStrategy.END:
             return
         self.accelerator.wait_for_everyone()  # every process has written its part of the checkpoint
         if not self.is_world_process_zero():
             return
-        if self._push is not None and not self._push.done() and not self.args.hub_always_push:
-            logger.warning(f"the push before is still under way: step {self.state.global_step} is not pushed")
+        step = self.state.global_step
+        if self._push is not None and self._push.is_alive() and not self.args.hub_always_push:
+            logger.warning(f"the push before is still under way: step {step} is not pushed")
             return
-        # Hard links: Trainer may delete the checkpoint while it is being uploaded.
-        staged = Path(tempfile.mkdtemp(prefix=".push-", dir=str(self.args.output_dir)))
-        best = self.state.best_model_checkpoint
-        link_files(
-            Path(best if best and Path(best).is_dir() else checkpoint_folder),
-            staged / self.args.hub_subfolder,
-            STATE_FILES,
-        )
+        staged = Path(str(self.args.output_dir), f".push-{step}")
+        try:
+            shutil.rmtree(staged, ignore_errors=True)
+            self._stage(Path(checkpoint_folder), staged)
+        except Exception as error:  # a full disk, a curve that cannot be drawn: the training is worth more
+            self._note_failure(f"step {step}", error)
+            shutil.rmtree(staged, ignore_errors=True)
+        else:
+            self._start_push(staged, f"Training in progress, step {step}", delete_after=True)
+
+    def _stage(self, checkpoint: Path, staged: Path) -> None:
+        """Lay out in a folder what the repo is to hold, in hard links: Trainer may delete a checkpoint while it is uploaded."""
+        strategy, best = self.args.hub_strategy, self.state.best_model_checkpoint
+        shown = Path(best) if best and Path(best).is_dir() else checkpoint
+        link_files(shown, staged / self.args.hub_subfolder, STATE_FILES)
         if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-            name = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else Path(checkpoint_folder).name
-            link_files(Path(checkpoint_folder), staged / name, ())
+            link_files(checkpoint, staged / (LAST if strategy == HubStrategy.CHECKPOINT else checkpoint.name), ())
+        for name, folder in self.other_folders.items():
+            link_files(folder, staged / name, ())
         if "recipe" in self.facts:
             (staged / RECIPE_FILE).write_text(yaml.safe_dump(self.facts["recipe"], sort_keys=False, allow_unicode=True))
         self.create_model_card(staged)
-        message = f"Training in progress, step {self.state.global_step}"
+
+    def _start_push(
+        self, folder: Path, message: str, ignore: Sequence[str] = (), delete_after: bool = False, **where: Any
+    ) -> None:
+        """Upload a folder in the background; a failure is kept, not raised."""
+        args, repo_id = self.args, self.hub_model_id
+        assert repo_id is not None
+        self.callback_handler.on_push_begin(args, self.state, self.control)
 
         def push() -> None:
             try:
-                self._upload(staged, message)
+                with ONE_PUSH_AT_A_TIME:
+                    commit = upload(
+                        folder,
+                        repo_id,
+                        commit_message=message,
+                        private=where.get("private") or args.hub_private_repo,
+                        token=where.get("token") or args.hub_token,
+                        revision=where.get("revision") or args.hub_revision,
+                        ignore_patterns=ignore,
+                        delete_patterns=[f"{LAST}/*"],
+                    )
+                logger.warning(f"pushed to {commit.repo_url}: {message}")
+            except Exception as error:  # whatever it is, it must not cost the training
+                self._note_failure(message, error)
             finally:
-                shutil.rmtree(staged, ignore_errors=True)
+                if delete_after:
+                    shutil.rmtree(folder, ignore_errors=True)
 
-        self._push = self._pushes.submit(push)
+        # A daemon: a Hub that hangs must not keep a process alive that is told to end.
+        self._push = threading.Thread(target=push, name="push", daemon=True)
+        self._push.start()
 
-    def _upload(self, folder: Path, message: str) -> None:
-        """Bring a folder to the Hub; a failure is kept, not raised."""
-        args = self.args
-        assert self.hub_model_id is not None
-        try:
-            commit = upload(
-                folder,
-                self.hub_model_id,
-                commit_message=message,
-                private=args.hub_private_repo,
-                token=args.hub_token,
-                revision=args.hub_revision,
-                ignore_patterns=UNPUSHED,
-            )
-            logger.warning(f"pushed to {commit.repo_url}: {message}")
-        except Exception as error:  # whatever it is, it must not cost the training
-            self.failed_pushes.append(f"{message}: {push_error(error)}")
-            logger.error(f"not pushed to {self.hub_model_id}: {self.failed_pushes[-1]}")
+    def _note_failure(self, message: str, error: Exception) -> None:
+        self.failed_pushes.append(f"{message}: {push_error(error)}")
+        logger.error(f"not pushed to {self.hub_model_id}: {self.failed_pushes[-1]}")
+
+    def wait_for_push(self) -> None:
+        """Wait until the last push that was started has arrived or failed."""
+        if self._push is not None:
+            if self._push.is_alive():
+                logger.warning("waiting for the push that is under way")
+            self._push.join()
 
     def _finish_current_push(self) -> None:
-        if self._push is not None and not self._push.done():
-            logger.warning("waiting for the push that is under way")
-            self._push.result()
+        """Trainer calls this at the end of its loop."""
+        if self.waits_after_training:
+            self.wait_for_push()
 
 
-def push_error(error: Exception) -> str:
-    """One line of what went wrong, and what to do."""
-    first = next(iter(str(error).splitlines()), type(error).__name__)
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status in (401, 403):
-        return f"{first} Log in with `hf auth login`, or set HF_TOKEN, with a token that may write there"
-    return first
+def write_card(
+    folder: Path, model: Any, processor: FlipProcessor, repo_id: str | None, results: Mapping[str, Any], args: Any
+) -> None:
+    """Write README.md beside the training curves that it shows."""
+    curves = [f"{sub}{CURVE_FILE}" for sub in ("", "pretraining/") if (folder / sub / CURVE_FILE).exists()]
+    hyperparameters = {name: getattr(args, name) for name in CARD_ARGUMENTS if getattr(args, name) is not None}
+    card = model_card(model, processor, repo_id or str(folder), results, hyperparameters, curves)
+    (folder / "README.md").write_text(card)
 
 
 def link_files(source: Path, target: Path, without: Sequence[str]) -> None:
@@ -478,13 +513,13 @@ def link_files(source: Path, target: Path, without: Sequence[str]) -> None:
                 shutil.copyfile(file, target / file.name)
 
 
-def write_curve(path: Path, log_history: Sequence[Mapping[str, float]]) -> bool:
-    """Draw every loss, and the validation AUC of each tower, over the epochs; False where nothing was logged."""
+def write_curve(path: Path, log_history: Sequence[Mapping[str, float]]) -> None:
+    """Draw every loss, and the validation AUC of each tower, over the epochs; nothing where nothing was logged."""
     losses = curves_of(log_history, r"(?!eval_|train_)(\w+_)?loss")
     aucs = curves_of(log_history, r"eval_(\w+_)?auc")
     panels = [(title, lines) for title, lines in (("training loss", losses), ("validation AUC", aucs)) if lines]
     if not panels:
-        return False
+        return
     from matplotlib.figure import Figure  # here: it takes a second that scoring need not wait
 
     figure = Figure(figsize=(5 * len(panels), 3.2), layout="constrained")
@@ -496,7 +531,6 @@ def write_curve(path: Path, log_history: Sequence[Mapping[str, float]]) -> bool:
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
     figure.savefig(path, dpi=120)
-    return True
 
 
 def curves_of(log_history: Sequence[Mapping[str, float]], pattern: str) -> dict[str, list[tuple[float, float]]]:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from safetensors import safe_open
 
 from tests.hub.loopback_hub import LoopbackHub, check_card
@@ -56,7 +57,14 @@ def test_one_call_pushes_both_with_code_and_card(every_model: dict[str, Path], h
             "pipeline_flip.py",
             "tabular_towers.py",
         }
-        data = {"config.json", "model.safetensors", "processor_config.json", "feature_vocab.parquet", "SHA256SUMS"}
+        data = {
+            "config.json",
+            "model.safetensors",
+            "processor_config.json",
+            "feature_vocab.parquet",
+            "model.sha256",
+            "processor.sha256",
+        }
         assert code | data | {"README.md"} <= set(files), name
         assert ("modeling_baselines.py" in files) == (not name.startswith("flip")), name
         assert not {"trainer_flip.py", "recipe.py", "metrics.py", "__init__.py", "score.py"} & set(files)
@@ -121,15 +129,22 @@ result = {{
 """,
         home=home,
     )
-    assert got["main"] == got["sha"] == got["token"] == pushed["main"]
-    assert got["branch"] == got["sharded"] == got["subfolder"] == got["auto"] == pushed["branch"] != pushed["main"]
+    assert got["main"] == got["sha"] == got["token"]
+    assert got["branch"] == got["auto"]
+
+    def close(one: list[str], other: list[str]) -> bool:
+        """Weights lie otherwise in the memory of shards, of one file, and of a model that was never saved: the last bit may differ."""
+        return [float.fromhex(x) for x in one] == pytest.approx([float.fromhex(x) for x in other], abs=1e-6)
+
+    assert close(got["main"], pushed["main"]) and not close(got["branch"], pushed["main"])
+    assert all(close(got[name], pushed["branch"]) for name in ("branch", "sharded", "subfolder"))
     assert got["pipeline"][0] != got["pipeline"][1]
     assert got["processor"] == ["user_id", "gender", "title"]
 
     # Offline, from that cache alone; and without a token the private repo is not there.
     before = len(hub.requests)
     offline = run(run_python, 'result = pulled("me/private")', home=home, extra_env={"HF_HUB_OFFLINE": "1"})
-    assert offline == pushed["main"]
+    assert offline == got["main"]
     assert len(hub.requests) == before
     done = run(run_python, 'result = [refused(lambda: pulled("me/private"))]', token=None)
     assert re.search("me/private is not a local folder|401|not found", done[0], re.IGNORECASE), done

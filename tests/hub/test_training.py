@@ -27,7 +27,8 @@ REPO = {
         "processor_config.json",
         "feature_vocab.parquet",
         "tokenizer.json",
-        "SHA256SUMS",
+        "model.sha256",
+        "processor.sha256",
     ),
     *("README.md", "training_curve.png", "recipe.yaml", "modeling_flip.py", "processing_flip.py", "pipeline_flip.py"),
 }
@@ -83,23 +84,20 @@ def run(hub: LoopbackHub, recipe_file: Path, tmp_path_factory: pytest.TempPathFa
 
 def test_every_save_is_a_whole_repo(run: Path, hub: LoopbackHub) -> None:
     titles = hub.commits("me/trained")[::-1]
-    assert [title for title in titles if "step" not in title] == [
-        "initial commit",
-        "Pretraining finished",
-        "End of training",
-    ]
-    pretraining, finetuning = (
-        titles[1 : titles.index("Pretraining finished")],
-        titles[titles.index("Pretraining finished") + 1 : -1],
-    )
-    assert pretraining and finetuning
+    assert titles[0] == "initial commit" and titles[-1] == "End of training"
+    assert all(re.fullmatch(r"Training in progress, step \d+", title) for title in titles[1:-1])
+    beside = {"README.md", "training_curve.png", "recipe.yaml"}
+    aligned = {f"pretraining/{name}" for name in REPO - beside}
+    stages = set()
     for commit in hub.repo("me/trained").commits.values():
+        if commit.title == "initial commit":
+            continue
         files = set(commit.files)
-        if commit.title in pretraining:
-            beside = {"README.md", "training_curve.png", "recipe.yaml"}
-            assert {f"pretraining/{name}" for name in REPO - beside} | beside <= files
-        elif commit.title != "initial commit" and commit.title != "Pretraining finished":
-            assert files >= REPO, commit.title
+        stages.add("finetuning" if "config.json" in files else "pretraining")
+        assert aligned | beside <= files, commit.title
+        if "config.json" in files:  # finetuning has begun; what it began from goes along
+            assert REPO | {"pretraining/pretraining_results.json"} <= files, commit.title
+    assert stages == {"pretraining", "finetuning"}
     assert not [
         name
         for name in hub.files("me/trained")

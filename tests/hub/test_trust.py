@@ -25,7 +25,7 @@ from transformers import (
 
 from modeling_flip import FlipForCTR, FlipProcessor
 from modeling_flip.configuration_flip import FORMAT_VERSION
-from modeling_flip.hub import CHECKSUMS_FILE
+from modeling_flip.hub import MODEL, PROCESSOR
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [path for folder in ("modeling_flip", "data_scripts") for path in (ROOT / folder).glob("*.py")] + [
@@ -68,6 +68,11 @@ def load_pipeline(folder: Path) -> None:
     pipeline("ctr-prediction", model=str(folder))
 
 
+def without_checksums(folder: Path) -> None:
+    for part in (MODEL, PROCESSOR):
+        (folder / part.checksums).unlink()
+
+
 def shard(folder: Path) -> Path:
     return sorted(folder.glob("model-*.safetensors"))[1]
 
@@ -97,38 +102,34 @@ def change_vocabulary(path: Path) -> None:
 @pytest.mark.parametrize("how", [load, load_auto, load_pipeline])
 def test_a_whole_checkpoint_loads(how: Callable[[Path], None], copy: Path) -> None:
     how(copy)
-    (copy / CHECKSUMS_FILE).unlink()  # as checkpoints of the first version are
+    without_checksums(copy)  # as checkpoints of the first version are
     how(copy)
 
 
 @pytest.mark.parametrize("how", [load, load_auto, load_pipeline])
-@pytest.mark.parametrize("checksums", [True, False], ids=["with_checksums", "without"])
 @pytest.mark.parametrize(
-    ("name", "damage", "seen_without_checksums"),
+    ("name", "damage", "has_checksums"),
     [
         ("weights", cut_short, True),
-        ("weights", flip_one_bit, False),
+        ("weights", cut_short, False),
+        ("weights", flip_one_bit, True),
         ("config.json", cut_short, True),
-        ("config.json", change_config, False),
+        ("config.json", cut_short, False),
+        ("config.json", change_config, True),
         ("feature_vocab.parquet", cut_short, True),
-        ("feature_vocab.parquet", change_vocabulary, True),  # it has a fingerprint in config.json too
-        ("tokenizer.json", cut_short, False),
+        ("feature_vocab.parquet", cut_short, False),
+        ("feature_vocab.parquet", change_vocabulary, True),
+        ("feature_vocab.parquet", change_vocabulary, False),  # it has a fingerprint in config.json too
+        ("tokenizer.json", cut_short, True),
     ],
 )
 def test_a_damaged_file_is_refused_by_name(
-    how: Callable[[Path], None],
-    checksums: bool,
-    name: str,
-    damage: Callable[[Path], None],
-    seen_without_checksums: bool,
-    copy: Path,
+    how: Callable[[Path], None], name: str, damage: Callable[[Path], None], has_checksums: bool, copy: Path
 ) -> None:
     path = shard(copy) if name == "weights" else copy / name
     damage(path)
-    if not checksums:
-        (copy / CHECKSUMS_FILE).unlink()
-        if not seen_without_checksums:
-            return
+    if not has_checksums:
+        without_checksums(copy)
     with pytest.raises((ValueError, OSError)) as refused:
         how(copy)
     message = str(refused.value)
@@ -163,7 +164,7 @@ def test_a_newer_format_is_refused_with_a_sentence(copy: Path) -> None:
     # Whatever else it holds that this version would stumble over.
     newer = config | {"format_version": FORMAT_VERSION + 1, "tabular_tower": {"name": "dcnv4"}, "towers": "three"}
     (copy / "config.json").write_text(json.dumps(newer))
-    (copy / CHECKSUMS_FILE).unlink()
+    without_checksums(copy)
     message = (
         f"config.json has format version {FORMAT_VERSION + 1}, this modeling_flip reads up to {FORMAT_VERSION}; upgrade"
     )
@@ -173,13 +174,32 @@ def test_a_newer_format_is_refused_with_a_sentence(copy: Path) -> None:
 
 
 def test_checksums_are_those_of_sha256sum(copy: Path) -> None:
-    done = subprocess.run(
-        ["sha256sum", "--check", "--strict", CHECKSUMS_FILE], cwd=copy, capture_output=True, text=True
-    )
+    names = [MODEL.checksums, PROCESSOR.checksums]
+    done = subprocess.run(["sha256sum", "--check", "--strict", *names], cwd=copy, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     checked = {line.split(":")[0] for line in done.stdout.splitlines()}
     weights = {path.name for path in copy.glob("*.safetensors")}
     assert checked >= weights | {"config.json", "feature_vocab.parquet", "processor_config.json", "tokenizer.json"}
+    with (copy / MODEL.checksums).open("w") as sums:  # as `sha256sum --binary` writes them
+        subprocess.run(["sha256sum", "--binary", "config.json", *weights], cwd=copy, stdout=sums, check=True)
+    load(copy)
+
+
+@pytest.mark.parametrize("part", [MODEL, PROCESSOR])
+@pytest.mark.parametrize(
+    "content", [b"", b"0" * 64 + b"  ../../secret\n", b"0" * 64 + b"  /etc/hostname\n", b"nonsense", b"\xff"]
+)
+def test_checksums_that_are_none_are_refused(part: Any, content: bytes, copy: Path) -> None:
+    (copy / part.checksums).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{part.checksums} (holds .* which is no line of checksums|is cut short)"):
+        load(copy)
+
+
+def test_a_line_cut_off_the_checksums_is_missed(copy: Path) -> None:
+    path = copy / MODEL.checksums
+    path.write_text("".join(path.read_text().splitlines(True)[1:]))
+    with pytest.raises(ValueError, match=r"model.sha256 is cut short: it lists no config.json"):
+        load(copy)
 
 
 def test_what_is_saved_again_is_whole_again(copy: Path) -> None:
@@ -197,7 +217,7 @@ def test_a_pickle_is_not_read_even_where_there_is_nothing_else(copy: Path) -> No
         weights |= load_file(path)
         path.unlink()
     (copy / "model.safetensors.index.json").unlink()
-    (copy / CHECKSUMS_FILE).unlink()
+    without_checksums(copy)
     torch.save(weights, copy / "pytorch_model.bin")
     with pytest.raises(OSError, match="safetensors"):
         FlipForCTR.from_pretrained(copy, use_safetensors=False)
@@ -213,6 +233,18 @@ def test_a_text_model_that_is_a_pickle_is_not_read(
     processor = FlipProcessor.fit([{"user": "1"}], ["user"], wordpiece)
     with pytest.raises(OSError, match="safetensors"):
         FlipForCTR.from_text_pretrained(tmp_path, processor)
+
+
+def test_trust_in_a_checkpoint_does_not_reach_the_code_of_its_tokenizer(copy: Path) -> None:
+    """With the package imported no code of a checkpoint runs, whatever is asked for."""
+    (copy / "evil.py").write_text("raise SystemExit('the code of the checkpoint ran')")
+    path = copy / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {"AutoTokenizer": [None, "evil.Evil"]}}))
+    without_checksums(copy)
+    trust = json.loads('{"trust_remote_code": true}')
+    FlipProcessor.from_pretrained(copy, **trust)
+    AutoProcessor.from_pretrained(copy, **trust)
+    pipeline("ctr-prediction", model=str(copy), **trust)
 
 
 # ---- the syntax tree of the package

@@ -25,7 +25,9 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return made
 
 
-@pytest.mark.parametrize("error", [refusal(500), refusal(503), refusal(429), refusal(412), ConnectionError("reset")])
+@pytest.mark.parametrize(
+    "error", [refusal(500), refusal(503), refusal(429), refusal(412), ConnectionError("reset"), TimeoutError()]
+)
 def test_what_may_pass_is_tried_four_times(error: Exception, pauses: list[float]) -> None:
     answers: list[Any] = [error, error, error, "here"]
 
@@ -40,7 +42,8 @@ def test_what_may_pass_is_tried_four_times(error: Exception, pauses: list[float]
 
 
 @pytest.mark.parametrize(
-    "error", [refusal(401), refusal(403), refusal(400), HFValidationError("no id"), TypeError("x")]
+    "error",
+    [refusal(401), refusal(403), refusal(400), HFValidationError("no id"), TypeError("x"), OSError(28, "No space")],
 )
 def test_what_is_refused_is_not_asked_again(error: Exception, pauses: list[float]) -> None:
     def attempt() -> None:
@@ -60,27 +63,18 @@ def test_a_hub_that_never_answers_is_given_up(pauses: list[float]) -> None:
     assert pauses == [1, 4, 16]
 
 
-def test_checksums_of_model_and_processor_stand_in_one_file(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "tokenizer.json").write_text("[]")
-    (tmp_path / "README.md").write_text("not checked")
-    hub.write_checksums(tmp_path, hub.MODEL_FILES)
-    hub.write_checksums(tmp_path, hub.PROCESSOR_FILES)
-    sums = (hashlib.sha256(data).hexdigest() for data in (b"{}", b"[]"))
-    lines = [f"{value}  {name}" for value, name in zip(sums, ("config.json", "tokenizer.json"), strict=True)]
-    assert (tmp_path / hub.CHECKSUMS_FILE).read_text().splitlines() == lines
-    (tmp_path / "config.json").unlink()
-    hub.write_checksums(tmp_path, hub.MODEL_FILES)
-    assert (tmp_path / hub.CHECKSUMS_FILE).read_text().splitlines() == lines[1:]
-
-
-@pytest.mark.parametrize(
-    "line", ["abc  config.json", "0" * 64 + "  ../../secret", "0" * 64 + "  /etc/hostname", "nonsense"]
-)
-def test_checksums_name_files_of_the_checkpoint_alone(line: str, tmp_path: Path) -> None:
-    (tmp_path / hub.CHECKSUMS_FILE).write_text(line + "\n")
-    with pytest.raises(ValueError, match="no line of checksums"):
-        hub.check_files(tmp_path, ["*"])
+def test_each_part_has_its_checksums(tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "README.md", "adapter.safetensors"):
+        (tmp_path / name).write_text(name)
+    hub.write_checksums(tmp_path, hub.MODEL)
+    hub.write_checksums(tmp_path, hub.PROCESSOR)
+    lines = [f"{hashlib.sha256(name.encode()).hexdigest()}  {name}\n" for name in ("config.json", "model.safetensors")]
+    assert (tmp_path / "model.sha256").read_text() == "".join(lines)
+    assert (tmp_path / "processor.sha256").read_text().endswith("  tokenizer.json\n")
+    assert hub.check_files(tmp_path, hub.MODEL) is None
+    (tmp_path / "config.json").write_text("another")
+    with pytest.raises(ValueError, match=r"config.json is cut short or was changed"):
+        hub.check_files(tmp_path, hub.MODEL)
 
 
 def test_code_is_all_that_the_model_and_the_pipeline_reach(tmp_path: Path) -> None:
