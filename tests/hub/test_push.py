@@ -133,7 +133,7 @@ result = {{
     assert got["branch"] == got["auto"]
 
     def close(one: list[str], other: list[str]) -> bool:
-        """Weights lie otherwise in the memory of shards, of one file, and of a model that was never saved: the last bit may differ."""
+        """Weights lie otherwise in memory in shards, in one file, and where they were never saved: a last bit may differ."""
         return [float.fromhex(x) for x in one] == pytest.approx([float.fromhex(x) for x in other], abs=1e-6)
 
     assert close(got["main"], pushed["main"]) and not close(got["branch"], pushed["main"])

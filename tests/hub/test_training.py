@@ -44,16 +44,19 @@ for where in {names!r}:
 """
 
 
-def train_process(hub: LoopbackHub, home: Path, *arguments: Any, **options: Any) -> subprocess.Popen[str]:
+def train_process(
+    hub: LoopbackHub, home: Path, *arguments: Any, prelude: str = "", **options: Any
+) -> subprocess.Popen[str]:
     """train.py as a process whose failed requests are sent again without much waiting."""
-    code = "import sys, train; from modeling_flip import hub; hub.PAUSES = (0.05, 0.05, 0.05); train.main(sys.argv[1:])"
+    code = "import sys, train; from modeling_flip import hub, trainer_flip; hub.PAUSES = (0.05, 0.05, 0.05)\n"
+    code += f"{prelude}\ntrain.main(sys.argv[1:])"
     env = hub.env(home) | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
-def run_training(hub: LoopbackHub, home: Path, *arguments: Any) -> subprocess.CompletedProcess[str]:
-    process = train_process(hub, home, *arguments)
+def run_training(hub: LoopbackHub, home: Path, *arguments: Any, prelude: str = "") -> subprocess.CompletedProcess[str]:
+    process = train_process(hub, home, *arguments, prelude=prelude)
     out, err = process.communicate(timeout=300)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
@@ -261,11 +264,17 @@ def test_one_lost_request_is_sent_again(hub: LoopbackHub, tabular_recipe_file: P
     [
         ("somebody-else/model", "hf_test", "cannot push to 'somebody-else/model': .*403"),
         ("me/model", "hf_wrong", "cannot push to 'me/model': .*401.* Log in with `hf auth login`"),
+        # It exists and can be read; the client itself would notice at the first push.
+        ("me/theirs", "hf_other", "cannot push to 'me/theirs': .*403.* Log in with `hf auth login`"),
     ],
 )
 def test_a_refusal_stops_before_training(
     repo: str, token: str, message: str, hub: LoopbackHub, tabular_recipe_file: Path, tmp_path: Path
 ) -> None:
+    hub.tokens["hf_other"] = "other"
+    if ("model", "me/theirs") not in hub.repos:
+        create = "from huggingface_hub import HfApi; HfApi().create_repo('me/theirs')"
+        subprocess.run([sys.executable, "-c", create], env=hub.env(tmp_path), check=True)
     command = [ROOT / "train.py", tabular_recipe_file, *FLIP, "--output_dir", tmp_path / "out", "--hub_model_id", repo]
     env = hub.env(tmp_path, token)
     done = subprocess.run([sys.executable, *map(str, command)], env=env, capture_output=True, text=True)
@@ -273,3 +282,125 @@ def test_a_refusal_stops_before_training(
     assert re.search(message, " ".join(done.stderr.split())), done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_restored_run_knows_its_best_epoch(hub: LoopbackHub, tabular_recipe_file: Path, tmp_path: Path) -> None:
+    """Killed epochs after the best one, begun again in another folder: the best model, and as much patience as was left."""
+    patient = ["--finetuning.num_train_epochs", 30, "--finetuning.early_stopping_patience", 8]
+    patient += ["--finetuning.learning_rate", 0.05, "--hub_strategy", "checkpoint"]
+    arguments = [tabular_recipe_file, *FLIP, *patient]
+    done = run_training(hub, tmp_path, *arguments, "--hub_model_id", "me/best", "--output_dir", tmp_path / "straight")
+    assert done.returncode == 0, done.stderr[-3000:]
+    straight = json.loads((tmp_path / "straight" / "all_results.json").read_text())
+    assert straight["epochs"] < 30
+
+    def state() -> dict[str, Any]:
+        pushed = ("model", "me/best-killed") in hub.repos and hub.files("me/best-killed")
+        return json.loads((pushed or {}).get("last-checkpoint/trainer_state.json", "{}"))
+
+    command = [*arguments, "--hub_model_id", "me/best-killed"]
+    process = train_process(hub, tmp_path, *command, "--output_dir", tmp_path / "killed", start_new_session=True)
+    while process.poll() is None and state().get("epoch", 0) < straight["best_epoch"] + 3:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert state()["best_global_step"] < state()["global_step"]
+    done = run_training(hub, tmp_path, *command, "--output_dir", f"{tmp_path}/restored/")  # as a shell completes it
+    assert done.returncode == 0, done.stderr[-3000:]
+    restored = json.loads((tmp_path / "restored" / "all_results.json").read_text())
+    for key in ("best_epoch", "epochs", "test_auc"):
+        assert restored[key] == straight[key], key
+    assert hub.files("me/best-killed")["model.safetensors"] == hub.files("me/best")["model.safetensors"]
+    assert not list(tmp_path.rglob("*.restored"))
+
+
+def test_a_hub_that_hangs_and_a_curve_that_cannot_be_drawn(
+    hub: LoopbackHub, tabular_recipe_file: Path, tmp_path: Path
+) -> None:
+    """Nothing of it ends the training, or keeps its results from the disk."""
+    hub.fail = lambda method, path: 90 if "/commit/" in path else None
+    prelude = """
+hub.PATIENCE = 0.3
+drawn = []
+def draw(path, log_history, original=trainer_flip.write_curve):
+    drawn.append(path)
+    if len(drawn) == 1:
+        raise RuntimeError("no ink")
+    original(path, log_history)
+trainer_flip.write_curve = draw
+"""
+    arguments = [tabular_recipe_file, *FLIP, "--hub_model_id", "me/hangs", "--output_dir", tmp_path / "out"]
+    done = run_training(hub, tmp_path, *arguments, prelude=prelude)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "no ink" in done.stderr and "the finished model is whole in" in done.stderr
+    assert (tmp_path / "out" / "all_results.json").exists() and (tmp_path / "out" / "README.md").exists()
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def test_a_finished_run_can_be_pushed_later(hub: LoopbackHub, tabular_recipe_file: Path, tmp_path: Path) -> None:
+    arguments = [tabular_recipe_file, "--use_cpu", "--output_dir", tmp_path / "out"]
+    assert run_training(hub, tmp_path, *arguments).returncode == 0
+    assert repr(str(tmp_path / "out")) in (tmp_path / "out" / "README.md").read_text()
+    push = ["--push_to_hub", "--hub_model_id", "later", "--license", "mit"]
+    done = run_training(hub, tmp_path, *arguments, *push)
+    assert done.returncode == 0, done.stderr[-3000:]
+    card = hub.files("me/later")["README.md"].decode()
+    assert (
+        "model='me/later'" in card
+        and "license: mit" in card
+        and str(tmp_path / "out") not in card.split("## Training")[0]
+    )
+    assert check_card(card, "model") == ([], [])
+    assert "| test | this model |" in card and "training_curve.png" in hub.files("me/later")
+
+
+def test_two_processes_push_as_one(hub: LoopbackHub, tabular_recipe_file: Path, tmp_path: Path) -> None:
+    launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+    arguments = [tabular_recipe_file, *FLIP, "--hub_strategy", "checkpoint", "--hub_model_id", "me/two"]
+    command = [*launch, ROOT / "train.py", *arguments, "--output_dir", tmp_path / "out"]
+    env = hub.env(tmp_path) | {"PYTHONPATH": str(ROOT)}
+    hub.fail = lambda method, path: 0.5 if "/commit/" in path else None
+    done = subprocess.run(
+        [sys.executable, "-m", *map(str, command)], env=env, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert hub.commits("me/two")[0] == "End of training"
+    states = [
+        commit.files for commit in hub.repo("me/two").commits.values() if "last-checkpoint/config.json" in commit.files
+    ]
+    assert states and all(
+        {"last-checkpoint/rng_state_0.pth", "last-checkpoint/rng_state_1.pth"} <= set(s) for s in states
+    )
+
+
+def test_the_trainer_without_a_recipe(hub: LoopbackHub, run_python: Callable[..., Any]) -> None:
+    code = """
+from modeling_flip import FlipConfig, FlipForCTR, FlipProcessor, FlipTrainer, FlipTrainingArguments
+rows = {"user": list("abcd") * 8, "label": [0, 1] * 16}
+processor = FlipProcessor.fit(rows, ["user"])
+data = processor.encode(rows, "label")
+for strategy in ("every_save", "end", "checkpoint", "all_checkpoints"):
+    model = FlipForCTR(FlipConfig(towers="tabular", embedding_size=4, hidden_sizes=[8], **processor.config_settings))
+    arguments = FlipTrainingArguments(
+        output_dir=strategy, num_train_epochs=2, per_device_train_batch_size=16, save_strategy="epoch", use_cpu=True,
+        push_to_hub=True, hub_model_id=f"me/{strategy}", hub_strategy=strategy, hub_always_push=True, report_to="none",
+    )
+    trainer = FlipTrainer(model, arguments, processor, data)
+    trainer.train()
+    assert trainer.push_to_hub("Done", True, revision="other")
+    trainer.save_model()
+    FlipForCTR.from_pretrained(f"me/{strategy}", revision="other")
+"""
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for strategy in ("every_save", "end", "checkpoint", "all_checkpoints"):
+        name = f"me/{strategy}"
+        if strategy == "end":  # else it holds already what would be pushed
+            assert hub.commits(name, revision="other")[0] == "Done"
+            assert hub.commits(name)[0] == "Model save"
+        files = set(hub.files(name))
+        assert {"config.json", "model.safetensors", "feature_vocab.parquet", "README.md", "modeling_flip.py"} <= files
+        states = {name.split("/")[0] for name in files if "optimizer" in name}
+        assert states == ({"checkpoint-2", "checkpoint-4"} if strategy == "all_checkpoints" else set()), strategy
+        steps = [title for title in hub.commits(name) if "step" in title]
+        assert len(steps) == (0 if strategy == "end" else 2)
