@@ -87,13 +87,15 @@ def csv_types(schema: pa.Schema, fields: Iterable[str]) -> pa.Schema:
 def in_parts(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
     """The same rows in tables of `size` rows; the last may be shorter."""
     waiting: list[pa.RecordBatch] = []
+    num_waiting = 0
     for batch in batches:
         waiting.append(batch)
-        if sum(map(len, waiting)) >= size:
+        num_waiting += len(batch)
+        if num_waiting >= size:
             table = pa.Table.from_batches(waiting)
             whole = len(table) - len(table) % size
             yield from (table[first : first + size] for first in range(0, whole, size))
-            waiting = table[whole:].to_batches()
+            waiting, num_waiting = table[whole:].to_batches(), len(table) - whole
     if any(map(len, waiting)):
         yield pa.Table.from_batches(waiting)
 
