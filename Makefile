@@ -17,7 +17,7 @@ hub-demo: install ## the quickstart, pushed to a Hub on this machine and loaded 
 	$(BIN)/python -m tests.hub.demo
 
 test: quality ## everything that must hold
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 quality: install
 	$(BIN)/ruff check .
