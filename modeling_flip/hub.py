@@ -142,8 +142,7 @@ def check_weights_are_whole(name_or_path: str | os.PathLike) -> None:
 def _read_checksums(path: Path, part: Part) -> dict[str, str]:
     """`{name: SHA-256}`; raises ValueError where a line is none, or the list does not name what each checkpoint has."""
     lines = path.read_text(errors="replace").splitlines()
-    sums = {name.removeprefix("*"): value for value, _, name in (line.partition(" ") for line in lines)}
-    sums = {name.lstrip(" *"): value for name, value in sums.items()}
+    sums = {name.lstrip(" *"): value for value, _, name in (line.partition(" ") for line in lines)}
     for name, value in sums.items():
         if not re.fullmatch("[0-9a-f]{64}", value) or not _matches(name, part.patterns) or Path(name).name != name:
             raise ValueError(f"{path} holds {name!r}, which is no line of checksums; {REMEDY}")

@@ -200,7 +200,8 @@ class FlipPreTrainedModel(PreTrainedModel):
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, max_shard_size=max_shard_size)
             processor.save_pretrained(folder)
-            repo_id = create_repo(repo_id, private, token)
+            if not create_pr:  # which is how to push to a repo of somebody else
+                repo_id = create_repo(repo_id, private, token)
             if not with_retries(lambda: HfApi(token=token).file_exists(repo_id, "README.md", revision=revision)):
                 Path(folder, "README.md").write_text(model_card(self, processor, repo_id, tags=tags))
             return upload(
