@@ -244,6 +244,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--private", action="store_true", help="only to a private one")
     options = parser.parse_args(arguments)
+    if options.private and not options.push_to_hub:
+        parser.error("--private says how to push; give --push_to_hub OWNER/NAME too")
     dataset, auc = load(options.seed), oracle_auc(options.seed)
     earlier = {item for split in ("train", "validation") for item in dataset[split]["item_id"]}
     card = dataset_card(

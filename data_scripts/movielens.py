@@ -189,14 +189,21 @@ def push(output_dir: Path, repo_id: str, *, private: bool) -> str:
     Raises ValueError where the dataset is to be private and exists in public, ConnectionError where the Hub does not take
     it; `output_dir` stays as it is.
     """
+    from modeling_flip.hub import with_retries  # with it comes torch, which nothing else here needs
+
     api = HfApi()
-    try:
+
+    def attempt() -> tuple[str, bool]:
         url = api.create_repo(repo_id, repo_type="dataset", private=private or None, exist_ok=True)
         public = private and not api.dataset_info(repo_id).private
         if not public:
             files = ["README.md", *(f"{split}.parquet" for split in ("train", "validation", "test"))]
             operations = [CommitOperationAdd(file, output_dir / file) for file in files]
             api.create_commit(repo_id, operations, repo_type="dataset", commit_message="Upload dataset")
+        return str(url), public
+
+    try:
+        url, public = with_retries(attempt)
     except Exception as error:  # each layer below (httpx, hf_xet, huggingface_hub) has exceptions of its own
         reason = getattr(error, "server_message", None) or str(error)  # the Hub's own words, where it gave any
         raise ConnectionError(
@@ -208,7 +215,7 @@ def push(output_dir: Path, repo_id: str, *, private: bool) -> str:
             f"{repo_id!r} exists and is public, so nothing was uploaded: make it private ({url}/settings) or choose "
             f"another id, then give the same command again; the dataset is whole in {str(output_dir)!r}"
         )
-    return str(url)
+    return url
 
 
 def _download(dataset_name: str) -> zipfile.Path:

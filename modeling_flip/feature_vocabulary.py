@@ -152,13 +152,15 @@ class TokenTable:
         """(V,) tokens of each segment."""
         return np.diff(self.offsets)
 
-    def extended(self, other: TokenTable) -> TokenTable:
-        """This table followed by `other`."""
-        return TokenTable(
-            np.concatenate([self.tokens, other.tokens]),
-            np.concatenate([self.is_value, other.is_value]),
-            np.concatenate([self.offsets, other.offsets[1:] + self.offsets[-1]]),
-        )
+
+def gather(first: np.ndarray, second: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """`np.concatenate([first, second])[index]` at the cost of the index alone: `first` may be as long as a vocabulary."""
+    if not len(second):
+        return first[index]
+    found = first.take(index, mode="clip")
+    behind = index >= len(first)
+    found[behind] = second[index[behind] - len(first)]
+    return found
 
 
 @dataclass(frozen=True, eq=False)

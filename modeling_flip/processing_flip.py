@@ -17,7 +17,7 @@ from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import CONFIG_NAME, cached_file, logging
 
 from .configuration_flip import IS_REMOTE_CODE
-from .feature_vocabulary import VOCABULARY_FILE, FeatureVocabulary, TokenTable, text_columns
+from .feature_vocabulary import VOCABULARY_FILE, FeatureVocabulary, TokenTable, gather, text_columns
 from .hub import LOCATION_KEYS, PROCESSOR, check_files, copy_code, write_checksums
 
 logger = logging.get_logger(__name__)
@@ -36,9 +36,10 @@ class FlipDataset(torch.utils.data.Dataset["FlipDataset"]):
 
     Attributes:
         value_ids: (N, F) int32.
-        value_features: (V,) int32, the feature id of each value; values never seen in training included.
-        unseen_values: the values never seen in training, as (field index, text); their ids follow all others.
-        token_table: tokens of each value, or None where whole sentences must be tokenised (or there is no tokenizer).
+        value_features: (V,) int32, the feature id of each value seen in training.
+        unseen_values: the values never seen in training, as (field index, text); their ids are V and up.
+        token_tables: tokens of each value seen in training, and of the others; None where whole sentences must be tokenised
+            (or there is no tokenizer).
         labels: (N,) float32 clicks, or None.
         row_ids: (N,) int64, which rows of the whole these are; seeds the masking.
         epoch: seeds the masking.
@@ -47,7 +48,7 @@ class FlipDataset(torch.utils.data.Dataset["FlipDataset"]):
     value_ids: np.ndarray
     value_features: np.ndarray
     unseen_values: list[tuple[int, str]]
-    token_table: TokenTable | None
+    token_tables: tuple[TokenTable, TokenTable] | None
     labels: np.ndarray | None
     row_ids: np.ndarray
     epoch: int = 0
@@ -69,15 +70,15 @@ class FlipDataset(torch.utils.data.Dataset["FlipDataset"]):
     @property
     def lengths(self) -> np.ndarray:
         """(N,) tokens of each row's sentence, special tokens aside; all 0 where there is no token table."""
-        if self.token_table is None:
+        if self.token_tables is None:
             return np.zeros(len(self), np.int64)
-        return self.token_table.lengths[self.value_ids].sum(1)
+        seen, unseen = self.token_tables
+        return gather(seen.lengths, unseen.lengths, self.value_ids).sum(1)
 
     @property
     def has_unseen_value(self) -> np.ndarray:
         """(N,) bool, whether some value of the row was never seen in training."""
-        first_unseen = len(self.value_features) - len(self.unseen_values)
-        return np.asarray((self.value_ids >= first_unseen).any(1))
+        return np.asarray((self.value_ids >= len(self.value_features)).any(1))
 
 
 class FlipProcessor(ProcessorMixin):
@@ -212,18 +213,12 @@ class FlipProcessor(ProcessorMixin):
             logger.warning_once(f"no column {field!r} in the rows: scored as missing")
         labels = None if label_column is None else read_labels(rows, label_column)
         value_ids, unseen = self._vocabulary.encode(columns)
-        vocabulary = self._vocabulary
-        unknown = vocabulary.feature_offsets[[i for i, _ in unseen]].astype(np.int32)
-        table = vocabulary.token_table if self._token_table_is_exact else None
-        if unseen and table is not None:
-            table = table.extended(TokenTable.from_segments(self._segments(unseen)))
+        table = self._vocabulary.token_table if self._token_table_is_exact else None
         return FlipDataset(
             value_ids=value_ids,
-            value_features=np.concatenate([vocabulary.value_features, unknown])
-            if unseen
-            else vocabulary.value_features,
+            value_features=self._vocabulary.value_features,
             unseen_values=unseen,
-            token_table=table,
+            token_tables=None if table is None else (table, TokenTable.from_segments(self._segments(unseen))),
             labels=labels,
             row_ids=np.arange(len(value_ids)),
         )
@@ -245,7 +240,9 @@ class FlipProcessor(ProcessorMixin):
 
     def feature_ids(self, rows: FlipDataset) -> np.ndarray:
         """(B, F) int64 feature ids."""
-        return rows.value_features[rows.value_ids].astype(np.int64)
+        seen = rows.value_features.take(rows.value_ids, mode="clip")
+        is_seen = rows.value_ids < len(rows.value_features)
+        return np.where(is_seen, seen, self._vocabulary.feature_offsets[:-1]).astype(np.int64)
 
     def sentences(self, rows: FlipDataset, fields: Sequence[int] | None = None) -> dict[str, np.ndarray]:
         """`input_ids`, `attention_mask` and `token_field_ids`, each (B, L) int64, L the longest sentence here.
@@ -253,18 +250,19 @@ class FlipProcessor(ProcessorMixin):
         `fields` (positions) makes sentences of these alone. Their first then stands as it does inside the whole sentence:
         tokenizers that mark spaces mark one before it.
         """
-        if rows.token_table is None:
+        if rows.token_tables is None:
             return self._tokenize_sentences(rows, fields)
         assert self.tokenizer is not None and self.max_length is not None
         before, after = self._special_ids
         chosen = np.arange(rows.value_ids.shape[1]) if fields is None else np.sort(np.asarray(fields, np.int64))
-        table, size, num_fields = rows.token_table, len(rows), len(chosen)
+        (seen, unseen), size, num_fields = rows.token_tables, len(rows), len(chosen)
         value_ids = rows.value_ids[:, chosen].ravel()
-        lengths = table.lengths[value_ids]  # (B F,)
+        lengths = gather(seen.lengths, unseen.lengths, value_ids)  # (B F,)
+        starts = gather(seen.offsets[:-1], unseen.offsets[:-1] + len(seen.tokens), value_ids)
         sentence_lengths = lengths.reshape(size, num_fields).sum(1)
-        # The tokens of all sentences, end to end: `stops` counts them, each is a slice of the table.
+        # The tokens of all sentences, end to end: `stops` counts them, each is a slice of the tables.
         stops = np.cumsum(lengths)
-        source = np.repeat(table.offsets[value_ids] - (stops - lengths), lengths) + np.arange(stops[-1] if size else 0)
+        source = np.repeat(starts - (stops - lengths), lengths) + np.arange(stops[-1] if size else 0)
         row = np.repeat(np.arange(size), sentence_lengths)
         position = np.arange(len(row)) - np.repeat(np.cumsum(sentence_lengths) - sentence_lengths, sentence_lengths)
         field = np.repeat(np.tile(chosen, size), lengths)
@@ -276,8 +274,8 @@ class FlipProcessor(ProcessorMixin):
         input_ids = np.full((size, width), self.tokenizer.pad_token_id, np.int64)
         token_field_ids = np.full((size, width), -1, np.int64)
         row, column, source = row[fits], position[fits] + len(before), source[fits]
-        input_ids[row, column] = table.tokens[source]
-        token_field_ids[row, column] = np.where(table.is_value[source], field[fits], -1)
+        input_ids[row, column] = gather(seen.tokens, unseen.tokens, source)
+        token_field_ids[row, column] = np.where(gather(seen.is_value, unseen.is_value, source), field[fits], -1)
         input_ids[:, : len(before)] = before
         for i, token in enumerate(after):
             input_ids[np.arange(size), len(before) + kept + i] = token
@@ -333,11 +331,12 @@ class FlipProcessor(ProcessorMixin):
     def _tokenize_sentences(self, rows: FlipDataset, fields: Sequence[int] | None = None) -> dict[str, np.ndarray]:
         """What `sentences` gives, by tokenising each whole sentence and reading the fields from the offsets."""
         assert self.tokenizer is not None
-        values = [text for _, text in [*self._vocabulary.texts, *rows.unseen_values]]
+        seen = self._vocabulary.texts
         texts, all_spans = [], []
         for row in rows.value_ids:
             text, value_spans = "", []
-            for i, (head, value, stop) in enumerate(self._pieces([values[v] for v in row])):
+            values = [(seen[v] if v < len(seen) else rows.unseen_values[v - len(seen)])[1] for v in row]
+            for i, (head, value, stop) in enumerate(self._pieces(values)):
                 if fields is None or i in fields:
                     value_spans.append((i, len(text) + len(head), len(text) + len(head) + len(value)))
                     text += head + value + stop

@@ -118,6 +118,13 @@ def test_written_folder_reloads(dataset: datasets.DatasetDict, written: Path, tm
     assert 'load_dataset("out")' in card.text
 
 
+def test_private_without_a_push_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        demo.main(["--output_dir", str(tmp_path / "out"), "--private"])
+    assert "give --push_to_hub OWNER/NAME too" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("private", [False, True])
 def test_push_is_as_private_as_was_asked_for(private: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pushed = []

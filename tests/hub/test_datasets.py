@@ -76,6 +76,22 @@ def test_data_and_card_are_one_commit_that_the_hub_finds_valid(hub: LoopbackHub,
     assert "--dataset_name me/flip-demo --label_column label --output_dir outputs/flip-demo\n" in card
 
 
+def test_a_push_tries_again_where_the_hub_fails(hub: LoopbackHub, pushed: Path, run_python: RunPython) -> None:
+    failures = iter([503, "drop"])
+    hub.fail = lambda method, path: next(failures, None) if "/commit/" in path else None
+    code = f"""
+from pathlib import Path
+from data_scripts.movielens import push
+from modeling_flip import hub
+hub.PAUSES = (0.05, 0.05, 0.05)
+push(Path({str(pushed)!r}), "me/flip-demo-again", private=False)
+"""
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+    assert next(failures, None) is None
+    assert hub.files("me/flip-demo-again", "dataset")["train.parquet"] == (pushed / "train.parquet").read_bytes()
+
+
 @pytest.mark.usefixtures("pushed")
 def test_load_dataset_gives_the_rows_back_whole_and_streamed(run_python: RunPython) -> None:
     code = """

@@ -393,9 +393,9 @@ def test_gathered_sentences_of_some_fields_equal_tokenised_ones(
 ) -> None:
     processor = movie_processors[family]
     dataset = processor.encode(make_movie_rows())
-    assert dataset.token_table is not None
+    assert dataset.token_tables is not None
     gathered = processor.sentences(dataset, fields)
-    tokenised = processor.sentences(replace(dataset, token_table=None), fields)
+    tokenised = processor.sentences(replace(dataset, token_tables=None), fields)
     assert gathered.keys() == tokenised.keys()
     for key, value in tokenised.items():
         np.testing.assert_array_equal(gathered[key], value, err_msg=key)
@@ -411,7 +411,7 @@ def test_the_order_in_which_fields_are_named_changes_no_sentence(
 ) -> None:
     processor = movie_processors[family]
     dataset = processor.encode(make_movie_rows())
-    for rows in (dataset, replace(dataset, token_table=None)):
+    for rows in (dataset, replace(dataset, token_tables=None)):
         expected = processor.sentences(rows, sorted(fields))
         for key, value in processor.sentences(rows, fields).items():
             np.testing.assert_array_equal(value, expected[key], err_msg=key)

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeling_flip.feature_vocabulary import FORMAT_VERSION, FeatureVocabulary, TokenTable, text_columns
+from modeling_flip.feature_vocabulary import FORMAT_VERSION, FeatureVocabulary, TokenTable, gather, text_columns
 
 FIELDS = ["gender", "city"]
 COLUMNS: dict[str, list[Any]] = {"gender": ["f", "m", "f", None], "city": ["x", "y", "z", "x"]}
@@ -349,3 +349,10 @@ def test_a_file_of_a_later_format_says_to_upgrade(saved: Path) -> None:
     pq.write_table(table.replace_schema_metadata({"flip": json.dumps(metadata)}), saved)
     with pytest.raises(ValueError, match=f"format version {FORMAT_VERSION + 1}.*upgrade modeling_flip"):
         FeatureVocabulary.load(saved)
+
+
+@given(sizes=st.tuples(st.integers(1, 5), st.integers(0, 5)), data=st.data())
+def test_gather_reads_two_arrays_as_one(sizes: tuple[int, int], data: st.DataObject) -> None:
+    first, second = np.arange(sizes[0]), 100 + np.arange(sizes[1])
+    index = np.asarray(data.draw(st.lists(st.integers(0, sum(sizes) - 1), max_size=8)), np.int32).reshape(1, -1)
+    np.testing.assert_array_equal(gather(first, second, index), np.concatenate([first, second])[index])

@@ -84,7 +84,7 @@ def test_gathered_tokens_are_those_of_the_whole_sentence(
     processors: dict[tuple[str, int], FlipProcessor], family: str, max_length: int, rows: list[dict[str, str | None]]
 ) -> None:
     processor = processors[family, max_length]
-    assert processor.encode(rows).token_table is not None  # they are gathered
+    assert processor.encode(rows).token_tables is not None  # they are gathered
     assert_equal_to_the_tokenizer(processor, rows)
 
 
@@ -158,7 +158,7 @@ def test_a_tokenizer_that_looks_across_fields_reads_whole_sentences(
 ) -> None:
     processor = crossing[name]
     rows = {"gender": ["female", "male", None, "new"], "title": ["abc", "abc x", "x y " * 100, "[MASK]"]}
-    assert processor.encode(rows).token_table is None
+    assert processor.encode(rows).token_tables is None
     assert_equal_to_the_tokenizer(processor, rows)
 
 
