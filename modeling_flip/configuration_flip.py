@@ -157,7 +157,7 @@ class FlipConfig(PreTrainedConfig):
     def check(self) -> None:
         """Raises ValueError where a setting cannot be. Every model asks again: settings can be changed after construction."""
         choices = {
-            "towers": ("both", "tabular", "text"),
+            "towers": ("both", "tabular", "text") if type(self) is FlipConfig else (type(self).towers,),
             "text_pooling": (None, "cls", "mean", "last"),
             "pnn_product": ("inner", "outer"),
             "activation": tuple(ACT2FN),

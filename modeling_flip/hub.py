@@ -59,6 +59,7 @@ PROCESSOR = Part(
     ),
     ("feature_vocab.parquet", "processor_config.json"),
 )
+WHOLE = "model.safetensors"  # weights in one file
 # Arguments of `from_pretrained` that say where a checkpoint is.
 LOCATION_KEYS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 PAUSES = (1, 4, 16)  # seconds before a failed request is sent again
@@ -105,19 +106,22 @@ def check_files(name_or_path: str | os.PathLike, part: Part, **located: Any) -> 
         OSError: there is no such checkpoint, or the Hub does not answer.
     """
     offline = located.get("local_files_only") or is_offline_mode()
-    sums_file = cached_file(
-        name_or_path,
-        part.checksums,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=not offline,
-        **located,
-    )
+    may_be_missing: dict[str, Any] = {
+        "_raise_exceptions_for_missing_entries": False,
+        "_raise_exceptions_for_connection_errors": not offline,
+    }
+    sums_file = cached_file(name_or_path, part.checksums, **may_be_missing, **located)
     if sums_file is None:
         return None
     commit = extract_commit_hash(sums_file, None)
     if commit is not None:
         located = {**located, "revision": commit}
-    for name, expected in _read_checksums(Path(sums_file), part).items():
+    sums = _read_checksums(Path(sums_file), part)
+    # It is what transformers loads where there are shards too.
+    unlisted = part is MODEL and WHOLE not in sums
+    if unlisted and cached_file(name_or_path, WHOLE, **may_be_missing, **located) is not None:
+        raise ValueError(f"{name_or_path} holds {WHOLE} beside the shards that {part.checksums} lists; {REMEDY}")
+    for name, expected in sums.items():
         try:
             file = cached_file(name_or_path, name, **located)
         except OSError as error:
@@ -168,12 +172,22 @@ def create_repo(repo_id: str, private: bool | None = None, token: str | bool | N
     """The full id of a repo that may be written to; it is created where it does not exist."""
 
     def attempt() -> str:
-        full_id = HfApi().create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+        api = HfApi(token=token)
+        full_id = _existing_repo(api, repo_id, private)
         # The client takes a repo that exists for its own, whosever it is.
-        HfApi().auth_check(full_id, token=token, write=True)
+        api.auth_check(full_id, write=True)
         return full_id
 
     return with_retries(attempt)
+
+
+def _existing_repo(api: HfApi, repo_id: str, private: bool | None) -> str:
+    full_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if private and not api.model_info(full_id).private:
+        raise HFValidationError(
+            f"{full_id} is to be private, and exists in public; choose another id, or make it private"
+        )
+    return full_id
 
 
 def upload(
@@ -202,7 +216,7 @@ def upload(
 
     def attempt() -> CommitInfo:
         api = HfApi(token=token)
-        full_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        full_id = _existing_repo(api, repo_id, private)
         if revision is not None and not revision.startswith("refs/pr"):
             api.create_branch(full_id, branch=revision, exist_ok=True)
         theirs = api.list_repo_files(full_id, revision=revision)
@@ -259,7 +273,7 @@ def push_error(error: Exception) -> str:
         if status in (401, 403)
         else ""
     )
-    return first_line(error) + login
+    return (" ".join(str(error).split()) or type(error).__name__) + login
 
 
 def first_line(error: BaseException) -> str:

@@ -35,7 +35,7 @@ USE = """
 ```python
 from transformers import pipeline
 
-score = pipeline("ctr-prediction", model={source!r}, trust_remote_code=True)
+score = pipeline("ctr-prediction", model={source!r}, {revision}trust_remote_code=True)
 rows = [
     {known},
     {unknown},
@@ -72,6 +72,7 @@ def model_card(
     hyperparameters: Mapping[str, Any] | None = None,
     curves: Sequence[str] = (),
     tags: Sequence[str] = (),
+    revision: str | None = None,
 ) -> str:
     """The text of README.md, metadata and all.
 
@@ -83,6 +84,7 @@ def model_card(
         hyperparameters: of its training.
         curves: images of its training, beside the card.
         tags: more than those that every such model has.
+        revision: the branch that it is pushed to, if not main.
     """
     results = results or {}
     recipe = results.get("recipe") or {}
@@ -94,7 +96,7 @@ def model_card(
         introduction(model, processor, results, recipe, pretraining),
     ]
     if not pretraining:
-        sections += ["## How to use\n", how_to_use(processor, source)]
+        sections += ["## How to use\n", how_to_use(processor, source, revision)]
     sections += ["## Fields\n", field_table(processor)]
     if table := results_table(results):
         sections += ["## Results\n", table]
@@ -173,13 +175,16 @@ def introduction(
     return f"{kind[0].upper()}{kind[1:]}. {does}{trained} {' '.join(parts)}{state}"
 
 
-def how_to_use(processor: Any, source: str) -> str:
+def how_to_use(processor: Any, source: str, revision: str | None) -> str:
     """Code that runs as it stands: a row of the most frequent values, and one of values that nobody has seen."""
     known = {field: top_values(processor, field)[:1] for field in processor.fields}
     known_row = {field: values[0] for field, values in known.items() if values}
     first, *others = processor.fields
     unknown_row = {first: "never seen before", **{f: known_row[f] for f in others if f in known_row}}
-    return USE.format(source=source, known=literal(known_row), unknown=literal(unknown_row), group=first)
+    branch = f"revision={revision!r}, " if revision else ""
+    return USE.format(
+        source=source, revision=branch, known=literal(known_row), unknown=literal(unknown_row), group=first
+    )
 
 
 def literal(row: dict[str, str]) -> str:

@@ -203,7 +203,7 @@ class FlipPreTrainedModel(PreTrainedModel):
             if not create_pr:  # which is how to push to a repo of somebody else
                 repo_id = create_repo(repo_id, private, token)
             if not with_retries(lambda: HfApi(token=token).file_exists(repo_id, "README.md", revision=revision)):
-                Path(folder, "README.md").write_text(model_card(self, processor, repo_id, tags=tags))
+                Path(folder, "README.md").write_text(model_card(self, processor, repo_id, tags=tags, revision=revision))
             return upload(
                 folder,
                 repo_id,

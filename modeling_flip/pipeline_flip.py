@@ -104,8 +104,10 @@ class CtrPredictionPipeline(Pipeline):
         parameters = self._postprocess_params | parameters
         group_by, return_towers = parameters.pop("group_by", None), parameters.pop("return_towers", False)
         if isinstance(rows, Mapping):
-            if any(isinstance(value, (list, tuple, np.ndarray, pa.Array)) for value in rows.values()):
-                raise TypeError("a dict is one row; give columns as a DataFrame or an Arrow table")
+            if any(hasattr(value, "__iter__") and not isinstance(value, (str, bytes)) for value in rows.values()):
+                raise TypeError(
+                    "a dict is one row; give columns as a DataFrame or an Arrow table, of a DatasetDict one split"
+                )
             return self._score_table([rows], batch_size, return_towers, group_by)[0]
         if _is_stream(rows):
             if group_by is not None:

@@ -206,9 +206,11 @@ class FlipProcessor(ProcessorMixin):
             strict: whether an absent field is an error; otherwise it counts as missing in every row and is named once.
 
         Raises:
-            ValueError: a column is absent, or a label is not 0 or 1.
+            ValueError: a column is absent (where not `strict`, all are), or a label is not 0 or 1.
         """
         columns, absent = text_columns(rows, self.fields, strict=strict)
+        if absent == self.fields:
+            raise ValueError(f"the rows have none of the fields {self.fields}; rename their columns")
         for field in absent:  # each by itself, so that none is named twice where rows come in chunks with other columns
             logger.warning_once(f"no column {field!r} in the rows: scored as missing")
         labels = None if label_column is None else read_labels(rows, label_column)
@@ -229,7 +231,7 @@ class FlipProcessor(ProcessorMixin):
         """Encode rows for the model: `feature_ids` (B, F), and with a tokenizer `input_ids` (B, L), `attention_mask`
         (B, L) and `token_field_ids` (B, L), the field whose value a token belongs to, or -1.
 
-        Absent fields and unseen values never raise: the tabular side sees the field's unknown feature, the text side
+        An absent field and unseen values never raise: the tabular side sees the field's unknown feature, the text side
         reads the words. Padding goes to the batch's longest sentence.
         """
         dataset = self.encode(rows, strict=False)

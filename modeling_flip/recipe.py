@@ -30,26 +30,30 @@ import torch
 import transformers
 import yaml
 from accelerate import PartialState
-from huggingface_hub import snapshot_download
+from huggingface_hub import ModelCard, snapshot_download
 from huggingface_hub.errors import RevisionNotFoundError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from .configuration_flip import FlipConfig
-from .hub import MODEL, check_files, create_repo, push_error, upload, with_retries
+from .hub import MODEL, check_files, create_repo, is_final, push_error, upload, with_retries
 from .modeling_baselines import CTR_MODELS, MoRecConfig, check_has_decoder
 from .modeling_flip import FlipForCTR, FlipForPreTraining
 from .processing_flip import FlipDataset, FlipProcessor, read_labels
 from .tabular_towers import TABULAR_TOWERS
 from .trainer_flip import (
     LAST,
+    NOT_OF_THIS_RUN,
+    PRETRAINING_RESULTS_FILE,
     RECIPE_FILE,
+    RESULTS_FILE,
     UNPUSHED,
     FlipTrainer,
     FlipTrainingArguments,
     ctr_metrics,
     link_files,
+    step_of,
     write_card,
 )
 from .version import __version__
@@ -57,7 +61,7 @@ from .version import __version__
 logger = logging.get_logger(__name__)
 
 SPLITS = ("train", "validation", "test")
-RESULTS_FILE, PRETRAINING_RESULTS_FILE = "all_results.json", "pretraining_results.json"
+STAGES = ("pretraining", "finetuning", "finished")
 # Where a run is pushed to; another place is no other run.
 HUB_KEYS = ("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_revision", "license")
 MODEL_KEYS = [
@@ -173,6 +177,9 @@ class Recipe:
     pretraining: dict[str, Any] | None = None
     finetuning: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.output_dir = str(Path(self.output_dir))  # "out/" is "out"
+
     def to_dict(self) -> dict[str, Any]:
         """What differs from the defaults, as it would stand in the YAML."""
         given = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -285,7 +292,7 @@ def run(recipe: Recipe, data: datasets.DatasetDict) -> dict[str, Any]:
     check_data(data, recipe)
     state = PartialState(cpu=uses_cpu(recipe))
     with state.main_process_first():
-        if recipe.push_to_hub and recipe.hub_strategy == "checkpoint" and not check_output_dir(recipe):
+        if recipe.push_to_hub and recipe.hub_strategy == "checkpoint":
             restore_from_hub(recipe)
     if check_output_dir(recipe) and (output_dir / RESULTS_FILE).exists():
         logger.warning(f"{output_dir} is finished; delete it to run again")
@@ -408,7 +415,11 @@ def check_output_dir(recipe: Recipe) -> bool:
 
 def check_same_run(recipe_file: Path, recipe: Recipe, what: str, remedy: str, but: Sequence[str] = ()) -> None:
     """Raises ValueError where a run's recipe differs from this one in anything but where it is pushed to, and `but`."""
-    theirs, ours = yaml.safe_load(recipe_file.read_text()), recipe.to_dict()
+    ours = recipe.to_dict()
+    try:
+        theirs = dict(yaml.safe_load(recipe_file.read_text()))
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        raise ValueError(f"{what}: its {RECIPE_FILE} is no recipe; {remedy}") from error
     for key in sorted((theirs.keys() | ours.keys()) - {*HUB_KEYS, *but}):
         if theirs.get(key) != ours.get(key):
             raise ValueError(f"{what}: its {key} is {theirs.get(key)!r}, this run's is {ours.get(key)!r}; {remedy}")
@@ -417,19 +428,27 @@ def check_same_run(recipe_file: Path, recipe: Recipe, what: str, remedy: str, bu
 def restore_from_hub(recipe: Recipe) -> None:
     """Bring what an earlier run of this recipe pushed with hub_strategy "checkpoint" into the output folder, all or nothing.
 
+    Where the run has begun in the folder it stays as it is.
+
     Raises:
-        ValueError: the repo holds another run, or the Hub cannot say.
+        ValueError: the repo holds another run, or a later state of this one than the folder, or the Hub cannot say.
     """
     output_dir = Path(recipe.output_dir).resolve()
     restored = output_dir.with_name(f".{output_dir.name}.restored")
+    begun = check_output_dir(recipe)
+    little = [RECIPE_FILE, *NOT_OF_THIS_RUN[1:], f"{LAST}/trainer_state.json", f"{LAST}/config.json"]
     with tempfile.TemporaryDirectory() as repo_dir:
         repo = Path(repo_dir)
         try:
             repo_id = create_repo(hub_repo(recipe), recipe.hub_private_repo)
-            with_retries(lambda: snapshot_download(repo_id, revision=recipe.hub_revision, local_dir=repo))
+            where: dict[str, Any] = {"revision": recipe.hub_revision, "local_dir": repo}
+            with_retries(lambda: snapshot_download(repo_id, allow_patterns=little if begun else None, **where))
         except RevisionNotFoundError:
             return
         except (OSError, ValueError) as error:
+            if begun and not is_final(error):
+                logger.warning(f"cannot see how far {hub_repo(recipe)!r} is: {push_error(error)}")
+                return
             raise ValueError(
                 f"cannot see whether {hub_repo(recipe)!r} holds an earlier part of this run: {push_error(error)}; try again, or "
                 "leave out --hub_strategy checkpoint to begin anew"
@@ -440,16 +459,23 @@ def restore_from_hub(recipe: Recipe) -> None:
         place = ["output_dir", *(["text_model_name_or_path"] if recipe.dataset_name == "demo" else [])]
         remedy = "choose another --hub_model_id"
         check_same_run(repo / RECIPE_FILE, recipe, f"{repo_id} on the Hub holds another model", remedy, place)
+        if begun:
+            if progress_on_hub(repo) > progress_here(output_dir):
+                raise ValueError(
+                    f"{repo_id} on the Hub holds a later state of this run than {output_dir}, and would be overwritten: delete "
+                    f"the folder to go on from the Hub, or {remedy}"
+                )
+            return
         logger.warning(f"continuing from {repo_id} on the Hub")
         shutil.rmtree(restored, ignore_errors=True)
-        if (repo / RESULTS_FILE).exists():
+        if progress_on_hub(repo)[0] == STAGES.index("finished"):
             shutil.copytree(repo, restored, ignore=shutil.ignore_patterns(".*"))
         else:
             restored.mkdir(parents=True)
             if (repo / "pretraining" / PRETRAINING_RESULTS_FILE).exists():
                 shutil.copytree(repo / "pretraining", restored / "pretraining")
             if (repo / LAST).exists():
-                restore_checkpoints(repo, restored, Path(recipe.output_dir))
+                restore_checkpoints(repo, restored, recipe)
         write(restored / RECIPE_FILE, yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True))
     if output_dir.exists():
         with contextlib.suppress(OSError):
@@ -462,18 +488,42 @@ def restore_from_hub(recipe: Recipe) -> None:
     restored.rmdir()
 
 
-def restore_checkpoints(repo: Path, restored: Path, output_dir: Path) -> None:
+def stage_on_hub(repo: Path) -> str:
+    """The stage of a repo's `last-checkpoint`."""
+    architectures = json.loads((repo / LAST / "config.json").read_text())["architectures"]
+    return "pretraining" if architectures == [FlipForPreTraining.__name__] else "finetuning"
+
+
+def progress_on_hub(repo: Path) -> tuple[int, int]:
+    """How far a run has come: the position of its stage in STAGES, and the step."""
+    if (repo / LAST).exists():
+        step = json.loads((repo / LAST / "trainer_state.json").read_text())["global_step"]
+        return STAGES.index(stage_on_hub(repo)), step
+    return (STAGES.index("finished") if (repo / RESULTS_FILE).exists() else 0), 0
+
+
+def progress_here(output_dir: Path) -> tuple[int, int]:
+    """The same of an output folder."""
+    if (output_dir / RESULTS_FILE).exists():
+        return STAGES.index("finished"), 0
+    aligned = (output_dir / "pretraining" / PRETRAINING_RESULTS_FILE).exists()
+    states = output_dir.glob("checkpoints/*/checkpoint-*/trainer_state.json")
+    saved = [(STAGES.index(p.parent.parent.name), step_of(p.parent) or 0) for p in states]
+    return max([(STAGES.index("finetuning") if aligned else 0, 0), *saved])
+
+
+def restore_checkpoints(repo: Path, restored: Path, recipe: Recipe) -> None:
     """Lay a repo's `last-checkpoint`, and the best model, which its root or `pretraining/` shows, where Trainer looks."""
-    pretrains = json.loads((repo / LAST / "config.json").read_text())["architectures"] == [FlipForPreTraining.__name__]
-    folder = Path("checkpoints", "pretraining" if pretrains else "finetuning")
+    stage, folder = stage_on_hub(repo), Path("checkpoints", stage_on_hub(repo))
     state = json.loads((repo / LAST / "trainer_state.json").read_text())
-    last, best = state["global_step"], state.get("best_global_step")
+    keeps_best = stage_arguments(recipe, stage).load_best_model_at_end
+    last, best = state["global_step"], step_of(state["best_model_checkpoint"]) if keeps_best else None
     shutil.copytree(repo / LAST, restored / folder / f"checkpoint-{last}")
     if best is None:
         return
-    state["best_model_checkpoint"] = str(output_dir / folder / f"checkpoint-{best}")
+    state["best_model_checkpoint"] = str(Path(recipe.output_dir) / folder / f"checkpoint-{best}")
     if best != last:
-        shown = repo / "pretraining" if pretrains else repo
+        shown = repo / "pretraining" if stage == "pretraining" else repo
         link_files(shown, restored / folder / f"checkpoint-{best}", ("README.md", "*.png", "*.yaml"))
     for step in {last, best}:
         (restored / folder / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps(state, indent=2))
@@ -502,7 +552,7 @@ def push_finished(recipe: Recipe, results: dict[str, Any]) -> None:
             commit_message="End of training",
             revision=recipe.hub_revision,
             ignore_patterns=UNPUSHED,
-            delete_patterns=[f"{LAST}/*"],
+            delete_patterns=NOT_OF_THIS_RUN,
         )
     except (OSError, ValueError) as error:
         raise ValueError(f"{output_dir} cannot be pushed to {hub_repo(recipe)!r}: {push_error(error)}") from error
@@ -537,6 +587,8 @@ def check_recipe(recipe: Recipe) -> None:
     config = FlipConfig(towers=recipe.towers, **recipe.model)
     if recipe.hub_strategy not in ("every_save", "end", "checkpoint"):
         raise ValueError(f"hub_strategy is {recipe.hub_strategy!r}; it must be one of every_save, end, checkpoint")
+    if recipe.push_to_hub and recipe.license != Recipe.license:
+        check_license(recipe.license)
     for stage in STAGE_DEFAULTS:
         stage_arguments(recipe, stage)
     if needs_text(recipe):
@@ -566,6 +618,19 @@ def check_recipe(recipe: Recipe) -> None:
                     f"{key} is {value!r}, but {pretrained} was pretrained with {getattr(config, key)!r}; "
                     "take that, or pretrain anew"
                 )
+
+
+def check_license(identifier: str) -> None:
+    """Raises ValueError where the Hub knows no such license; where it cannot be reached, the first push will ask."""
+    try:
+        ModelCard(f"---\n{yaml.safe_dump({'license': identifier})}---\n").validate()
+    except ValueError as error:
+        raise ValueError(
+            f"license is {identifier!r}, which the Hub does not take ({' '.join(str(error).split())}); give one of the "
+            "identifiers in https://huggingface.co/docs/hub/repositories-licenses"
+        ) from error
+    except Exception as error:  # each layer below has exceptions of its own
+        logger.warning(f"the Hub does not say whether it knows license {identifier!r}: {push_error(error)}")
 
 
 def needs_pretraining(recipe: Recipe) -> bool:
@@ -710,11 +775,9 @@ def last_checkpoint(trainer: FlipTrainer) -> str | None:
 
 
 def best_epoch(trainer: FlipTrainer) -> float | None:
-    """The epoch that was best on validation; None where none was evaluated."""
-    if trainer.state.best_metric is None:
-        return None
-    name = f"eval_{str(trainer.args.metric_for_best_model).removeprefix('eval_')}"
-    return next((e["epoch"] for e in trainer.state.log_history if e.get(name) == trainer.state.best_metric), None)
+    """The epoch whose weights were kept for being best on validation; None where it was not evaluated."""
+    evaluated = [entry for entry in trainer.state.log_history if "eval_auc" in entry]
+    return next((entry["epoch"] for entry in evaluated if entry["step"] == trainer.kept_step), None)
 
 
 def evaluate(trainer: FlipTrainer, dataset: FlipDataset, split: str) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Score a file of rows: `python -m modeling_flip.score --model ID_OR_FOLDER --input rows.parquet --output scores.parquet`.
 
-The output is the input with a column `probability`: the same columns, types and order of rows. Files may be of any size: rows
-are read, scored and written in parts. Finished parts stand in OUTPUT.parts until all are there, so that the same command,
-given again, continues after an interruption.
+The output is the input with a column `probability`: the same columns, types (a CSV's are text) and order of rows. Files may be
+of any size: rows are read, scored and written in parts. Finished parts stand in OUTPUT.parts until all are there, so that the
+same command, given again, continues after an interruption.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from pyarrow import csv
@@ -23,16 +25,26 @@ from transformers import AutoModelForSequenceClassification, AutoProcessor
 from transformers.utils import CONFIG_NAME, cached_file, logging
 from transformers.utils.hub import extract_commit_hash
 
+from .feature_vocabulary import FeatureVocabulary, as_text
 from .pipeline_flip import DEFAULT_BATCH_SIZE, PROBABILITIES, TOWER_PROBABILITIES, CtrPredictionPipeline
 from .version import __version__
 
 ROWS_PER_PART = 32_768
+INTEGER = "^(0|-?[1-9][0-9]*)$"  # as this package spells it
+NUMBER = r"^[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|inf)$"
 RUN_FILE, UNFINISHED_OUTPUT = "run.json", "output.tmp"
 SUFFIXES = (".parquet", ".csv")
+# In a CSV, missing values for pandas, and so for `datasets.load_dataset`.
+NULL_WORDS = pa.array(
+    [
+        *("#N/A", "#N/A N/A", "#NA", "<NA>", "N/A", "n/a", "NA", "NULL", "null", "None"),
+        *("NaN", "nan", "-NaN", "-nan", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"),
+    ]
+)
 
 
 def read_schema(path: Path) -> pa.Schema:
-    """The columns of a Parquet or CSV file. A CSV's types are inferred from its first MiB.
+    """The columns of a Parquet or CSV file; a CSV's are all text.
 
     Raises:
         ValueError: the file is empty or truncated, not of this kind, or names a column twice.
@@ -47,12 +59,13 @@ def read_schema(path: Path) -> pa.Schema:
     twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
     if twice:
         raise ValueError(f"{path} has more than one column {twice[0]!r}; rename one")
-    return schema
+    return schema if path.suffix == ".parquet" else pa.schema([pa.field(name, pa.string()) for name in schema.names])
 
 
-def _open_csv(path: Path, types: dict[str, pa.DataType] | None = None) -> csv.CSVStreamingReader:
-    convert = csv.ConvertOptions(column_types=types, strings_can_be_null=True)
-    return csv.open_csv(path, convert_options=convert)
+def _open_csv(path: Path, schema: pa.Schema | None = None) -> csv.CSVStreamingReader:
+    parse = csv.ParseOptions(newlines_in_values=True)
+    convert = csv.ConvertOptions(column_types=schema, null_values=[""], strings_can_be_null=True)
+    return csv.open_csv(path, parse_options=parse, convert_options=convert)
 
 
 def read_batches(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
@@ -62,26 +75,56 @@ def read_batches(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
             with pq.ParquetFile(path) as file:
                 yield from file.iter_batches(batch_size=ROWS_PER_PART)
         else:
-            with _open_csv(path, {field.name: field.type for field in schema}) as reader:
+            with _open_csv(path, schema) as reader:
                 yield from reader
     except pa.ArrowException as error:
-        types = (
-            ""
-            if path.suffix == ".parquet"
-            else "; a CSV's types are inferred from its first MiB, a Parquet file's are known"
-        )
-        raise ValueError(f"{path} cannot be read: {error}{types}") from error
+        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
-def csv_types(schema: pa.Schema, fields: Iterable[str]) -> pa.Schema:
-    """The types that a CSV is read with: of the model's fields numbers as numbers, as in training; all else as it is written."""
+# ---- a CSV's fields in the spelling of the training rows, whose types it does not know
 
-    def type_of(field: pa.Field) -> pa.DataType:
-        is_number = pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
-        as_number = is_number or pa.types.is_boolean(field.type)
-        return field.type if as_number and field.name in fields else pa.string()
 
-    return pa.schema([pa.field(field.name, type_of(field)) for field in schema])
+def spelling_of(seen: pa.Array) -> str:
+    """Whether the values that a field had in training are all "numbers", or "booleans", in our spelling; else "text"."""
+    if len(seen) <= 2 and set(seen.to_pylist()) <= {"true", "false"}:
+        return "booleans"
+    fractions = seen.filter(pc.invert(pc.match_substring_regex(seen, INTEGER)))
+    try:
+        return "numbers" if as_text(fractions.cast(pa.float64()), "").equals(fractions) else "text"
+    except pa.ArrowInvalid:
+        return "text"
+
+
+def spelled_as_numbers(texts: pa.Array) -> pa.Array:
+    """007 and 7.0 are 7, 2.50 is 2.5; what is no number stays as it is."""
+    texts = pc.replace_substring_regex(texts, r"^\+?(-?)0*([0-9]+)$", r"\1\2")
+    texts = pc.if_else(pc.equal(texts, "-0"), "0", texts)
+    is_fraction = pc.and_not(pc.match_substring_regex(texts, NUMBER), pc.match_substring_regex(texts, INTEGER))
+    fractions = pc.utf8_ltrim(texts.filter(is_fraction), "+").cast(pa.float64())
+    return pc.replace_with_mask(texts, is_fraction, as_text(fractions, ""))
+
+
+def csv_reader(vocabulary: FeatureVocabulary) -> Callable[[pa.Table], pa.Table]:
+    """What turns a CSV's text into the fields as training saw them. Words for a missing value are one, unless training knew
+    them as values."""
+    spellings = {field: spelling_of(seen) for field, seen in vocabulary.values.items()}
+    nulls = {f: NULL_WORDS.filter(pc.invert(pc.is_in(NULL_WORDS, seen))) for f, seen in vocabulary.values.items()}
+
+    def read(table: pa.Table) -> pa.Table:
+        columns = {}
+        for field in set(vocabulary.fields) & set(table.column_names):
+            written = table[field].combine_chunks().dictionary_encode()
+            texts = written.dictionary
+            texts = pc.if_else(pc.is_in(texts, nulls[field]), None, texts)
+            if spellings[field] == "numbers":
+                texts = spelled_as_numbers(texts)
+            elif spellings[field] == "booleans":
+                lower = pc.utf8_lower(texts)
+                texts = pc.if_else(pc.is_in(lower, pa.array(["true", "false"])), lower, texts)
+            columns[field] = pa.DictionaryArray.from_arrays(written.indices, texts)
+        return pa.table(columns)
+
+    return read
 
 
 def in_parts(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
@@ -132,8 +175,8 @@ def score_file(
         )
     added = added_columns(return_towers)
     check_output(output, schema, added)
-    if source.suffix == ".csv":
-        schema = csv_types(schema, fields)
+    read = csv_reader(pipe.processor.vocabulary) if source.suffix == ".csv" else None
+    batches = read_batches(source, schema)
     for name in added:
         schema = schema.append(pa.field(name, pa.float64()))
     if output.suffix == ".csv":
@@ -149,15 +192,18 @@ def score_file(
     finished = len(list(folder.glob("part-*.parquet"))) * ROWS_PER_PART
     total = pq.read_metadata(source).num_rows if source.suffix == ".parquet" else None
     with logging.tqdm(total=total, initial=finished, unit=" rows", unit_scale=True) as bar:
-        for table in in_parts(read_batches(source, schema), ROWS_PER_PART):
+        for table in in_parts(batches, ROWS_PER_PART):
             parts.append(folder / f"part-{len(parts):05d}.parquet")
             num_rows += len(table)
             if parts[-1].exists():
                 continue
-            for name, column in pipe.probabilities(table, batch_size, return_towers).items():
+            rows = table if read is None else read(table)
+            for name, column in pipe.probabilities(rows, batch_size, return_towers).items():
                 table = table.append_column(name, pa.array(column))
             unfinished = parts[-1].with_suffix(".tmp")
-            pq.write_table(table, unfinished)
+            with open(unfinished, "wb") as file:
+                pq.write_table(table, file)
+                os.fsync(file.fileno())  # a part that has its name is whole, whatever goes out
             unfinished.replace(parts[-1])
             bar.update(len(table))
     if num_rows == 0:
@@ -188,6 +234,8 @@ def check_csv_holds(schema: pa.Schema) -> None:
     """Raises ValueError where a CSV file cannot hold a column."""
     for field in schema:
         try:
+            if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type):
+                raise pa.ArrowTypeError("bytes are no text")
             csv.write_csv(pa.schema([field]).empty_table(), pa.BufferOutputStream())
         except pa.ArrowException as error:
             raise ValueError(
@@ -241,6 +289,8 @@ def load_pipeline(
 ) -> CtrPredictionPipeline:
     """Model and processor of a checkpoint; `kwargs` are dtype and towers."""
     loaded = AutoModelForSequenceClassification.from_pretrained(model, revision=revision, **kwargs)
+    if loaded.config.architectures == ["FlipForPreTraining"]:
+        raise ValueError(f"{model} is pretrained, not finetuned: it predicts no clicks yet; finetune it first")
     processor = AutoProcessor.from_pretrained(model, revision=revision)
     return CtrPredictionPipeline(loaded, processor, task="ctr-prediction", device=device, return_towers=return_towers)
 

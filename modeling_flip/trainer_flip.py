@@ -38,6 +38,9 @@ STATE_FILES = ("optimizer.*", "scheduler.*", "scaler.*", "rng_state*", "trainer_
 # Of an output folder, what stays here: the state of a training, and files that are being written.
 UNPUSHED = ("checkpoints/*", "checkpoint-*/*", "runs/*", ".*", "*/.*")
 LAST = "last-checkpoint"
+RESULTS_FILE, PRETRAINING_RESULTS_FILE = "all_results.json", "pretraining_results.json"
+# What a push takes from the repo unless it brings it: of an earlier run there, it would pass for this one's.
+NOT_OF_THIS_RUN = (f"{LAST}/*", RESULTS_FILE, f"pretraining/{PRETRAINING_RESULTS_FILE}")
 ONE_PUSH_AT_A_TIME = threading.Lock()  # a later one would overtake it
 CARD_ARGUMENTS = (
     "learning_rate",
@@ -360,19 +363,35 @@ class FlipTrainer(Trainer):
                 raise ValueError(f"cannot push to {repo_id!r}: {push_error(error)}") from error
             logger.warning(f"training goes on, though {repo_id!r} cannot be reached: {push_error(error)}")
 
-    def create_model_card(self, folder: str | os.PathLike | None = None, **results: Any) -> None:
-        """Write README.md and the training curve to `folder`; `results` as in all_results.json."""
+    @property
+    def kept_step(self) -> int:
+        """The step whose weights training ends with: the best that was saved, where that is loaded at the end, or the last."""
+        best = step_of(self.state.best_model_checkpoint) if self.args.load_best_model_at_end else None
+        return best or self.state.global_step
+
+    def create_model_card(
+        self,
+        folder: str | os.PathLike | None = None,
+        *,
+        step: int | None = None,
+        revision: str | None = None,
+        **results: Any,
+    ) -> None:
+        """Write README.md and the training curve to `folder`, which holds the weights of `step` (by default `kept_step`) and
+        goes to the branch `revision`; `results` as in all_results.json."""
         if not self.is_world_process_zero():
             return
         folder = Path(folder or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        best = {}
+        step = step or self.kept_step
+        measured = {}
         for entry in self.state.log_history:
-            if "eval_auc" in entry and entry["step"] == (self.state.best_global_step or entry["step"]):
-                best = {k.replace("eval_", "validation_", 1): v for k, v in entry.items() if k.startswith("eval_")}
+            if "eval_auc" in entry and entry["step"] == step:
+                measured = {k.replace("eval_", "validation_", 1): v for k, v in entry.items() if k.startswith("eval_")}
         write_curve(folder / CURVE_FILE, self.state.log_history)
         model = self.accelerator.unwrap_model(self.model)
-        write_card(folder, model, self.processor, self.hub_model_id, best | self.facts | results, self.args)
+        results = measured | self.facts | results
+        write_card(folder, model, self.processor, self.hub_model_id, results, self.args, revision)
 
     def push_to_hub(
         self,
@@ -391,22 +410,22 @@ class FlipTrainer(Trainer):
             results: for the card, where `folder` is not given.
 
         Returns:
-            whether it arrived, as far as is known. If not, the log says why; nothing local is touched.
+            whether it arrived; True where that is not waited for. If not, the log says why; nothing local is touched.
         """
         if self.hub_model_id is None:
             self.init_hf_repo(token, private)
         if folder is None:
             folder = str(self.args.output_dir)
             self.save_model(folder, _internal_call=True)
-            self.create_model_card(folder, **results)
+            self.create_model_card(folder, revision=revision, **results)
         if not self.is_world_process_zero():
             return True
-        failures = len(self.failed_pushes)
         where: dict[str, Any] = {"token": token, "revision": revision, "private": private}
-        self._start_push(Path(folder), commit_message or "End of training", UNPUSHED, **where)
-        if blocking:
-            self.wait_for_push()
-        return len(self.failed_pushes) == failures
+        arrived = self._start_push(Path(folder), commit_message or "End of training", UNPUSHED, **where)
+        if not blocking:
+            return True
+        self.wait_for_push()
+        return arrived.is_set()
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Push the best model so far, with its card, and where `hub_strategy` is "checkpoint" the state to resume from: one
@@ -432,8 +451,10 @@ class FlipTrainer(Trainer):
 
     def _stage(self, checkpoint: Path, staged: Path) -> None:
         """Lay out in a folder what the repo is to hold, in hard links: Trainer may delete a checkpoint while it is uploaded."""
-        strategy, best = self.args.hub_strategy, self.state.best_model_checkpoint
-        shown = Path(best) if best and Path(best).is_dir() else checkpoint
+        strategy = self.args.hub_strategy
+        shown = checkpoint.with_name(f"checkpoint-{self.kept_step}")
+        if not shown.is_dir():
+            shown = checkpoint
         link_files(shown, staged / self.args.hub_subfolder, STATE_FILES)
         if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             link_files(checkpoint, staged / (LAST if strategy == HubStrategy.CHECKPOINT else checkpoint.name), ())
@@ -441,13 +462,13 @@ class FlipTrainer(Trainer):
             link_files(folder, staged / name, ())
         if "recipe" in self.facts:
             (staged / RECIPE_FILE).write_text(yaml.safe_dump(self.facts["recipe"], sort_keys=False, allow_unicode=True))
-        self.create_model_card(staged)
+        self.create_model_card(staged, step=step_of(shown))
 
     def _start_push(
         self, folder: Path, message: str, ignore: Sequence[str] = (), delete_after: bool = False, **where: Any
-    ) -> None:
-        """Upload a folder in the background; a failure is kept, not raised."""
-        args, repo_id = self.args, self.hub_model_id
+    ) -> threading.Event:
+        """Upload a folder in the background; a failure is kept, not raised. The event is set when it has arrived."""
+        args, repo_id, arrived = self.args, self.hub_model_id, threading.Event()
         assert repo_id is not None
         self.callback_handler.on_push_begin(args, self.state, self.control)
 
@@ -462,8 +483,9 @@ class FlipTrainer(Trainer):
                         token=where.get("token") or args.hub_token,
                         revision=where.get("revision") or args.hub_revision,
                         ignore_patterns=ignore,
-                        delete_patterns=[f"{LAST}/*"],
+                        delete_patterns=NOT_OF_THIS_RUN,
                     )
+                arrived.set()
                 logger.warning(f"pushed to {commit.repo_url}: {message}")
             except Exception as error:  # whatever it is, it must not cost the training
                 self._note_failure(message, error)
@@ -471,9 +493,10 @@ class FlipTrainer(Trainer):
                 if delete_after:
                     shutil.rmtree(folder, ignore_errors=True)
 
-        # A daemon: a Hub that hangs must not keep a process alive that is told to end.
+        # A daemon: a process that is told to end need not wait for the Hub, but for a request with a file that has begun.
         self._push = threading.Thread(target=push, name="push", daemon=True)
         self._push.start()
+        return arrived
 
     def _note_failure(self, message: str, error: Exception) -> None:
         self.failed_pushes.append(f"{message}: {push_error(error)}")
@@ -493,13 +516,25 @@ class FlipTrainer(Trainer):
 
 
 def write_card(
-    folder: Path, model: Any, processor: FlipProcessor, repo_id: str | None, results: Mapping[str, Any], args: Any
+    folder: Path,
+    model: Any,
+    processor: FlipProcessor,
+    repo_id: str | None,
+    results: Mapping[str, Any],
+    args: FlipTrainingArguments,
+    revision: str | None = None,
 ) -> None:
     """Write README.md beside the training curves that it shows."""
     curves = [f"{sub}{CURVE_FILE}" for sub in ("", "pretraining/") if (folder / sub / CURVE_FILE).exists()]
     hyperparameters = {name: getattr(args, name) for name in CARD_ARGUMENTS if getattr(args, name) is not None}
-    card = model_card(model, processor, repo_id or str(folder), results, hyperparameters, curves)
+    revision = (revision or args.hub_revision) if repo_id else None
+    card = model_card(model, processor, repo_id or str(folder), results, hyperparameters, curves, revision=revision)
     (folder / "README.md").write_text(card)
+
+
+def step_of(checkpoint: str | os.PathLike | None) -> int | None:
+    """The step in a checkpoint's name, `checkpoint-STEP`."""
+    return None if checkpoint is None else int(Path(checkpoint).name.rpartition("-")[2])
 
 
 def link_files(source: Path, target: Path, without: Sequence[str]) -> None:

@@ -61,6 +61,21 @@ def run_training(hub: LoopbackHub, home: Path, *arguments: Any, prelude: str = "
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
+def killed_at(hub: LoopbackHub, home: Path, step: int, repo: str, *arguments: Any) -> dict[str, Any]:
+    """Kill a run as soon as a state of so many steps is in its repo; returns that state."""
+
+    def state() -> dict[str, Any]:
+        pushed = ("model", repo) in hub.repos and hub.files(repo)
+        return json.loads((pushed or {}).get("last-checkpoint/trainer_state.json", "{}"))
+
+    process = train_process(hub, home, *arguments, "--hub_model_id", repo, start_new_session=True)
+    while process.poll() is None and state().get("global_step", 0) < step:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    return state()
+
+
 def without_code_and_state(files: dict[str, bytes]) -> dict[str, bytes]:
     return {name: data for name, data in files.items() if re.search(r"safetensors$|^config|vocab|tokenizer", name)}
 
@@ -260,22 +275,27 @@ def test_one_lost_request_is_sent_again(hub: LoopbackHub, tabular_recipe_file: P
 
 
 @pytest.mark.parametrize(
-    ("repo", "token", "message"),
+    ("repo", "token", "more", "message"),
     [
-        ("somebody-else/model", "hf_test", "cannot push to 'somebody-else/model': .*403"),
-        ("me/model", "hf_wrong", "cannot push to 'me/model': .*401.* Log in with `hf auth login`"),
+        ("somebody-else/model", "hf_test", [], "cannot push to 'somebody-else/model': .*403"),
+        ("me/model", "hf_wrong", [], "cannot push to 'me/model': .*401.* Log in with `hf auth login`"),
         # It exists and can be read; the client itself would notice at the first push.
-        ("me/theirs", "hf_other", "cannot push to 'me/theirs': .*403.* Log in with `hf auth login`"),
+        ("me/theirs", "hf_other", [], "cannot push to 'me/theirs': .*403.* Log in with `hf auth login`"),
+        ("me/theirs", "hf_test", ["--hub_private_repo", "true"], "me/theirs is to be private, and exists in public"),
+        ("me/theirs", "hf_test", ["--hub_strategy", "checkpoint"], "holds another model: its recipe.yaml is no recipe"),
+        ("me/model", "hf_test", ["--license", "nonsense"], "license is 'nonsense', which the Hub does not take"),
     ],
 )
 def test_a_refusal_stops_before_training(
-    repo: str, token: str, message: str, hub: LoopbackHub, tabular_recipe_file: Path, tmp_path: Path
+    repo: str, token: str, more: list[str], message: str, hub: LoopbackHub, tabular_recipe_file: Path, tmp_path: Path
 ) -> None:
     hub.tokens["hf_other"] = "other"
     if ("model", "me/theirs") not in hub.repos:
-        create = "from huggingface_hub import HfApi; HfApi().create_repo('me/theirs')"
+        create = "from huggingface_hub import HfApi; api = HfApi(); api.create_repo('me/theirs'); api.upload_file("
+        create += "path_or_fileobj=b'- a list', path_in_repo='recipe.yaml', repo_id='me/theirs')"
         subprocess.run([sys.executable, "-c", create], env=hub.env(tmp_path), check=True)
-    command = [ROOT / "train.py", tabular_recipe_file, *FLIP, "--output_dir", tmp_path / "out", "--hub_model_id", repo]
+    arguments = [tabular_recipe_file, *FLIP, "--output_dir", tmp_path / "out", "--hub_model_id", repo, *more]
+    command = [ROOT / "train.py", *arguments]
     env = hub.env(tmp_path, token)
     done = subprocess.run([sys.executable, *map(str, command)], env=env, capture_output=True, text=True)
     assert done.returncode != 0
@@ -294,17 +314,11 @@ def test_a_restored_run_knows_its_best_epoch(hub: LoopbackHub, tabular_recipe_fi
     straight = json.loads((tmp_path / "straight" / "all_results.json").read_text())
     assert straight["epochs"] < 30
 
-    def state() -> dict[str, Any]:
-        pushed = ("model", "me/best-killed") in hub.repos and hub.files("me/best-killed")
-        return json.loads((pushed or {}).get("last-checkpoint/trainer_state.json", "{}"))
-
     command = [*arguments, "--hub_model_id", "me/best-killed"]
-    process = train_process(hub, tmp_path, *command, "--output_dir", tmp_path / "killed", start_new_session=True)
-    while process.poll() is None and state().get("epoch", 0) < straight["best_epoch"] + 3:
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert state()["best_global_step"] < state()["global_step"]
+    per_epoch = min(int(title.split()[-1]) for title in hub.commits("me/best") if "step" in title)
+    late = int(straight["best_epoch"] + 3) * per_epoch
+    state = killed_at(hub, tmp_path, late, "me/best-killed", *arguments, "--output_dir", tmp_path / "killed")
+    assert state["best_global_step"] < state["global_step"]
     done = run_training(hub, tmp_path, *command, "--output_dir", f"{tmp_path}/restored/")  # as a shell completes it
     assert done.returncode == 0, done.stderr[-3000:]
     restored = json.loads((tmp_path / "restored" / "all_results.json").read_text())
@@ -312,6 +326,84 @@ def test_a_restored_run_knows_its_best_epoch(hub: LoopbackHub, tabular_recipe_fi
         assert restored[key] == straight[key], key
     assert hub.files("me/best-killed")["model.safetensors"] == hub.files("me/best")["model.safetensors"]
     assert not list(tmp_path.rglob("*.restored"))
+
+
+def test_saves_may_be_rarer_than_evaluations(hub: LoopbackHub, tabular_recipe_file: Path, tmp_path: Path) -> None:
+    """The best of those saved is shown, with its own figures, and a restored run ends with the same."""
+    steps = {"eval_strategy": "steps", "eval_steps": 5, "save_strategy": "steps", "save_steps": 20}
+    steps |= {"num_train_epochs": 12, "learning_rate": 0.3, "early_stopping_patience": 1000}
+    options = [part for name, value in steps.items() for part in (f"--finetuning.{name}", value)]
+    arguments = [tabular_recipe_file, *FLIP, *options, "--hub_strategy", "checkpoint"]
+    done = run_training(hub, tmp_path, *arguments, "--hub_model_id", "me/rare", "--output_dir", tmp_path / "straight")
+    assert done.returncode == 0, done.stderr[-3000:]
+    unsaved_was_best = 0
+    for commit in hub.repo("me/rare").commits:
+        files = hub.files("me/rare", revision=commit)
+        if "last-checkpoint/trainer_state.json" in files:
+            state = json.loads(files["last-checkpoint/trainer_state.json"])
+            shown = int((state["best_model_checkpoint"] or f"-{state['global_step']}").rpartition("-")[2])
+            auc = next(e["eval_auc"] for e in state["log_history"] if e["step"] == shown and "eval_auc" in e)
+            assert f"| validation | this model | {auc:.4f} |" in files["README.md"].decode()
+            unsaved_was_best += state["best_global_step"] != shown
+    assert unsaved_was_best
+    killed_at(hub, tmp_path, 60, "me/rare-killed", *arguments, "--output_dir", tmp_path / "killed")
+    again = [*arguments, "--hub_model_id", "me/rare-killed", "--output_dir", tmp_path / "restored"]
+    done = run_training(hub, tmp_path, *again)
+    assert done.returncode == 0, done.stderr[-3000:]
+    straight, restored = (json.loads((tmp_path / f / "all_results.json").read_text()) for f in ("straight", "restored"))
+    for key in ("best_epoch", "epochs", "validation_auc", "test_auc"):
+        assert restored[key] == straight[key], key
+    history = {entry["epoch"]: entry["auc"] for entry in straight["history"]}
+    assert straight["validation_auc"] == pytest.approx(history[straight["best_epoch"]], abs=1e-9)
+
+
+@pytest.fixture(scope="module")
+def second_run(hub: LoopbackHub, tabular_recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """A run on a branch of a repo that has an earlier run's model on main: its arguments, but for the folder."""
+    home = tmp_path_factory.mktemp("home")
+    arguments = [tabular_recipe_file, *FLIP, "--hub_model_id", "me/twice", "--hub_strategy", "checkpoint"]
+    done = run_training(hub, home, *arguments, "--output_dir", home / "first")
+    assert done.returncode == 0, done.stderr[-3000:]
+    arguments += ["--seed", 7, "--hub_revision", "seed7"]
+    done = run_training(hub, home, *arguments, "--output_dir", home / "second")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return arguments
+
+
+@pytest.mark.usefixtures("second_run")
+def test_nothing_of_an_earlier_run_passes_for_this_ones(hub: LoopbackHub, run_python: Callable[..., Any]) -> None:
+    titles = {sha: commit.title for sha, commit in hub.repo("me/twice").commits.items()}
+    seeds = {
+        sha: yaml.safe_load(hub.files("me/twice", revision=sha).get("recipe.yaml", b"{}")).get("seed") for sha in titles
+    }
+    unfinished = [sha for sha, title in titles.items() if "step" in title and seeds[sha] == 7]
+    assert unfinished
+    for sha in unfinished:
+        assert "all_results.json" not in hub.files("me/twice", revision=sha)
+    finished = hub.files("me/twice", revision="seed7")
+    assert json.loads(finished["all_results.json"])["seed"] == 7
+    card = finished["README.md"].decode()
+    assert "revision='seed7'" in card
+    done = run_python(re.findall(r"```python\n(.*?)```", card, re.DOTALL)[0])
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_a_folder_that_is_behind_the_hub_does_not_overwrite_it(
+    second_run: list[Any], hub: LoopbackHub, tmp_path: Path
+) -> None:
+    behind = tmp_path / "behind"
+    behind.mkdir()
+    recipe = yaml.safe_load(hub.files("me/twice", revision="seed7")["recipe.yaml"]) | {"output_dir": str(behind)}
+    (behind / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    before = hub.commits("me/twice", revision="seed7")
+    done = run_training(hub, tmp_path, *second_run, "--output_dir", behind)
+    assert done.returncode != 0
+    assert "me/twice on the Hub holds a later state of this run than" in done.stderr and "Traceback" not in done.stderr
+    assert hub.commits("me/twice", revision="seed7") == before
+    hub.fail = lambda method, path: 500 if "/api/" in path else None  # what cannot be asked stops nothing
+    done = run_training(hub, tmp_path, *second_run, "--output_dir", behind)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "cannot see how far 'me/twice' is" in done.stderr and (behind / "all_results.json").exists()
 
 
 def test_a_hub_that_hangs_and_a_curve_that_cannot_be_drawn(

@@ -144,6 +144,13 @@ def test_a_missing_shard_is_named(copy: Path) -> None:
         load(copy)
 
 
+def test_weights_that_the_checksums_do_not_list_are_refused(copy: Path) -> None:
+    """transformers would take them rather than the shards."""
+    shutil.copyfile(shard(copy), copy / "model.safetensors")
+    with pytest.raises(ValueError, match=r"holds model\.safetensors beside the shards that model\.sha256 lists"):
+        load(copy)
+
+
 def test_a_vocabulary_of_other_weights_is_refused(
     copy: Path, wordpiece: PreTrainedTokenizerFast, tiny_text_model: Path, tmp_path: Path
 ) -> None:

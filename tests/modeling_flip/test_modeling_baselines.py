@@ -632,3 +632,11 @@ def test_new_tokens_get_embeddings_in_both_towers_of_ctr_bert(make: Callable[...
     size = model.get_input_embeddings().num_embeddings
     model.resize_token_embeddings(size + 3)
     assert [t.get_input_embeddings().num_embeddings for t in model.fresh_text_towers()] == [size + 3] * 2
+
+
+@pytest.mark.parametrize(
+    ("config_class", "towers"), [(MoRecConfig, "both"), (CTRBertConfig, "tabular"), (P5Config, "both")]
+)
+def test_towers_of_a_baseline_are_given(config_class: Any, towers: str) -> None:
+    with pytest.raises(ValueError, match=f"towers is '{towers}'; it must be one of {config_class().towers}"):
+        config_class(towers=towers)

@@ -449,9 +449,20 @@ def test_a_stream_of_anything_else_is_refused(pipe: CtrPredictionPipeline) -> No
         next(pipe(iter([ROWS[0], "text"])))
 
 
-def test_columns_in_a_dict_are_refused(pipe: CtrPredictionPipeline) -> None:
+@pytest.mark.parametrize(
+    "rows",
+    [TABLE.to_pydict(), dict(pd.DataFrame(ROWS)), datasets.DatasetDict(test=datasets.Dataset(TABLE))],
+    ids=["lists", "Series", "DatasetDict"],
+)
+def test_columns_in_a_dict_are_refused(pipe: CtrPredictionPipeline, rows: Any) -> None:
     with pytest.raises(TypeError, match="a dict is one row; give columns as a DataFrame or an Arrow table"):
-        pipe(TABLE.to_pydict())
+        pipe(rows)
+
+
+@pytest.mark.parametrize("rows", [{}, {"bogus": 1}, [{"bogus": 1}], pd.DataFrame({"bogus": [1]})], ids=repr)
+def test_rows_without_any_field_are_refused(pipe: CtrPredictionPipeline, rows: Any) -> None:
+    with pytest.raises(ValueError, match="the rows have none of the fields"):
+        pipe(rows)
 
 
 def test_settings_that_cannot_be_are_refused(pipe: CtrPredictionPipeline) -> None:

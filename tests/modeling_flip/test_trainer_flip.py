@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,15 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from modeling_flip import FlipDataset, FlipForCTR, FlipForPreTraining, FlipProcessor, FlipTrainer, FlipTrainingArguments
+from modeling_flip import (
+    FlipDataset,
+    FlipForCTR,
+    FlipForPreTraining,
+    FlipProcessor,
+    FlipTrainer,
+    FlipTrainingArguments,
+    trainer_flip,
+)
 from modeling_flip.trainer_flip import LengthBuckets, ctr_metrics
 
 SIZES: dict[str, Any] = {"embedding_size": 4, "hidden_sizes": [8], "projection_size": 8}
@@ -243,3 +253,23 @@ def test_no_floating_point_operations_are_guessed(make: Callable[..., FlipTraine
     trainer = make()
     trainer.train()
     assert trainer.state.total_flos == 0
+
+
+def test_a_push_answers_for_itself_alone(make: Callable[..., FlipTrainer], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One before it, still under way, fails later; that one is kept, and this one has arrived."""
+    begun = threading.Event()
+
+    def upload(folder: Path, repo_id: str, *, commit_message: str, **_: Any) -> Any:
+        if commit_message == "first":
+            begun.wait(10)
+            raise OSError(28, "No space left on device")
+        return SimpleNamespace(repo_url=repo_id)
+
+    monkeypatch.setattr(trainer_flip, "create_repo", lambda repo_id, *_: repo_id)
+    monkeypatch.setattr(trainer_flip, "upload", upload)
+    trainer = make(push_to_hub=True, hub_model_id="me/model")
+    assert trainer.push_to_hub("first", blocking=False)
+    begun.set()
+    assert trainer.push_to_hub("second")
+    assert len(trainer.failed_pushes) == 1 and trainer.failed_pushes[0].startswith("first: ")
+    assert not trainer.push_to_hub("first")
