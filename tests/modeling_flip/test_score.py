@@ -196,6 +196,14 @@ def test_a_field_of_a_csv_is_read_as_in_training(values: list[Any], tmp_path_fac
         in_training["field"] = in_training["field"].slice(len(rows))
 
 
+def test_line_breaks_inside_quotes_may_stand_anywhere(tmp_path: Path) -> None:
+    cell = "one\ntwo, with a comma\nthree"
+    (tmp_path / "rows.csv").write_text("user_id,title\n" + f'7,"{cell}"\n' * 60_000)  # more than one of Arrow's blocks
+    batches = list(score.read_batches(tmp_path / "rows.csv", score.read_schema(tmp_path / "rows.csv")))
+    assert len(batches) > 1 and sum(map(len, batches)) == 60_000
+    assert all(set(batch["title"].to_pylist()) == {cell} for batch in batches)
+
+
 def test_words_for_nothing_are_values_where_training_knew_them() -> None:
     rows = pa.table({"country": ["NA", "DE", "null"]})
     read = score.csv_reader(FeatureVocabulary.fit(rows, ["country"]))
