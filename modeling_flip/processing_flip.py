@@ -36,7 +36,7 @@ class FlipDataset(torch.utils.data.Dataset["FlipDataset"]):
 
     Attributes:
         value_ids: (N, F) int32.
-        value_features: (V,) int32, the feature id of each value seen in training.
+        value_features: (V,) and (U,) int32, the feature id of each value seen in training, and of the others.
         unseen_values: the values never seen in training, as (field index, text); their ids are V and up.
         token_tables: tokens of each value seen in training, and of the others; None where whole sentences must be tokenised
             (or there is no tokenizer).
@@ -46,7 +46,7 @@ class FlipDataset(torch.utils.data.Dataset["FlipDataset"]):
     """
 
     value_ids: np.ndarray
-    value_features: np.ndarray
+    value_features: tuple[np.ndarray, np.ndarray]
     unseen_values: list[tuple[int, str]]
     token_tables: tuple[TokenTable, TokenTable] | None
     labels: np.ndarray | None
@@ -78,7 +78,7 @@ class FlipDataset(torch.utils.data.Dataset["FlipDataset"]):
     @property
     def has_unseen_value(self) -> np.ndarray:
         """(N,) bool, whether some value of the row was never seen in training."""
-        return np.asarray((self.value_ids >= len(self.value_features)).any(1))
+        return np.asarray((self.value_ids >= len(self.value_features[0])).any(1))
 
 
 class FlipProcessor(ProcessorMixin):
@@ -215,10 +215,11 @@ class FlipProcessor(ProcessorMixin):
             logger.warning_once(f"no column {field!r} in the rows: scored as missing")
         labels = None if label_column is None else read_labels(rows, label_column)
         value_ids, unseen = self._vocabulary.encode(columns)
+        unknown = self._vocabulary.feature_offsets[[field for field, _ in unseen]].astype(np.int32)
         table = self._vocabulary.token_table if self._token_table_is_exact else None
         return FlipDataset(
             value_ids=value_ids,
-            value_features=self._vocabulary.value_features,
+            value_features=(self._vocabulary.value_features, unknown),
             unseen_values=unseen,
             token_tables=None if table is None else (table, TokenTable.from_segments(self._segments(unseen))),
             labels=labels,
@@ -242,9 +243,7 @@ class FlipProcessor(ProcessorMixin):
 
     def feature_ids(self, rows: FlipDataset) -> np.ndarray:
         """(B, F) int64 feature ids."""
-        seen = rows.value_features.take(rows.value_ids, mode="clip")
-        is_seen = rows.value_ids < len(rows.value_features)
-        return np.where(is_seen, seen, self._vocabulary.feature_offsets[:-1]).astype(np.int64)
+        return gather(*rows.value_features, rows.value_ids).astype(np.int64)
 
     def sentences(self, rows: FlipDataset, fields: Sequence[int] | None = None) -> dict[str, np.ndarray]:
         """`input_ids`, `attention_mask` and `token_field_ids`, each (B, L) int64, L the longest sentence here.
