@@ -17,7 +17,8 @@ from accelerate import PartialState
 from transformers.utils import logging
 
 from data_scripts import demo, movielens
-from modeling_flip.recipe import SPLITS, Recipe, parse_recipe, run, uses_cpu
+from modeling_flip.recipe import SPLITS, Recipe, parse_recipe, uses_cpu
+from modeling_flip.run import run
 
 MOVIELENS = ("movielens-1m", "movielens-100k")
 

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import results_table
 
-from modeling_flip.recipe import FREE_MODEL_KEYS, RESULTS_FILE, Recipe, parse_recipe
+from modeling_flip.recipe import FREE_MODEL_KEYS, Recipe, parse_recipe
+from modeling_flip.trainer_flip import RESULTS_FILE
 
 
 def pretraining_key(recipe: Recipe) -> str | None:

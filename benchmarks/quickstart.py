@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from modeling_flip.recipe import Recipe, parse_recipe, run
+from modeling_flip.recipe import Recipe, parse_recipe
+from modeling_flip.run import run
 from train import load_data
 
 RECIPE = "configuration/quickstart.yaml"

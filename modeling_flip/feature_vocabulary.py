@@ -104,9 +104,8 @@ def text_columns(rows: Any, fields: Sequence[str], *, strict: bool = True) -> tu
 
     absent = [field for field in fields if field not in present]
     if absent and strict:
-        near = difflib.get_close_matches(absent[0], [str(name) for name in present], n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"column {absent[0]!r} is missing; the columns are {sorted(map(str, present))}{hint}")
+        names = sorted(map(str, present))
+        raise ValueError(f"column {absent[0]!r} is missing; the columns are {names}{did_you_mean(absent[0], names)}")
 
     columns: dict[str, pa.Array] = {}
     for field in fields:
@@ -121,6 +120,12 @@ def text_columns(rows: Any, fields: Sequence[str], *, strict: bool = True) -> tu
             arrow = isinstance(value, (pa.Array, pa.ChunkedArray))
             columns[field] = as_text(value, field) if arrow else _column(value, field)
     return columns, absent
+
+
+def did_you_mean(wrong: str, known: Iterable[str]) -> str:
+    """The end of a message about a name that is none of the known ones; empty where none is near."""
+    near = difflib.get_close_matches(wrong, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 @dataclass(frozen=True)

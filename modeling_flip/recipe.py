@@ -1,67 +1,38 @@
-"""Recipes: what train.py reads, and the run it describes.
+"""Recipes: what train.py reads, and what can be wrong with one.
 
-A recipe is one YAML file: shared keys, and a section of training arguments for each stage. `run` takes it from raw rows to
-one folder with the model, its processor and `all_results.json`.
+A recipe is one YAML file: shared keys, and a section of training arguments for each stage.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import difflib
-import json
-import os
-import platform
 import re
-import shutil
-import subprocess
-import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-import accelerate
 import datasets
 import jsonargparse
 import numpy as np
 import torch
-import transformers
 import yaml
-from accelerate import PartialState
-from huggingface_hub import ModelCard, snapshot_download
-from huggingface_hub.errors import RevisionNotFoundError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from huggingface_hub import ModelCard
+from transformers import AutoConfig
 from transformers.utils import logging
 
 from .configuration_flip import FlipConfig
-from .hub import MODEL, check_files, create_repo, is_final, push_error, upload, with_retries
+from .feature_vocabulary import did_you_mean
+from .hub import push_error
 from .modeling_baselines import CTR_MODELS, MoRecConfig, check_has_decoder
-from .modeling_flip import FlipForCTR, FlipForPreTraining
-from .processing_flip import FlipDataset, FlipProcessor, read_labels
+from .processing_flip import read_labels
 from .tabular_towers import TABULAR_TOWERS
-from .trainer_flip import (
-    LAST,
-    NOT_OF_THIS_RUN,
-    PRETRAINING_RESULTS_FILE,
-    RECIPE_FILE,
-    RESULTS_FILE,
-    UNPUSHED,
-    FlipTrainer,
-    FlipTrainingArguments,
-    ctr_metrics,
-    link_files,
-    step_of,
-    write_card,
-)
-from .version import __version__
+from .trainer_flip import FlipTrainingArguments
 
 logger = logging.get_logger(__name__)
 
 SPLITS = ("train", "validation", "test")
-STAGES = ("pretraining", "finetuning", "finished")
 # Where a run is pushed to; another place is no other run.
 HUB_KEYS = ("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_revision", "license")
 MODEL_KEYS = [
@@ -186,6 +157,9 @@ class Recipe:
         defaults = {f.name: f.default for f in fields(self) if f.name in HUB_KEYS}
         return {k: v for k, v in given.items() if v not in (None, {}) and not (k in defaults and v == defaults[k])}
 
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
 
 # ---- reading a recipe
 
@@ -271,306 +245,25 @@ def parse_recipe(arguments: Sequence[str]) -> Recipe:
     return Recipe(**given)
 
 
-# ---- running it
-
-
-def run(recipe: Recipe, data: datasets.DatasetDict) -> dict[str, Any]:
-    """Pretrain, finetune, evaluate on the untouched test set, and save.
-
-    Everything that can be wrong with the input is looked at before training starts. An interrupted run continues where it
-    was when run again; a finished one returns its results.
-
-    Returns:
-        what all_results.json holds.
-
-    Raises:
-        ValueError: something is wrong with the recipe, the data or the output folder, with the value and the remedy.
-    """
-    started = time.perf_counter()
-    output_dir = Path(recipe.output_dir)
-    check_recipe(recipe)
-    check_data(data, recipe)
-    state = PartialState(cpu=uses_cpu(recipe))
-    with state.main_process_first():
-        if recipe.push_to_hub and recipe.hub_strategy == "checkpoint":
-            restore_from_hub(recipe)
-    if check_output_dir(recipe) and (output_dir / RESULTS_FILE).exists():
-        logger.warning(f"{output_dir} is finished; delete it to run again")
-        finished = json.loads((output_dir / RESULTS_FILE).read_text())
-        if state.is_main_process:
-            shutil.rmtree(output_dir / "checkpoints", ignore_errors=True)  # it may have been killed just before
-            if recipe.push_to_hub:
-                push_finished(recipe, finished)
-        return finished
-    set_seed(recipe.seed)
-    processor = make_processor(recipe, data)
-    encoded = {split: processor.encode(data[split], recipe.label_column) for split in SPLITS}
-    with state.main_process_first():
-        if not check_output_dir(recipe):
-            output_dir.mkdir(parents=True, exist_ok=True)
-            write(output_dir / RECIPE_FILE, yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True))
-
-    results: dict[str, Any] = {}
-    wall_time: dict[str, float] = {}
-    failed_pushes: list[str] = []
-    resumed = False
-    pretrained = recipe.pretrained_model_name_or_path
-    if needs_pretraining(recipe):
-        folder = output_dir / "pretraining"
-        resumed = folder.exists()
-        if not resumed:
-            failed_pushes = pretrain(recipe, processor, encoded, folder)
-        pretrained = str(folder)
-        results |= json.loads((folder / PRETRAINING_RESULTS_FILE).read_text())
-        wall_time["pretraining_seconds"] = results.pop("pretraining_seconds")
-        if resumed:
-            started -= wall_time["pretraining_seconds"]
-
-    begun = time.perf_counter()
-    set_seed(recipe.seed)  # finetuning is the same after a resumed pretraining as after a straight one
-    if pretrained is not None:
-        free = {key: value for key, value in recipe.model.items() if key in FREE_MODEL_KEYS}
-        model = FlipForCTR.from_pretrained(pretrained, towers=recipe.towers, **free)
-    else:
-        settings = {"tabular_tower": recipe.tabular_tower, **recipe.model}
-        if recipe.model_type == "flip":
-            settings["towers"] = recipe.towers
-        if recipe.item_fields:
-            settings["item_fields"] = [processor.fields.index(name) for name in recipe.item_fields]
-        model = CTR_MODELS[recipe.model_type].from_text_pretrained(
-            recipe.text_model_name_or_path, processor, **settings
-        )
-    if model.inputs == ("feature_ids",):
-        processor = processor.tabular_only()
-    arguments = stage_arguments(recipe, "finetuning")
-    trainer = FlipTrainer(model, arguments, processor, encoded["train"], encoded["validation"])
-    trainer.facts = run_facts(recipe)
-    trainer.waits_after_training = False  # first of all, what was trained is scored and saved
-    if needs_pretraining(recipe):
-        trainer.other_folders = {"pretraining": output_dir / "pretraining"}
-    last = last_checkpoint(trainer)
-    trainer.train(resume_from_checkpoint=last)
-    wall_time["finetuning_seconds"] = time.perf_counter() - begun
-    results["resumed"] = resumed or last is not None  # then times count the parts that were not lost
-    results["train_samples_per_second"] = trainer.clock.median
-    results["epochs"] = trainer.state.epoch
-    results["best_epoch"] = best_epoch(trainer)
-    results["history"] = [
-        {k.removeprefix("eval_"): v for k, v in entry.items() if re.search(r"auc|logloss|epoch", k)}
-        for entry in trainer.state.log_history
-        if "eval_auc" in entry
-    ]
-    for split in ("validation", "test"):
-        results |= evaluate(trainer, encoded[split], split)
-    if isinstance(model, FlipForCTR):
-        results["alpha"] = model.alpha.item()
-    results["num_parameters"] = model.num_parameters()
-    if model.inputs != ("feature_ids",):
-        # The one whose weights are in the model: a pretraining checkpoint's, whatever the recipe names.
-        results["text_model"] = model.config.text_config.name_or_path
-    wall_time["total_seconds"] = time.perf_counter() - started
-    results |= {"wall_time": wall_time} | trainer.facts
-    results["rows"] = {split: len(data[split]) for split in SPLITS}
-
-    trainer.save_model(str(output_dir), _internal_call=True)
-    if trainer.is_world_process_zero():
-        write(output_dir / RESULTS_FILE, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
-        trainer.create_model_card(output_dir, **results)
-    trainer.accelerator.wait_for_everyone()  # the others need not wait for the Hub
-    if trainer.is_world_process_zero():
-        if recipe.push_to_hub:
-            arrived = trainer.push_to_hub("End of training", folder=output_dir)
-            failed_pushes = failed_pushes + trainer.failed_pushes
-            if failed_pushes:
-                logger.warning(f"{len(failed_pushes)} pushes failed:\n  " + "\n  ".join(failed_pushes))
-            if not arrived:
-                logger.error(
-                    f"the finished model is whole in {output_dir}, not on the Hub: run the same command again to push it"
-                )
-        shutil.rmtree(output_dir / "checkpoints", ignore_errors=True)
-    return results
-
-
-def write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text)
-    temporary.replace(path)
-
-
-def check_output_dir(recipe: Recipe) -> bool:
-    """Whether the output folder holds this very run, begun or finished.
-
-    Raises:
-        ValueError: it holds something else.
-    """
-    folder, remedy = Path(recipe.output_dir), "choose another --output_dir, or delete the folder"
-    if not folder.exists() or not any(folder.iterdir()):
-        return False
-    if not (folder / RECIPE_FILE).is_file():
-        raise ValueError(f"output folder {folder} holds something else ({next(folder.iterdir()).name}); {remedy}")
-    check_same_run(folder / RECIPE_FILE, recipe, f"output folder {folder} holds another model", remedy)
-    return True
-
-
-def check_same_run(recipe_file: Path, recipe: Recipe, what: str, remedy: str, but: Sequence[str] = ()) -> None:
-    """Raises ValueError where a run's recipe differs from this one in anything but where it is pushed to, and `but`."""
-    ours = recipe.to_dict()
-    try:
-        theirs = dict(yaml.safe_load(recipe_file.read_text()))
-    except (yaml.YAMLError, TypeError, ValueError) as error:
-        raise ValueError(f"{what}: its {RECIPE_FILE} is no recipe; {remedy}") from error
-    for key in sorted((theirs.keys() | ours.keys()) - {*HUB_KEYS, *but}):
-        if theirs.get(key) != ours.get(key):
-            raise ValueError(f"{what}: its {key} is {theirs.get(key)!r}, this run's is {ours.get(key)!r}; {remedy}")
-
-
-def restore_from_hub(recipe: Recipe) -> None:
-    """Bring what an earlier run of this recipe pushed with hub_strategy "checkpoint" into the output folder, all or nothing.
-
-    Where the run has begun in the folder it stays as it is.
-
-    Raises:
-        ValueError: the repo holds another run, or a later state of this one than the folder, or the Hub cannot say.
-    """
-    output_dir = Path(recipe.output_dir).resolve()
-    restored = output_dir.with_name(f".{output_dir.name}.restored")
-    begun = check_output_dir(recipe)
-    little = [RECIPE_FILE, *NOT_OF_THIS_RUN[1:], f"{LAST}/trainer_state.json", f"{LAST}/config.json"]
-    with tempfile.TemporaryDirectory() as repo_dir:
-        repo = Path(repo_dir)
-        try:
-            repo_id = create_repo(hub_repo(recipe), recipe.hub_private_repo)
-            where: dict[str, Any] = {"revision": recipe.hub_revision, "local_dir": repo}
-            with_retries(lambda: snapshot_download(repo_id, allow_patterns=little if begun else None, **where))
-        except RevisionNotFoundError:
-            return
-        except (OSError, ValueError) as error:
-            if begun and not is_final(error):
-                logger.warning(f"cannot see how far {hub_repo(recipe)!r} is: {push_error(error)}")
-                return
-            raise ValueError(
-                f"cannot see whether {hub_repo(recipe)!r} holds an earlier part of this run: {push_error(error)}; try again, or "
-                "leave out --hub_strategy checkpoint to begin anew"
-            ) from error
-        if not (repo / RECIPE_FILE).exists():
-            return
-        # Where it runs is no part of what it is; the demo makes its text model beside the output folder.
-        place = ["output_dir", *(["text_model_name_or_path"] if recipe.dataset_name == "demo" else [])]
-        remedy = "choose another --hub_model_id"
-        check_same_run(repo / RECIPE_FILE, recipe, f"{repo_id} on the Hub holds another model", remedy, place)
-        if begun:
-            if progress_on_hub(repo) > progress_here(output_dir):
-                raise ValueError(
-                    f"{repo_id} on the Hub holds a later state of this run than {output_dir}, and would be overwritten: delete "
-                    f"the folder to go on from the Hub, or {remedy}"
-                )
-            return
-        logger.warning(f"continuing from {repo_id} on the Hub")
-        shutil.rmtree(restored, ignore_errors=True)
-        if progress_on_hub(repo)[0] == STAGES.index("finished"):
-            shutil.copytree(repo, restored, ignore=shutil.ignore_patterns(".*"))
-        else:
-            restored.mkdir(parents=True)
-            if (repo / "pretraining" / PRETRAINING_RESULTS_FILE).exists():
-                shutil.copytree(repo / "pretraining", restored / "pretraining")
-            if (repo / LAST).exists():
-                restore_checkpoints(repo, restored, recipe)
-        write(restored / RECIPE_FILE, yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True))
-    if output_dir.exists():
-        with contextlib.suppress(OSError):
-            output_dir.rmdir()  # it is empty
-    if not output_dir.exists():
-        restored.rename(output_dir)
-        return
-    for path in sorted(restored.iterdir(), key=lambda path: path.name == RECIPE_FILE):  # a mounted folder stays
-        shutil.move(path, output_dir / path.name)
-    restored.rmdir()
-
-
-def stage_on_hub(repo: Path) -> str:
-    """The stage of a repo's `last-checkpoint`."""
-    architectures = json.loads((repo / LAST / "config.json").read_text())["architectures"]
-    return "pretraining" if architectures == [FlipForPreTraining.__name__] else "finetuning"
-
-
-def progress_on_hub(repo: Path) -> tuple[int, int]:
-    """How far a run has come: the position of its stage in STAGES, and the step."""
-    if (repo / LAST).exists():
-        step = json.loads((repo / LAST / "trainer_state.json").read_text())["global_step"]
-        return STAGES.index(stage_on_hub(repo)), step
-    return (STAGES.index("finished") if (repo / RESULTS_FILE).exists() else 0), 0
-
-
-def progress_here(output_dir: Path) -> tuple[int, int]:
-    """The same of an output folder."""
-    if (output_dir / RESULTS_FILE).exists():
-        return STAGES.index("finished"), 0
-    aligned = (output_dir / "pretraining" / PRETRAINING_RESULTS_FILE).exists()
-    states = output_dir.glob("checkpoints/*/checkpoint-*/trainer_state.json")
-    saved = [(STAGES.index(p.parent.parent.name), step_of(p.parent) or 0) for p in states]
-    return max([(STAGES.index("finetuning") if aligned else 0, 0), *saved])
-
-
-def restore_checkpoints(repo: Path, restored: Path, recipe: Recipe) -> None:
-    """Lay a repo's `last-checkpoint`, and the best model, which its root or `pretraining/` shows, where Trainer looks."""
-    stage, folder = stage_on_hub(repo), Path("checkpoints", stage_on_hub(repo))
-    state = json.loads((repo / LAST / "trainer_state.json").read_text())
-    keeps_best = stage_arguments(recipe, stage).load_best_model_at_end
-    last, best = state["global_step"], step_of(state["best_model_checkpoint"]) if keeps_best else None
-    shutil.copytree(repo / LAST, restored / folder / f"checkpoint-{last}")
-    if best is None:
-        return
-    state["best_model_checkpoint"] = str(Path(recipe.output_dir) / folder / f"checkpoint-{best}")
-    if best != last:
-        shown = repo / "pretraining" if stage == "pretraining" else repo
-        link_files(shown, restored / folder / f"checkpoint-{best}", ("README.md", "*.png", "*.yaml"))
-    for step in {last, best}:
-        (restored / folder / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps(state, indent=2))
+# ---- what it asks for
 
 
 def hub_repo(recipe: Recipe) -> str:
     return recipe.hub_model_id or Path(recipe.output_dir).absolute().name
 
 
-def push_finished(recipe: Recipe, results: dict[str, Any]) -> None:
-    """Push the output folder of a run that has ended, with a card that names the repo.
-
-    Raises:
-        ValueError: the Hub refuses it, or cannot be reached.
-    """
-    output_dir = Path(recipe.output_dir)
-    try:
-        repo_id = create_repo(hub_repo(recipe), recipe.hub_private_repo)
-        model = CTR_MODELS[recipe.model_type].from_pretrained(output_dir)
-        processor = FlipProcessor.from_pretrained(output_dir)
-        results = results | {"recipe": results["recipe"] | {"license": recipe.license}}
-        write_card(output_dir, model, processor, repo_id, results, stage_arguments(recipe, "finetuning"))
-        commit = upload(
-            output_dir,
-            repo_id,
-            commit_message="End of training",
-            revision=recipe.hub_revision,
-            ignore_patterns=UNPUSHED,
-            delete_patterns=NOT_OF_THIS_RUN,
-        )
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{output_dir} cannot be pushed to {hub_repo(recipe)!r}: {push_error(error)}") from error
-    logger.warning(f"pushed to {commit.repo_url}")
-
-
 def check_recipe(recipe: Recipe) -> None:
     """Raises ValueError where the recipe asks for something that cannot be."""
     if recipe.tabular_tower not in TABULAR_TOWERS:
-        near = difflib.get_close_matches(recipe.tabular_tower, TABULAR_TOWERS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(
-            f"tabular_tower is {recipe.tabular_tower!r}; it must be one of {', '.join(TABULAR_TOWERS)}{hint}"
+            f"tabular_tower is {recipe.tabular_tower!r}; it must be one of {', '.join(TABULAR_TOWERS)}"
+            + did_you_mean(recipe.tabular_tower, TABULAR_TOWERS)
         )
     if recipe.model_type not in CTR_MODELS:
-        near = difflib.get_close_matches(recipe.model_type, CTR_MODELS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"model_type is {recipe.model_type!r}; it must be one of {', '.join(CTR_MODELS)}{hint}")
+        raise ValueError(
+            f"model_type is {recipe.model_type!r}; it must be one of {', '.join(CTR_MODELS)}"
+            + did_you_mean(recipe.model_type, CTR_MODELS)
+        )
     pretrains = recipe.pretraining is not None or recipe.pretrained_model_name_or_path is not None
     if recipe.model_type != "flip" and pretrains:
         raise ValueError(
@@ -665,9 +358,10 @@ def check_data(data: datasets.DatasetDict, recipe: Recipe) -> None:
             )
         for column in [recipe.label_column, *(recipe.fields or []), *(recipe.item_fields or [])]:
             if column not in columns:
-                near = difflib.get_close_matches(column, columns, n=1, cutoff=0.4)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise ValueError(f"column {column!r} is missing in split {split!r}; its columns are {columns}{hint}")
+                raise ValueError(
+                    f"column {column!r} is missing in split {split!r}; its columns are {columns}"
+                    + did_you_mean(column, columns)
+                )
         labels = read_labels(data[split], recipe.label_column, f"split {split!r}")
         if len(np.unique(labels)) == 1:
             raise ValueError(
@@ -679,63 +373,6 @@ def check_data(data: datasets.DatasetDict, recipe: Recipe) -> None:
         raise ValueError(f"item_fields names {strangers}, which are not among the fields {used}")
     if recipe.item_fields and set(used) == set(recipe.item_fields):
         raise ValueError(f"item_fields names all fields ({', '.join(used)}): none is left for the user")
-
-
-def make_processor(recipe: Recipe, data: datasets.DatasetDict) -> FlipProcessor:
-    """The pretraining checkpoint's processor, or one fitted on the training rows."""
-    if recipe.pretrained_model_name_or_path is not None:
-        processor = FlipProcessor.from_pretrained(recipe.pretrained_model_name_or_path)
-        theirs = {
-            "fields": processor.fields,
-            "min_count": processor.vocabulary.min_count,
-            "max_length": processor.max_length,
-        }
-        ours = {"fields": recipe.fields, "min_count": recipe.min_count, "max_length": recipe.max_length}
-        for key, value in ours.items():
-            if value not in (None, Recipe.min_count if key == "min_count" else None, theirs[key]):
-                raise ValueError(
-                    f"{key} is {value}, but {recipe.pretrained_model_name_or_path} was pretrained with {theirs[key]}; "
-                    "take that, or pretrain anew"
-                )
-        return processor
-    tokenizer: PreTrainedTokenizerBase | None = None
-    if needs_text(recipe):
-        tokenizer = AutoTokenizer.from_pretrained(recipe.text_model_name_or_path)
-    columns = recipe.fields or [name for name in data["train"].column_names if name != recipe.label_column]
-    return FlipProcessor.fit(
-        data["train"], columns, tokenizer, min_count=recipe.min_count, max_length=recipe.max_length
-    )
-
-
-def pretrain(recipe: Recipe, processor: FlipProcessor, encoded: dict[str, FlipDataset], folder: Path) -> list[str]:
-    """Align the two towers on the training rows; checkpoint and figures go to `folder`. Returns the pushes that failed."""
-    started = time.perf_counter()
-    model = FlipForPreTraining.from_text_pretrained(
-        recipe.text_model_name_or_path, processor, tabular_tower=recipe.tabular_tower, **recipe.model
-    )
-    arguments = stage_arguments(recipe, "pretraining")
-    trainer = FlipTrainer(model, arguments, processor, encoded["train"], encoded["validation"])
-    trainer.facts = run_facts(recipe)
-    trainer.waits_after_training = False
-    trainer.train(resume_from_checkpoint=last_checkpoint(trainer))
-    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
-    figures = {
-        "pretraining_samples_per_second": trainer.clock.median,
-        "pretraining_losses": {k: v for k, v in logged[-1].items() if k.endswith("loss")} if logged else {},
-        "pretraining_seconds": time.perf_counter() - started,
-    }
-    unfinished = folder.with_name(f".{folder.name}")  # renamed when whole: the folder is never seen half-written
-    trainer.save_model(str(unfinished), _internal_call=True)
-    trainer.create_model_card(unfinished)
-    if trainer.is_world_process_zero():
-        (unfinished / PRETRAINING_RESULTS_FILE).write_text(json.dumps(figures, indent=2) + "\n")
-        unfinished.rename(folder)
-    trainer.accelerator.wait_for_everyone()
-    return trainer.failed_pushes
-
-
-def run_facts(recipe: Recipe) -> dict[str, Any]:
-    return {"recipe": recipe.to_dict(), "seed": recipe.seed} | environment()
 
 
 def uses_cpu(recipe: Recipe) -> bool:
@@ -757,65 +394,3 @@ def stage_arguments(recipe: Recipe, stage: str) -> FlipTrainingArguments:
         hub_subfolder="pretraining" if stage == "pretraining" else "",
         **given,
     )
-
-
-def last_checkpoint(trainer: FlipTrainer) -> str | None:
-    """The last whole checkpoint of an interrupted stage, if there is one; half-written ones are deleted."""
-    folder = Path(str(trainer.args.output_dir))
-    for checkpoint in folder.glob("checkpoint-*"):
-        # Trainer writes its state last; without it the checkpoint is half-written and must not be resumed from.
-        if not (checkpoint / "trainer_state.json").exists() and trainer.is_world_process_zero():
-            shutil.rmtree(checkpoint, ignore_errors=True)
-    trainer.accelerator.wait_for_everyone()
-    last = get_last_checkpoint(str(folder)) if folder.exists() else None
-    if last is not None:
-        check_files(last, MODEL)
-        logger.warning(f"continuing from {last}")
-    return last
-
-
-def best_epoch(trainer: FlipTrainer) -> float | None:
-    """The epoch whose weights were kept for being best on validation; None where it was not evaluated."""
-    evaluated = [entry for entry in trainer.state.log_history if "eval_auc" in entry]
-    return next((entry["epoch"] for entry in evaluated if entry["step"] == trainer.kept_step), None)
-
-
-def evaluate(trainer: FlipTrainer, dataset: FlipDataset, split: str) -> dict[str, Any]:
-    """Metrics of one split, all towers; on the test split also of the rows with a value never seen in training."""
-    output = trainer.predict(dataset, metric_key_prefix=split)
-    labels = np.asarray(output.label_ids)
-    results = {k: v for k, v in (output.metrics or {}).items() if re.search(r"_(auc|logloss|ece)$", k)}
-    unseen = dataset.has_unseen_value
-    if split == "test":
-        results["test_rows_per_second"] = (output.metrics or {}).get("test_samples_per_second")
-        results["test_unseen_rows"] = int(unseen.sum())
-        if len(np.unique(labels[unseen])) == 2:
-            logits = output.predictions
-            picked = tuple(x[unseen] for x in logits) if isinstance(logits, tuple) else logits[unseen]
-            results |= {f"test_unseen_{k}": v for k, v in ctr_metrics(picked, labels[unseen]).items()}
-    return results
-
-
-def environment() -> dict[str, Any]:
-    """Commit, versions and hardware."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        # Of the code alone: compare.py writes results and the README between two runs.
-        status = [*git, "status", "--porcelain", "-uno", "--", ":/*.py"]
-        changed = subprocess.run(status, capture_output=True, text=True).stdout.strip()
-        commit += " with uncommitted changes" if changed else ""
-    except (OSError, subprocess.CalledProcessError):
-        commit = None
-    cuda = torch.cuda.is_available()
-    return {
-        "commit": commit,
-        "versions": {"modeling_flip": __version__, "python": platform.python_version()}
-        | {m.__name__: m.__version__ for m in (torch, transformers, datasets, accelerate)},
-        "hardware": {
-            "cpus": os.cpu_count(),
-            "machine": platform.machine(),
-            "gpu": torch.cuda.get_device_name() if cuda else None,
-            "processes": PartialState().num_processes,
-        },
-    }

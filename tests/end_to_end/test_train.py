@@ -24,8 +24,10 @@ from safetensors.torch import load_file
 
 import train
 from modeling_flip import FlipForCTR, FlipProcessor
-from modeling_flip import recipe as recipe_module
-from modeling_flip.recipe import RECIPE_FILE, RESULTS_FILE, Recipe, parse_recipe, run
+from modeling_flip import run as run_module
+from modeling_flip.recipe import Recipe, parse_recipe
+from modeling_flip.run import run
+from modeling_flip.trainer_flip import RECIPE_FILE, RESULTS_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
 MakeRecipe = Callable[..., Recipe]
@@ -316,10 +318,10 @@ def test_a_killed_finetuning_is_as_patient_as_an_uninterrupted_one(recipe: MakeR
             raise Killed
 
     killed = replace(patient, output_dir=str(tmp_path / "killed"))
-    original = recipe_module.FlipTrainer
+    original = run_module.FlipTrainer
     for _ in range(int(epochs) - 1):
         with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Killed):
-            patch.setattr(recipe_module, "FlipTrainer", lambda *a: original(*a, callbacks=[KillAtSave()]))
+            patch.setattr(run_module, "FlipTrainer", lambda *a: original(*a, callbacks=[KillAtSave()]))
             run_recipe(killed)
     assert run_recipe(killed)["epochs"] == epochs
     assert same_bits(tmp_path / "straight", tmp_path / "killed")

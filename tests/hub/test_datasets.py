@@ -15,7 +15,8 @@ import yaml
 
 from data_scripts import demo
 from tests.data_scripts.test_movielens import RATINGS, files_1m, write_files
-from tests.hub.loopback_hub import LoopbackHub, check_card
+from tests.hub.card_rules import check_card
+from tests.hub.loopback_hub import LoopbackHub
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]

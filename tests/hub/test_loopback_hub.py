@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.hub.loopback_hub import LoopbackHub, check_card
+from tests.hub.card_rules import check_card
+from tests.hub.loopback_hub import LoopbackHub
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 CARD = """---
@@ -136,7 +139,7 @@ card = ModelCard(CARD)
 card.validate()
 card.push_to_hub(id, commit_message="Card")
 out["bad card"] = []
-for old, new in (("apache-2.0", "apache-3"), ("google-bert/bert-base-uncased", "/root/models/bert")):
+for old, new in (("apache-2.0", "apache-3"), ("google-bert/bert-base-uncased", "models/text/bert")):
     try:
         ModelCard(CARD.replace(old, new)).validate()
     except ValueError as error:
@@ -202,7 +205,7 @@ def test_models_come_back_as_they_went(hub: LoopbackHub, run_python: Run) -> Non
 
     assert out["bad card"] == [
         "\"license\" must be an identifier of https://huggingface.co/docs/hub/repositories-licenses, not 'apache-3'",
-        "\"base_model\" must be the id of a repository, `name` or `owner/name`, not '/root/models/bert'",
+        "\"base_model\" must be the id of a repository, `name` or `owner/name`, not 'models/text/bert'",
     ]
     assert '"model-index[0].results[0].metrics[0].value" is required' in out["bad upload"]
     # And as the test sees it: nothing that was refused has left a trace.
@@ -220,8 +223,6 @@ def test_models_come_back_as_they_went(hub: LoopbackHub, run_python: Run) -> Non
 FAILURES = """
 import json, time
 from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.constants import ENDPOINT
-from huggingface_hub.utils import get_session
 api, out, id = HfApi(), {}, "me/failures"
 api.create_repo(id)
 
@@ -231,40 +232,44 @@ def upload(name, data=b"a"):
     except Exception as error:
         return type(error).__name__, getattr(getattr(error, "response", None), "status_code", None)
 
-def control(**request):
-    get_session().post(f"{ENDPOINT}/_control", json=request).raise_for_status()
-
-control(fail="500", times=1, match="POST .*/commit/")
 out["500"] = upload("a"), upload("b")
-control(fail="503", times=1, match="/preupload/")
 out["503"] = upload("c")  # this one the client asks again
-control(fail="drop", times=1, match="POST .*/commit/")
 out["drop"] = upload("d"), upload("e")
-control(fail="drop", times=1, match="PUT /_lfs/")
 out["drop large"] = upload("f.bin", b"x" * 500_000)  # asked again as well
-control(fail="truncate", times=1, match="GET .*f.bin")
 out["truncate"] = open(hf_hub_download(id, "f.bin"), "rb").read() == b"x" * 500_000  # resumed with a Range
-control(fail="slow", times=1, seconds=0.5, match="whoami")
 start = time.perf_counter()
 api.whoami()
 out["slow"] = time.perf_counter() - start
-control(fail=None)
-out["requests"] = get_session().get(f"{ENDPOINT}/_control").json()["requests"][-1]
 print(json.dumps(out))
 """
 
 
 def test_failures_are_answered_when_told(hub: LoopbackHub, run_python: Run) -> None:
+    faults = {  # of which requests the how manieth fails, and how
+        r"POST .*/commit/": {1: 500, 4: "drop"},
+        r"/preupload/": {3: 503},
+        r"PUT /_lfs/": {1: "drop"},
+        r"GET .*f\.bin": {1: "truncate"},
+        r"whoami": {1: 0.5},
+    }
+    asked: Counter[str] = Counter()
+
+    def fail(method: str, path: str) -> Any:
+        pattern = next((pattern for pattern in faults if re.search(pattern, f"{method} {path}")), "")
+        asked[pattern] += 1
+        return faults.get(pattern, {}).get(asked[pattern])
+
+    hub.fail = fail
     out = values(run_python(FAILURES))
     assert out["500"] == [["HfHubHTTPError", 500], "b"]
     assert out["503"] == "c"
     assert out["drop"] == [["RemoteProtocolError", None], "e"]
     assert out["drop large"] == "f.bin" and out["truncate"]
     assert 0.5 <= out["slow"] < 5
-    assert out["requests"] == ["GET", "/api/whoami-v2"]
+    assert hub.requests[-1] == ("GET", "/api/whoami-v2")
     assert hub.commits("me/failures") == ["f.bin", "e", "c", "b", "initial commit"]
 
-    hub.fail = lambda method, path: 503 if path.startswith("/api/models/me") else None  # and from this process
+    hub.fail = lambda method, path: 503 if path.startswith("/api/models/me") else None
     with pytest.raises(urllib.error.HTTPError, match="503"):
         urllib.request.urlopen(f"{hub.url}/api/models/me/failures")
     hub.fail = None

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.hub.loopback_hub import LoopbackHub, check_card
+from tests.hub.card_rules import check_card
+from tests.hub.loopback_hub import LoopbackHub
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]

@@ -82,5 +82,8 @@ def test_code_is_all_that_the_model_and_the_pipeline_reach(tmp_path: Path) -> No
     hub.copy_code(tmp_path, package / "modeling_flip.py")
     copied = {path.name for path in tmp_path.iterdir()}
     assert {"modeling_flip.py", "configuration_flip.py", "objectives.py", "hub.py", "pipeline_flip.py"} <= copied
-    assert not {"modeling_baselines.py", "trainer_flip.py", "metrics.py", "recipe.py", "score.py"} & copied
+    assert (
+        not {"modeling_baselines.py", "trainer_flip.py", "metrics.py", "recipe.py", "run.py", "resume.py", "score.py"}
+        & copied
+    )
     assert all((tmp_path / name).read_bytes() == (package / name).read_bytes() for name in copied)

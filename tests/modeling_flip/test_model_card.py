@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from modeling_flip import FlipForCTR, FlipForPreTraining, FlipProcessor
 from modeling_flip.model_card import cell, is_hub_id, model_card, results_table
-from tests.hub.loopback_hub import check_card
+from tests.hub.card_rules import check_card
 
 RESULTS: dict[str, Any] = {
     "validation_auc": 0.71,

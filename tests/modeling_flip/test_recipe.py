@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +8,12 @@ import pytest
 from datasets import Dataset, DatasetDict, load_dataset
 from transformers import T5Config
 
-from modeling_flip import recipe as recipe_module
 from modeling_flip.modeling_baselines import CTR_MODELS
 from modeling_flip.recipe import (
     SPLITS,
     Recipe,
     check_data,
     check_recipe,
-    environment,
     parse_recipe,
     recipe_parser,
     stage_arguments,
@@ -231,20 +228,3 @@ def test_item_fields_that_are_no_fields_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         check_data(make_data(), make_recipe(model_type="morec", fields=fields, item_fields=item_fields))
-
-
-def test_a_commit_is_uncertain_only_where_code_was_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "modeling_flip"
-    folder.mkdir()
-    code, readme = folder / "recipe.py", tmp_path / "README.md"
-    code.write_text("")
-    readme.write_text("")
-    author = ["-c", "user.name=a", "-c", "user.email=a@b"]
-    for command in (["init", "--quiet"], ["add", "."], [*author, "commit", "--quiet", "--message", "first"]):
-        subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
-    monkeypatch.setattr(recipe_module, "__file__", str(code))
-    readme.write_text("a table")
-    commit = environment()["commit"]
-    assert re.fullmatch("[0-9a-f]{40}", commit)
-    code.write_text("another model")
-    assert environment()["commit"] == f"{commit} with uncommitted changes"

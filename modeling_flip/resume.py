@@ -1,0 +1,190 @@
+"""Going on with a run: what of it is in its output folder, or on the Hub, and how far it has come."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import RevisionNotFoundError
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
+
+from .hub import MODEL, check_files, create_repo, is_final, push_error, with_retries
+from .modeling_flip import FlipForPreTraining
+from .recipe import HUB_KEYS, Recipe, hub_repo, stage_arguments
+from .trainer_flip import (
+    LAST,
+    NOT_OF_THIS_RUN,
+    PRETRAINING_RESULTS_FILE,
+    RECIPE_FILE,
+    RESULTS_FILE,
+    FlipTrainer,
+    link_files,
+    step_of,
+)
+
+logger = logging.get_logger(__name__)
+
+STAGES = ("pretraining", "finetuning", "finished")
+
+
+def write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def check_output_dir(recipe: Recipe) -> bool:
+    """Whether the output folder holds this very run, begun or finished.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    folder, remedy = Path(recipe.output_dir), "choose another --output_dir, or delete the folder"
+    if not folder.exists() or not any(folder.iterdir()):
+        return False
+    if not (folder / RECIPE_FILE).is_file():
+        raise ValueError(f"output folder {folder} holds something else ({next(folder.iterdir()).name}); {remedy}")
+    check_same_run(folder / RECIPE_FILE, recipe, f"output folder {folder} holds another model", remedy)
+    return True
+
+
+def check_same_run(recipe_file: Path, recipe: Recipe, what: str, remedy: str, but: Sequence[str] = ()) -> None:
+    """Raises ValueError where a run's recipe differs from this one in anything but where it is pushed to, and `but`."""
+    ours = recipe.to_dict()
+    try:
+        theirs = dict(yaml.safe_load(recipe_file.read_text()))
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        raise ValueError(f"{what}: its {RECIPE_FILE} is no recipe; {remedy}") from error
+    for key in sorted((theirs.keys() | ours.keys()) - {*HUB_KEYS, *but}):
+        if theirs.get(key) != ours.get(key):
+            raise ValueError(f"{what}: its {key} is {theirs.get(key)!r}, this run's is {ours.get(key)!r}; {remedy}")
+
+
+def last_checkpoint(trainer: FlipTrainer) -> str | None:
+    """The last whole checkpoint of an interrupted stage, if there is one; half-written ones are deleted."""
+    folder = Path(str(trainer.args.output_dir))
+    for checkpoint in folder.glob("checkpoint-*"):
+        # Trainer writes its state last; without it the checkpoint is half-written and must not be resumed from.
+        if not (checkpoint / "trainer_state.json").exists() and trainer.is_world_process_zero():
+            shutil.rmtree(checkpoint, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    last = get_last_checkpoint(str(folder)) if folder.exists() else None
+    if last is not None:
+        check_files(last, MODEL)
+        logger.warning(f"continuing from {last}")
+    return last
+
+
+def restore_from_hub(recipe: Recipe) -> None:
+    """Bring what an earlier run of this recipe pushed with hub_strategy "checkpoint" into the output folder, all or nothing.
+
+    Where the run has begun in the folder it stays as it is.
+
+    Raises:
+        ValueError: the repo holds another run, or a later state of this one than the folder, or the Hub cannot say.
+    """
+    output_dir = Path(recipe.output_dir).resolve()
+    restored = output_dir.with_name(f".{output_dir.name}.restored")
+    begun = check_output_dir(recipe)
+    little = [RECIPE_FILE, *NOT_OF_THIS_RUN[1:], f"{LAST}/trainer_state.json", f"{LAST}/config.json"]
+    with tempfile.TemporaryDirectory() as repo_dir:
+        repo = Path(repo_dir)
+        try:
+            repo_id = create_repo(hub_repo(recipe), recipe.hub_private_repo)
+            where: dict[str, Any] = {"revision": recipe.hub_revision, "local_dir": repo}
+            with_retries(lambda: snapshot_download(repo_id, allow_patterns=little if begun else None, **where))
+        except RevisionNotFoundError:
+            return
+        except (OSError, ValueError) as error:
+            if begun and not is_final(error):
+                logger.warning(f"cannot see how far {hub_repo(recipe)!r} is: {push_error(error)}")
+                return
+            raise ValueError(
+                f"cannot see whether {hub_repo(recipe)!r} holds an earlier part of this run: {push_error(error)}; try again, or "
+                "leave out --hub_strategy checkpoint to begin anew"
+            ) from error
+        if not (repo / RECIPE_FILE).exists():
+            return
+        # Where it runs is no part of what it is; the demo makes its text model beside the output folder.
+        place = ["output_dir", *(["text_model_name_or_path"] if recipe.dataset_name == "demo" else [])]
+        remedy = "choose another --hub_model_id"
+        check_same_run(repo / RECIPE_FILE, recipe, f"{repo_id} on the Hub holds another model", remedy, place)
+        there = progress_on_hub(repo)
+        if begun:
+            if there > progress_here(output_dir):
+                raise ValueError(
+                    f"{repo_id} on the Hub holds a later state of this run than {output_dir}, and would be overwritten: delete "
+                    f"the folder to go on from the Hub, or {remedy}"
+                )
+            return
+        logger.warning(f"continuing from {repo_id} on the Hub")
+        shutil.rmtree(restored, ignore_errors=True)
+        if there == (STAGES.index("finished"), 0):
+            shutil.copytree(repo, restored, ignore=shutil.ignore_patterns(".*"))
+        else:
+            restored.mkdir(parents=True)
+            if (repo / "pretraining" / PRETRAINING_RESULTS_FILE).exists():
+                shutil.copytree(repo / "pretraining", restored / "pretraining")
+            if (repo / LAST).exists():
+                restore_checkpoints(repo, restored, recipe)
+        write(restored / RECIPE_FILE, recipe.to_yaml())
+    if output_dir.exists():
+        with contextlib.suppress(OSError):
+            output_dir.rmdir()  # it is empty
+    if not output_dir.exists():
+        restored.rename(output_dir)
+        return
+    for path in sorted(restored.iterdir(), key=lambda path: path.name == RECIPE_FILE):  # a mounted folder stays
+        shutil.move(path, output_dir / path.name)
+    restored.rmdir()
+
+
+def progress_on_hub(repo: Path) -> tuple[int, int]:
+    """How far a run has come: the position of its stage in STAGES, and the step."""
+    if (repo / LAST).exists():
+        step = json.loads((repo / LAST / "trainer_state.json").read_text())["global_step"]
+        return STAGES.index(stage_on_hub(repo)), step
+    return (STAGES.index("finished") if (repo / RESULTS_FILE).exists() else 0), 0
+
+
+def progress_here(output_dir: Path) -> tuple[int, int]:
+    """The same of an output folder."""
+    if (output_dir / RESULTS_FILE).exists():
+        return STAGES.index("finished"), 0
+    aligned = (output_dir / "pretraining" / PRETRAINING_RESULTS_FILE).exists()
+    states = output_dir.glob("checkpoints/*/checkpoint-*/trainer_state.json")
+    saved = [(STAGES.index(p.parent.parent.name), step_of(p.parent) or 0) for p in states]
+    return max([(STAGES.index("finetuning") if aligned else 0, 0), *saved])
+
+
+def stage_on_hub(repo: Path) -> str:
+    """The stage of a repo's `last-checkpoint`."""
+    architectures = json.loads((repo / LAST / "config.json").read_text())["architectures"]
+    return "pretraining" if architectures == [FlipForPreTraining.__name__] else "finetuning"
+
+
+def restore_checkpoints(repo: Path, restored: Path, recipe: Recipe) -> None:
+    """Lay a repo's `last-checkpoint`, and the best model, which its root or `pretraining/` shows, where Trainer looks."""
+    stage = stage_on_hub(repo)
+    folder = Path("checkpoints", stage)
+    state = json.loads((repo / LAST / "trainer_state.json").read_text())
+    keeps_best = stage_arguments(recipe, stage).load_best_model_at_end
+    last, best = state["global_step"], step_of(state["best_model_checkpoint"]) if keeps_best else None
+    shutil.copytree(repo / LAST, restored / folder / f"checkpoint-{last}")
+    if best is None:
+        return
+    state["best_model_checkpoint"] = str(Path(recipe.output_dir) / folder / f"checkpoint-{best}")
+    if best != last:
+        shown = repo / "pretraining" if stage == "pretraining" else repo
+        link_files(shown, restored / folder / f"checkpoint-{best}", ("README.md", "*.png", "*.yaml"))
+    for step in {last, best}:
+        (restored / folder / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps(state, indent=2))
