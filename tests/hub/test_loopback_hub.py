@@ -265,6 +265,7 @@ def test_failures_are_answered_when_told(hub: LoopbackHub, run_python: Run) -> N
     assert out["503"] == "c"
     assert out["drop"] == [["RemoteProtocolError", None], "e"]
     assert out["drop large"] == "f.bin" and out["truncate"]
+    assert asked[r"PUT /_lfs/"] == asked[r"GET .*f\.bin"] == 2  # the rest was asked for again
     assert 0.5 <= out["slow"] < 5
     assert hub.requests[-1] == ("GET", "/api/whoami-v2")
     assert hub.commits("me/failures") == ["f.bin", "e", "c", "b", "initial commit"]

@@ -389,6 +389,16 @@ def test_nothing_of_an_earlier_run_passes_for_this_ones(hub: LoopbackHub, run_py
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+def test_a_finished_run_comes_back_finished(second_run: list[Any], hub: LoopbackHub, tmp_path: Path) -> None:
+    before = hub.files("me/twice", revision="seed7")
+    done = run_training(hub, tmp_path, *second_run, "--output_dir", tmp_path / "elsewhere")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "elsewhere is finished; delete it to run again" in done.stderr
+    after = hub.files("me/twice", revision="seed7")
+    for name in ("all_results.json", "model.safetensors"):
+        assert (tmp_path / "elsewhere" / name).read_bytes() == before[name] == after[name]
+
+
 def test_a_folder_that_is_behind_the_hub_does_not_overwrite_it(
     second_run: list[Any], hub: LoopbackHub, tmp_path: Path
 ) -> None:
