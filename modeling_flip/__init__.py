@@ -12,6 +12,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .configuration_flip import FlipConfig
 from .data_collator import FlipDataCollator, PretrainingCollator
 from .feature_vocabulary import FeatureVocabulary
+from .fields import Field
 from .metrics import CtrMetrics
 from .modeling_baselines import (
     CTR_MODELS,
@@ -24,7 +25,8 @@ from .modeling_baselines import (
 )
 from .modeling_flip import FlipForCTR, FlipForPreTraining, FlipModel, FlipPreTrainedModel
 from .pipeline_flip import CtrPredictionPipeline
-from .processing_flip import FlipDataset, FlipProcessor
+from .processing_flip import FlipProcessor
+from .row_dataset import FlipDataset
 from .tabular_towers import TABULAR_TOWERS, TabularTower, register_tabular_tower
 from .trainer_flip import FlipTrainer, FlipTrainingArguments
 from .version import __version__
@@ -46,6 +48,7 @@ __all__ = [
     "CtrMetrics",
     "CtrPredictionPipeline",
     "FeatureVocabulary",
+    "Field",
     "FlipConfig",
     "FlipDataCollator",
     "FlipDataset",

@@ -40,6 +40,7 @@ class FlipConfig(PreTrainedConfig):
             keep the two apart (CTR-BERT, MoRec).
         num_features: M, features of all fields, unknown features and `<MASK>` included.
         num_fields: F.
+        list_fields: positions, among these, of the fields that hold lists.
         embedding_size: D, of a feature.
         hidden_sizes: layers of the tabular tower's MLP.
         activation: of that MLP, a name that transformers' ACT2FN knows.
@@ -77,6 +78,7 @@ class FlipConfig(PreTrainedConfig):
     item_fields: list[int] | tuple[int, ...] = ()
     num_features: int = 2
     num_fields: int = 1
+    list_fields: list[int] | tuple[int, ...] = ()
     embedding_size: int = 32
     hidden_sizes: list[int] | tuple[int, ...] = (300, 300, 128)
     activation: str = "relu"

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from .objectives import IGNORE
-from .processing_flip import FlipDataset, FlipProcessor
+from .processing_flip import FlipProcessor
+from .row_dataset import FlipDataset
 
 # One stream of random numbers for each choice, so that no choice depends on another.
-TEXT_FIELDS, TABULAR_FIELDS, TEXT_TOKENS, NOISE = range(4)
+TEXT_FIELDS, TABULAR_FIELDS, TEXT_TOKENS, NOISE, LIST_MEMBERS = range(5)
 
 
 @dataclass
@@ -21,10 +22,10 @@ class FlipDataCollator:
 
     Args:
         processor: makes the rows' sentences.
-        inputs: any of "feature_ids", (B, F); "sentence": `input_ids` and `attention_mask` (B, L); "user_sentence" and
+        inputs: any of "feature_ids": `feature_ids` (B, F), and where there are list fields `list_feature_ids` (B, L, K); "sentence": `input_ids` and `attention_mask` (B, L); "user_sentence" and
             "item_sentence": the distinct sentences of the user's or the item's fields, `item_input_ids` and
             `item_attention_mask` (U, L), and which of them each row has, `item_index` (B,). A model's are its `inputs`.
-        item_fields: positions of the item's fields; the others are the user's.
+        item_fields: positions in the sentence of the item's fields; the others are the user's.
     """
 
     processor: FlipProcessor
@@ -36,7 +37,7 @@ class FlipDataCollator:
         if rows.labels is not None:
             batch["labels"] = rows.labels  # first: Trainer counts the rows of the first tensor
         if "feature_ids" in self.inputs:
-            batch["feature_ids"] = self.processor.feature_ids(rows)
+            batch |= self.processor.features(rows)
         if "sentence" in self.inputs:
             sentences = self.processor.sentences(rows)
             batch |= {key: sentences[key] for key in ("input_ids", "attention_mask")}
@@ -63,7 +64,7 @@ class PretrainingCollator:
         text_mask_ratio: the share of fields whose value's tokens are all replaced by the mask token, in the text.
         tabular_mask_ratio: the share of fields whose feature is replaced by `<MASK>`, in the table. On either side
             max(1, round(ratio F)) fields of each row.
-        num_noise_features: K, noise features drawn for each row from the features' training frequency.
+        num_noise_features: K, noise features drawn for each masked feature from the features' training frequency.
         text_masking: "field", or "token" for the ablation that masks random tokens wherever they stand.
         seed: of masks and noise.
     """
@@ -81,30 +82,45 @@ class PretrainingCollator:
         self._noise_distribution = np.cumsum(counts) / counts.sum()
 
     def __call__(self, rows: FlipDataset) -> dict[str, torch.Tensor]:
-        """`feature_ids`, `masked_feature_ids`, `mtm_labels` (B, F), the feature where masked, else -100;
-        `noise_feature_ids` (B, K); `input_ids`, `masked_input_ids`, `attention_mask`, `mlm_labels` (B, L) likewise."""
-        num_fields = rows.value_ids.shape[1]
-        feature_ids = self.processor.feature_ids(rows)
+        """`feature_ids`, `masked_feature_ids`, `mtm_labels` (B, F), the feature where masked, else -100, of a masked list one of
+        its members; `noise_feature_ids` (B, F_masked, K), of each masked field in order; `input_ids`, `masked_input_ids`,
+        `attention_mask`, `mlm_labels` (B, L); where there are list fields `list_feature_ids` and `masked_list_feature_ids`
+        (B, L, K), a masked list being the single member `<MASK>`."""
+        vocabulary = self.processor.vocabulary
+        num_fields, mask_feature = len(vocabulary.table_columns), vocabulary.mask_feature_id
+        features = self.processor.features(rows)
+        targets = features["feature_ids"]
         sentences = self.processor.sentences(rows)
         input_ids, token_field_ids = sentences["input_ids"], sentences["token_field_ids"]
         assert self.processor.tokenizer is not None
 
         if self.text_masking == "field":
-            chosen = self._choose_fields(rows, TEXT_FIELDS, num_fields, self.text_mask_ratio)
+            chosen = self._choose_fields(rows, TEXT_FIELDS, len(vocabulary.columns), self.text_mask_ratio)
             is_masked_token = (token_field_ids >= 0) & np.take_along_axis(
                 chosen, np.maximum(token_field_ids, 0), axis=1
             )
         else:
             special = np.isin(input_ids, list(self.processor._control_ids))
-            draw = uniforms(self.seed, rows.epoch, TEXT_TOKENS, rows.row_ids, input_ids.shape[1])
+            draw = self._draw(rows, TEXT_TOKENS, input_ids.shape[1])
             is_masked_token = (draw < self.text_mask_ratio) & (sentences["attention_mask"] == 1) & ~special
         is_masked_field = self._choose_fields(rows, TABULAR_FIELDS, num_fields, self.tabular_mask_ratio)
-        noise = uniforms(self.seed, rows.epoch, NOISE, rows.row_ids, self.num_noise_features)
+        num_masked = int(is_masked_field[0].sum()) if len(rows) else 1
+        noise = self._draw(rows, NOISE, num_masked * self.num_noise_features)
+        noise = noise.reshape(len(rows), num_masked, self.num_noise_features)
 
-        batch = {
-            "feature_ids": feature_ids,
-            "masked_feature_ids": np.where(is_masked_field, self.processor.vocabulary.mask_feature_id, feature_ids),
-            "mtm_labels": np.where(is_masked_field, feature_ids, IGNORE),
+        lists = features.get("list_feature_ids")
+        if lists is not None:
+            positions = np.searchsorted(vocabulary.table_columns, vocabulary.list_columns)
+            lengths = (lists >= 0).sum(2)
+            drawn = (self._draw(rows, LIST_MEMBERS, len(positions)) * lengths).astype(np.int64)
+            targets = targets.copy()
+            targets[:, positions] = np.take_along_axis(lists, drawn[..., None], axis=2)[..., 0]
+            only_mask = np.full_like(lists, -1)
+            only_mask[..., 0] = mask_feature
+            features["masked_list_feature_ids"] = np.where(is_masked_field[:, positions, None], only_mask, lists)
+        batch = features | {
+            "masked_feature_ids": np.where(is_masked_field, mask_feature, features["feature_ids"]),
+            "mtm_labels": np.where(is_masked_field, targets, IGNORE),
             "noise_feature_ids": np.searchsorted(self._noise_distribution, noise, side="right"),
             "input_ids": input_ids,
             "masked_input_ids": np.where(is_masked_token, self.processor.tokenizer.mask_token_id, input_ids),
@@ -113,9 +129,12 @@ class PretrainingCollator:
         }
         return {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in batch.items()}
 
+    def _draw(self, rows: FlipDataset, stream: int, width: int) -> np.ndarray:
+        return uniforms(self.seed, rows.epoch, stream, rows.row_ids, width)
+
     def _choose_fields(self, rows: FlipDataset, stream: int, num_fields: int, ratio: float) -> np.ndarray:
         """(B, F) bool, max(1, round(ratio F)) chosen fields in each row."""
-        draw = uniforms(self.seed, rows.epoch, stream, rows.row_ids, num_fields)
+        draw = self._draw(rows, stream, num_fields)
         rank = draw.argsort(axis=1).argsort(axis=1)
         return rank < max(1, round(ratio * num_fields))
 

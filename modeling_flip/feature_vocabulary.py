@@ -5,11 +5,10 @@ No torch here: a vocabulary is fitted, merged, saved and loaded with pyarrow and
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
@@ -19,246 +18,231 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from .fields import Field, check_schema, make_field, used, with_min_count
+from .row_reader import MEMBER_SEPARATOR, MISSING_WORDS, as_numbers, read_columns
+from .token_table import TokenTable
+
 VOCABULARY_FILE = "feature_vocab.parquet"
-FORMAT_VERSION = 1
-# Up to so many rows are looked up one by one: Arrow hashes a field's whole vocabulary anew for each column that it looks up.
-FEW_ROWS = 64
-
-
-def as_text(column: pa.Array | pa.ChunkedArray, field: str) -> pa.Array:
-    """The canonical text of a column, (N,) strings: 25, 25.0 and "25" are one value; NaN is null.
-
-    Raises:
-        TypeError: the column holds lists, structs or bytes, which have no one text.
-    """
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
-    if pa.types.is_dictionary(column.type):
-        return as_text(column.dictionary, field).take(column.indices)
-    if pa.types.is_string(column.type):
-        return column
-    if pa.types.is_floating(column.type):
-        column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
-        is_whole = pc.and_(pc.equal(column, pc.floor(column)), pc.less(pc.abs(column), 2.0**53))
-        whole = pc.if_else(is_whole, column, pa.scalar(0, column.type)).cast(pa.int64())
-        return pc.if_else(is_whole, whole.cast(pa.string()), column.cast(pa.string()))
-    if pa.types.is_nested(column.type) or pa.types.is_binary(column.type):
-        raise TypeError(f"field {field!r} has type {column.type}; turn it into text or numbers first")
-    return pc.cast(column, pa.string())
-
-
-def _column(values: Sequence[Any], field: str) -> pa.Array:
-    """One column of Python values as canonical text; values of mixed type are converted one by one."""
-    try:
-        return as_text(pa.array(values, from_pandas=True), field)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError):
-        return pa.array([_text(value, field) for value in values], pa.string())
-
-
-def _text(value: Any, field: str) -> str | None:
-    if isinstance(value, str):
-        return value.encode(errors="replace").decode()  # a lone surrogate has no UTF-8
-    try:
-        return as_text(pa.array([value], from_pandas=True), field)[0].as_py()
-    except OverflowError:  # an integer of more than 64 bits
-        return str(value)
-
-
-def text_columns(rows: Any, fields: Sequence[str], *, strict: bool = True) -> tuple[dict[str, pa.Array], list[str]]:
-    """The named fields of any table-like thing as columns of canonical text.
-
-    Args:
-        rows: a dict (one row, or columns), a list of dicts, a pandas DataFrame, an Arrow table, or a `datasets.Dataset`.
-        fields: the fields wanted.
-        strict: whether an absent field is an error; otherwise its column is null throughout.
-
-    Returns:
-        `{field: (N,) string array}`, and the names of the absent fields.
-
-    Raises:
-        ValueError: a field is absent and `strict`, with the nearest column that exists.
-        TypeError: `rows` is none of the above.
-    """
-    if hasattr(rows, "with_format"):  # datasets.Dataset
-        rows = rows.with_format("arrow")[:]
-    if isinstance(rows, Mapping):
-        wanted = [rows[field] for field in fields if field in rows]
-        is_column = [isinstance(v, (list, tuple, np.ndarray, pa.Array, pa.ChunkedArray)) for v in wanted]
-        rows = rows if wanted and all(is_column) else [rows]
-    if isinstance(rows, Mapping):
-        lengths = {field: len(rows[field]) for field in fields if field in rows}
-        if len(set(lengths.values())) > 1:
-            raise ValueError(f"columns differ in length: {lengths}; give every row a value, None where it has none")
-        present, length = set(rows), next(iter(lengths.values()))
-    elif isinstance(rows, (list, tuple)) and all(isinstance(row, (dict, Mapping)) for row in rows):
-        present, length = {key for row in rows for key in row} if rows else set(fields), len(rows)
-    elif isinstance(rows, pa.Table):
-        present, length = set(rows.column_names), rows.num_rows
-    elif hasattr(rows, "columns") and hasattr(rows, "to_numpy"):  # pandas.DataFrame
-        present, length = set(rows.columns), len(rows)
-    else:
-        found = str(type(rows))
-        if isinstance(rows, (list, tuple)):
-            found += f" of {', '.join(sorted({type(row).__name__ for row in rows}))}"
-        raise TypeError(f"rows must be a dict, a list of dicts, a DataFrame, an Arrow table or a Dataset, not {found}")
-
-    absent = [field for field in fields if field not in present]
-    if absent and strict:
-        names = sorted(map(str, present))
-        raise ValueError(f"column {absent[0]!r} is missing; the columns are {names}{did_you_mean(absent[0], names)}")
-
-    columns: dict[str, pa.Array] = {}
-    for field in fields:
-        if field in absent:
-            columns[field] = pa.nulls(length, pa.string())
-        elif isinstance(rows, pa.Table):
-            columns[field] = as_text(rows.column(field), field)
-        elif isinstance(rows, (list, tuple)):
-            columns[field] = _column([row.get(field) for row in rows], field)
-        else:
-            value = rows[field]
-            arrow = isinstance(value, (pa.Array, pa.ChunkedArray))
-            columns[field] = as_text(value, field) if arrow else _column(value, field)
-    return columns, absent
-
-
-def did_you_mean(wrong: str, known: Iterable[str]) -> str:
-    """The end of a message about a name that is none of the known ones; empty where none is near."""
-    near = difflib.get_close_matches(wrong, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
+FORMAT_VERSION = 2
+# Looking up more than a share of the vocabulary's size, all of it is hashed once; fewer are searched for in its order.
+SEARCHED_SHARE = 1 / 16
 
 
 @dataclass(frozen=True)
-class TokenTable:
-    """The tokens of "{field name} is {value}." for each distinct value, end to end in one array.
+class LocalValues:
+    """Values of some rows that have no id of their own in the vocabulary: those never seen in training, whole lists, and texts.
+
+    Value i of these has the value id V + i, V the vocabulary's number of values.
 
     Attributes:
-        tokens: (T,) int32 token ids of all segments.
-        is_value: (T,) bool, which of them belong to the value (not to the field's name, "is" or the full stop).
-        offsets: (V + 1,) int64, segment v is `tokens[offsets[v]:offsets[v + 1]]`.
+        columns: (U,) int32, which field each is of, by position in the sentence.
+        texts: (U,) their canonical text.
+        features: (U',) int32, the features of all of them, end to end: of a list, those of its members; of a text none; of
+            any other value one.
+        offsets: (U + 1,) int64, value i has `features[offsets[i]:offsets[i + 1]]`.
     """
 
-    tokens: np.ndarray
-    is_value: np.ndarray
+    columns: np.ndarray
+    texts: pa.Array
+    features: np.ndarray
     offsets: np.ndarray
 
-    @classmethod
-    def from_segments(cls, segments: Iterable[tuple[Sequence[int], Sequence[bool]]]) -> TokenTable:
-        pairs = list(segments)
-        lengths = np.fromiter((len(tokens) for tokens, _ in pairs), np.int64, len(pairs))
-        return cls(
-            tokens=np.concatenate([np.zeros(0, np.int32), *(np.asarray(t, np.int32) for t, _ in pairs)]),
-            is_value=np.concatenate([np.zeros(0, bool), *(np.asarray(v, bool) for _, v in pairs)]),
-            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        )
+    def __len__(self) -> int:
+        return len(self.columns)
 
     @cached_property
-    def lengths(self) -> np.ndarray:
-        """(V,) tokens of each segment."""
-        return np.diff(self.offsets)
-
-
-def gather(first: np.ndarray, second: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """`np.concatenate([first, second])[index]` at the cost of the index alone: `first` may be as long as a vocabulary."""
-    if not len(second):
-        return first[index]
-    found = first.take(index, mode="clip")
-    behind = index >= len(first)
-    found[behind] = second[index[behind] - len(first)]
-    return found
+    def first_features(self) -> np.ndarray:
+        """(U,) int32 the first feature of each value; -1 where there is none."""
+        has_one = np.diff(self.offsets) > 0
+        first = np.full(len(self), -1, np.int32)
+        first[has_one] = self.features[self.offsets[:-1][has_one]]
+        return first
 
 
 @dataclass(frozen=True, eq=False)
 class FeatureVocabulary:
     """Per field the distinct values in order of first appearance, and how often each was seen.
 
-    Two numberings are derived from that, both global (one space over all fields):
+    The values of a categorical field are its values, of a numeric field its numbers, of a list field the members of its
+    lists; of text nothing is kept. Two numberings are derived from that, both global (one space over all fields):
 
-    - *features* index embeddings. Field f owns one block: its unknown feature, then one feature for each value seen at
-      least `min_count` times. The last feature, `mask_feature_id`, is `<MASK>`, shared by all fields. `num_features` is M.
-    - *values* index texts. Field f owns one block: the missing value, then every value, rare ones too: a rare value
+    - *features* index embeddings. Each field owns one block: its unknown feature, then one feature for each value seen at
+      least `min_count` times, or of a numeric field one for each quantile bucket. A list that shares another field's features
+      owns none. The last feature, `mask_feature_id`, is `<MASK>`, shared by all fields. `num_features` is M.
+    - *values* index texts. Each field owns one block: the missing value, then every value, rare ones too: a rare value
       shares its field's unknown feature but keeps its words.
 
     Attributes:
+        schema: all fields, ignored ones too, in the order of the sentence.
         values: `{field: (V_f,) string array}`.
         counts: `{field: (V_f,) int64}`.
         null_counts: `{field: number of rows without a value}`.
-        min_count: how often a value must be seen to get a feature of its own.
         token_table: tokens of every value in value order, once a processor has made them.
+        orders: `{field: (V_f,) int32}`, the values' positions in alphabetical order, where they are known already.
     """
 
+    schema: tuple[Field, ...]
     values: dict[str, pa.Array]
     counts: dict[str, np.ndarray]
     null_counts: dict[str, int]
-    min_count: int = 1
     token_table: TokenTable | None = None
+    orders: dict[str, np.ndarray] | None = None
+
+    def __post_init__(self) -> None:
+        check_schema(self.schema)
+        object.__setattr__(self, "orders", dict(self.orders or {}))
 
     @classmethod
-    def fit(cls, rows: Any, fields: Sequence[str], min_count: int = 1) -> FeatureVocabulary:
-        """Count the values of `fields` in `rows` (anything that `text_columns` reads)."""
-        if min_count < 1:
-            raise ValueError(f"min_count is {min_count}; it must be 1 or more")
-        columns, _ = text_columns(rows, fields)
-        values, counts, nulls = {}, {}, {}
-        for field, column in columns.items():
-            seen = pc.value_counts(column.drop_null())
-            values[field] = seen.field("values")
-            counts[field] = seen.field("counts").to_numpy(zero_copy_only=False).astype(np.int64)
-            nulls[field] = column.null_count
-        return cls(values, counts, nulls, min_count)
+    def fit(cls, rows: Any, schema: Sequence[str | Field], min_count: int = 1) -> FeatureVocabulary:
+        """Count the values of the fields in `rows`, anything that `read_columns` reads. A name alone is a categorical field of
+        text; `min_count` is that of each field that says nothing else."""
+        made = tuple(with_min_count([make_field(field) for field in schema], min_count))
+        columns, _ = read_columns(rows, used(made))
+        return cls.of_columns(columns, made)
+
+    @classmethod
+    def of_columns(cls, columns: Mapping[str, pa.DictionaryArray], schema: Sequence[Field]) -> FeatureVocabulary:
+        """The same of columns that have been read."""
+        seen: dict[str, list[tuple[pa.Array, np.ndarray]]] = {field.name: [] for field in used(schema)}
+        nulls = {}
+        for field in used(schema):
+            column = columns[field.name]
+            nulls[field.name] = column.null_count
+            if field.kind == "text":
+                continue
+            counts = np.bincount(column.indices.drop_null().to_numpy(), minlength=len(column.dictionary))
+            texts = column.dictionary
+            if field.kind == "list":
+                lists = pc.split_pattern(texts, MEMBER_SEPARATOR)
+                counts = counts[pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)]
+                texts = pc.list_flatten(lists)
+            seen[field.features_of or field.name].append((texts, counts))
+        values, counted = {}, {}
+        for name, parts in seen.items():
+            values[name], counted[name] = _count(parts)
+        return cls(tuple(schema), values, counted, nulls)
 
     @classmethod
     def merge(cls, vocabularies: Sequence[FeatureVocabulary]) -> FeatureVocabulary:
         """The vocabulary of the concatenated data; `merge([fit(a), fit(b)]) == fit(a + b)`.
 
         Raises:
-            ValueError: the fields or `min_count` differ.
+            ValueError: the fields differ.
         """
         return reduce(cls._merge_two, vocabularies)
 
     def _merge_two(self, other: FeatureVocabulary) -> FeatureVocabulary:
-        if self.fields != other.fields or self.min_count != other.min_count:
-            raise ValueError(
-                f"cannot merge vocabularies of fields {self.fields} (min_count {self.min_count}) and "
-                f"{other.fields} (min_count {other.min_count}); fit both with the same fields and min_count"
-            )
+        if self.schema != other.schema:
+            ours, theirs = self.schema, other.schema
+            differ = next((f"{a} and {b}" for a, b in zip(ours, theirs, strict=False) if a != b), "one has more fields")
+            raise ValueError(f"cannot merge vocabularies of other fields ({differ}); fit both with the same fields")
         values, counts = {}, {}
-        for field in self.fields:
-            both = pa.concat_arrays([self.values[field], other.values[field]]).dictionary_encode()
-            values[field] = both.dictionary
-            counts[field] = np.zeros(len(both.dictionary), np.int64)
-            np.add.at(counts[field], both.indices, np.concatenate([self.counts[field], other.counts[field]]))
-        nulls = {field: self.null_counts[field] + other.null_counts[field] for field in self.fields}
-        return FeatureVocabulary(values, counts, nulls, self.min_count)
+        for name in self.fields:
+            parts = [(v.values[name], v.counts[name]) for v in (self, other)]
+            values[name], counts[name] = _count(parts)
+        nulls = {name: self.null_counts[name] + other.null_counts[name] for name in self.fields}
+        return FeatureVocabulary(self.schema, values, counts, nulls)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, FeatureVocabulary) and self._key() == other._key()
-
-    def _key(self) -> tuple[Any, ...]:
-        seen = {f: dict(zip(self.values[f].to_pylist(), self.counts[f].tolist(), strict=True)) for f in self.fields}
-        order = {f: self.values[f].to_pylist() for f in self.fields}
-        return self.fields, order, seen, self.null_counts, self.min_count
+        return (
+            isinstance(other, FeatureVocabulary)
+            and self.schema == other.schema
+            and self.null_counts == other.null_counts
+            and all(self.values[f].equals(other.values[f]) for f in self.fields)
+            and all(np.array_equal(self.counts[f], other.counts[f]) for f in self.fields)
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FeatureVocabulary:
         return self  # immutable; transformers deep-copies a processor each time it writes its JSON
 
+    # ---- fields
+
+    @cached_property
+    def columns(self) -> list[Field]:
+        """The fields of the sentence, in its order."""
+        return used(self.schema)
+
     @property
     def fields(self) -> list[str]:
-        return list(self.values)
+        """Their names."""
+        return [field.name for field in self.columns]
+
+    @cached_property
+    def table_columns(self) -> np.ndarray:
+        """(F,) positions in the sentence of the fields that the tabular tower reads."""
+        return np.flatnonzero([field.has_table_side for field in self.columns])
+
+    @cached_property
+    def list_columns(self) -> np.ndarray:
+        """Positions in the sentence of the list fields."""
+        return np.flatnonzero([field.kind == "list" for field in self.columns])
+
+    # ---- features
 
     @cached_property
     def value_offsets(self) -> np.ndarray:
-        """(F + 1,) first value id of each field's block; the missing value stands there."""
-        return np.cumsum([0] + [len(v) + 1 for v in self.values.values()])
+        """(C + 1,) first value id of each field's block; the missing value stands there."""
+        return np.cumsum([0] + [len(self.values[name]) + 1 for name in self.fields])
+
+    @property
+    def num_values(self) -> int:
+        """V, missing values included."""
+        return int(self.value_offsets[-1])
 
     @cached_property
-    def _kept(self) -> list[np.ndarray]:
-        return [self.counts[field] >= self.min_count for field in self.fields]
+    def bounds(self) -> dict[str, np.ndarray]:
+        """Of each numeric field the upper bounds of its quantile buckets but the last, rising: a number's bucket is how many
+        of them are at most as large as it."""
+        made = {}
+        for field in self.columns:
+            if field.kind != "numeric":
+                continue
+            numbers, counts = as_numbers(self.values[field.name], field.type), self.counts[field.name]
+            order = np.argsort(numbers)
+            order = order[~np.isnan(numbers[order])]
+            numbers, cumulative = numbers[order], np.cumsum(counts[order])
+            if len(numbers) <= field.num_buckets:
+                made[field.name] = numbers[1:]
+                continue
+            ranks = cumulative[-1] * np.arange(1, field.num_buckets) / field.num_buckets
+            bounds = np.unique(numbers[np.searchsorted(cumulative, ranks, side="right")])
+            made[field.name] = bounds[bounds > numbers[0]]
+        return made
+
+    @cached_property
+    def _kept(self) -> dict[str, np.ndarray]:
+        """Of each field which values have a feature of their own."""
+        return {
+            field.name: self.counts[field.name] >= field.min_count
+            if field.kind != "numeric"
+            else np.zeros(len(self.values[field.name]), bool)
+            for field in self.columns
+        }
 
     @cached_property
     def feature_offsets(self) -> np.ndarray:
-        """(F + 1,) first feature id of each field's block, its unknown feature; the last entry is `<MASK>`."""
-        return np.cumsum([0] + [int(kept.sum()) + 1 for kept in self._kept])
+        """(C + 1,) first feature id of each field's block, its unknown feature; the last entry is `<MASK>`. A field without
+        features of its own has an empty block."""
+        sizes = []
+        for field in self.columns:
+            if not field.has_table_side or field.features_of is not None:
+                sizes.append(0)
+            elif field.kind == "numeric":
+                sizes.append(len(self.bounds[field.name]) + 2)
+            else:
+                sizes.append(int(self._kept[field.name].sum()) + 1)
+        return np.cumsum([0, *sizes])
+
+    @cached_property
+    def unknown_features(self) -> np.ndarray:
+        """(C,) int32 the feature of each field's missing and unseen values; -1 of a field without table side."""
+        unknown = self.feature_offsets[:-1].astype(np.int32)
+        for i, field in enumerate(self.columns):
+            if field.features_of is not None:
+                unknown[i] = unknown[self.fields.index(field.features_of)]
+            elif not field.has_table_side:
+                unknown[i] = -1
+        return unknown
 
     @property
     def num_features(self) -> int:
@@ -271,79 +255,167 @@ class FeatureVocabulary:
 
     @cached_property
     def value_features(self) -> np.ndarray:
-        """(V,) int32 feature id of each value."""
+        """(V,) int32 feature id of each value; -1 of a value without."""
         blocks = []
-        for first, kept in zip(self.feature_offsets, self._kept, strict=False):
+        for i, field in enumerate(self.columns):
+            first = self.unknown_features[i]
+            kept = self._kept[field.name]
             own = np.where(kept, first + np.cumsum(kept), first)
+            if field.kind == "numeric":
+                own = self._buckets(i, self.values[field.name])
             blocks += [np.asarray([first]), own]
-        return np.concatenate(blocks).astype(np.int32)
+        return np.concatenate([*blocks, np.zeros(0)]).astype(np.int32)
+
+    def _buckets(self, column: int, texts: pa.Array) -> np.ndarray:
+        """(n,) feature of each number of a numeric field; the unknown feature of what is no number."""
+        field, first = self.columns[column], int(self.unknown_features[column])
+        numbers = as_numbers(texts, field.type)
+        bucket = np.searchsorted(self.bounds[field.name], numbers, side="right")
+        return np.where(np.isnan(numbers), first, first + 1 + bucket)
 
     @cached_property
     def feature_counts(self) -> np.ndarray:
         """(M,) int64 how often each feature was seen in training; `<MASK>` never was."""
         counts = np.zeros(self.num_features, np.int64)
-        seen = [np.concatenate([[self.null_counts[f]], self.counts[f]]) for f in self.fields]
-        np.add.at(counts, self.value_features, np.concatenate(seen))
+        for i, field in enumerate(self.columns):
+            if field.has_table_side:
+                counts[self.unknown_features[i]] += self.null_counts[field.name]
+                block = self.value_features[self.value_offsets[i] + 1 : self.value_offsets[i + 1]]
+                np.add.at(counts, block, self.counts[field.name])
         return counts
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of what decides the feature ids: fields, values in their order, and which have a feature of their own."""
         digest = hashlib.sha256()
-        for field, kept in zip(self.fields, self._kept, strict=True):
-            data = pa.concat_arrays([pa.array([field], pa.string()), self.values[field]])  # starts at offset 0
+        for field in self.columns:
+            data = pa.concat_arrays(
+                [pa.array([field.name], pa.string()), self.values[field.name]]
+            )  # starts at offset 0
             digest.update(np.asarray(pc.binary_length(data), "<i4").tobytes())
             digest.update(data.buffers()[2] or b"")
-            digest.update(np.packbits(kept).tobytes())
+            digest.update(np.packbits(self._kept[field.name]).tobytes())
+            if field.kind != "categorical":
+                digest.update(f"{field.kind} {field.features_of} {field.max_items}".encode())
+            if field.kind == "numeric":
+                digest.update(np.asarray(self.bounds[field.name], "<f8").tobytes())
         return digest.hexdigest()
 
-    @cached_property
-    def texts(self) -> list[tuple[int, str | None]]:
-        """(field index, text) of every value in value order; the missing value's text is None."""
-        return [(i, text) for i, f in enumerate(self.fields) for text in [None, *self.values[f].to_pylist()]]
+    # ---- values
 
     @cached_property
-    def _positions(self) -> list[dict[str, int]]:
-        return [{text: i for i, text in enumerate(self.values[f].to_pylist())} for f in self.fields]
+    def all_texts(self) -> pa.Array:
+        """(V,) the text of every value in value order; null for the missing values."""
+        nothing = pa.nulls(1, pa.string())
+        return pa.concat_arrays([a for name in self.fields for a in (nothing, self.values[name])] or [nothing[:0]])
 
-    def encode(self, columns: Mapping[str, pa.Array]) -> tuple[np.ndarray, list[tuple[int, str]]]:
-        """Value ids of columns of text.
+    @cached_property
+    def value_columns(self) -> np.ndarray:
+        """(V,) int32 which field each value is of."""
+        return np.repeat(np.arange(len(self.columns), dtype=np.int32), np.diff(self.value_offsets))
+
+    def positions(self, field: str, texts: pa.Array) -> np.ndarray:
+        """(n,) int64 where texts stand among a field's values, -1 where they do not. The cost grows with the texts, and hardly
+        with the vocabulary."""
+        values = self.values[field]
+        if len(texts) > SEARCHED_SHARE * len(values):
+            return pc.fill_null(pc.index_in(texts, value_set=values), -1).to_numpy().astype(np.int64)
+        if not len(texts):
+            return np.zeros(0, np.int64)
+        order = self._order(field)
+        low, high = np.zeros(len(texts), np.int64), np.full(len(texts), len(values), np.int64)
+        while (low < high).any():
+            middle = np.minimum((low + high) // 2, len(values) - 1)
+            is_less = pc.less(values.take(pa.array(order[middle])), texts).to_numpy(zero_copy_only=False)
+            low, high = np.where(is_less & (low < high), middle + 1, low), np.where(is_less, high, middle)
+        found = order[np.minimum(low, len(values) - 1)]
+        is_equal = pc.equal(values.take(pa.array(found)), texts).to_numpy(zero_copy_only=False)
+        return np.where(is_equal, found, -1)
+
+    def _order(self, field: str) -> np.ndarray:
+        assert self.orders is not None
+        if field not in self.orders:
+            self.orders[field] = pc.array_sort_indices(self.values[field]).to_numpy().astype(np.int32)
+        return self.orders[field]
+
+    def encode(self, columns: Mapping[str, pa.DictionaryArray]) -> tuple[np.ndarray, LocalValues]:
+        """Value ids of columns as `read_columns` gives them.
 
         Returns:
-            (N, F) int32 value ids, and the values never seen in training as (field index, text): the i-th of them has
-            the value id V + i.
+            (N, C) int32 value ids, and the values among them that have none in the vocabulary.
         """
         length = len(next(iter(columns.values())))
-        value_ids = np.empty((length, len(self.fields)), np.int32)
-        unseen: list[tuple[int, str]] = []
-        for i, field in enumerate(self.fields):
-            column = columns[field]
-            if length <= FEW_ROWS:
-                index = pa.array([self._positions[i].get(text) for text in column.to_pylist()], pa.int32())
+        value_ids = np.empty((length, len(self.columns)), np.int32)
+        owners, texts, features, counts = [], [], [], []
+        num_local = 0
+        for i, field in enumerate(self.columns):
+            column = columns[field.name]
+            distinct = column.dictionary
+            if field.kind in ("list", "text"):
+                found = np.full(len(distinct), -1, np.int64)
             else:
-                index = pc.index_in(column, value_set=self.values[field])
-            found = pc.fill_null(index, -1).to_numpy(zero_copy_only=False)
-            value_ids[:, i] = found + (self.value_offsets[i] + 1)
-            if index.null_count > column.null_count:
-                new = pc.filter(column, pc.and_(pc.is_null(index), pc.is_valid(column))).dictionary_encode()
-                is_new = (found < 0) & column.is_valid().to_numpy(zero_copy_only=False)
-                value_ids[is_new, i] = self.value_offsets[-1] + len(unseen) + new.indices.to_numpy()
-                unseen += [(i, text) for text in new.dictionary.to_pylist()]
-        return value_ids, unseen
+                found = self.positions(field.name, distinct)
+            is_new = found < 0
+            new = distinct.filter(pa.array(is_new))
+            ids = found + (self.value_offsets[i] + 1)
+            ids[is_new] = self.num_values + num_local + np.arange(len(new))
+            indices = pc.fill_null(column.indices, -1).to_numpy()
+            # The missing value stands behind all others, where index -1 finds it.
+            value_ids[:, i] = np.append(ids, self.value_offsets[i])[indices]
+            if len(new):
+                own, lengths = self._local_features(i, new)
+                owners.append(np.full(len(new), i, np.int32))
+                texts.append(new)
+                features.append(own)
+                counts.append(lengths)
+                num_local += len(new)
+        none = np.zeros(0, np.int32)
+        local = LocalValues(
+            columns=np.concatenate([none, *owners]),
+            texts=pa.concat_arrays([pa.array([], pa.string()), *texts]),
+            features=np.concatenate([none, *features]).astype(np.int32),
+            offsets=np.concatenate([[0], np.cumsum(np.concatenate([none, *counts]))]).astype(np.int64),
+        )
+        return value_ids, local
+
+    def _local_features(self, column: int, texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+        """Features of values that are not in the vocabulary, end to end, and how many each has."""
+        field, unknown = self.columns[column], self.unknown_features[column]
+        one_each = np.ones(len(texts), np.int64)
+        if field.kind == "text":
+            return np.zeros(0, np.int32), 0 * one_each
+        if field.kind == "numeric":
+            return self._buckets(column, texts), one_each
+        if field.kind == "categorical":
+            return np.full(len(texts), unknown, np.int32), one_each
+        lists = pc.split_pattern(texts, MEMBER_SEPARATOR)
+        members = pc.list_flatten(lists).dictionary_encode()
+        owner = field.features_of or field.name
+        found = self.positions(owner, members.dictionary)
+        first = self.value_offsets[self.fields.index(owner)] + 1
+        features = np.where(found < 0, unknown, self.value_features[first + np.maximum(found, -1)])
+        return features[members.indices.to_numpy()], pc.list_value_length(lists).to_numpy()
+
+    # ---- files
 
     def save(self, path: str | Path) -> None:
-        """Write one Parquet file: a row for each value (null: the missing value) with field, count and tokens."""
+        """Write one Parquet file: a row for each value (null: the missing value) with field, count, tokens, and the place of
+        the value that would stand there in alphabetical order."""
+        counts = [np.r_[self.null_counts[name], self.counts[name]] for name in self.fields]
+        orders = [np.r_[0, self._order(name)] for name in self.fields]
         columns: dict[str, pa.Array] = {
-            "field": pa.array([f for f in self.fields for _ in range(len(self.values[f]) + 1)], pa.string()),
-            "value": pa.concat_arrays([a for f in self.fields for a in (pa.nulls(1, pa.string()), self.values[f])]),
-            "count": pa.array(np.concatenate([np.r_[self.null_counts[f], self.counts[f]] for f in self.fields])),
+            "field": pa.DictionaryArray.from_arrays(self.value_columns, pa.array(self.fields, pa.string())),
+            "value": self.all_texts,
+            "count": pa.array(np.concatenate([*counts, np.zeros(0, np.int64)]), pa.int64()),
+            "order": pa.array(np.concatenate([*orders, np.zeros(0, np.int32)]), pa.int32()),
         }
         if (table := self.token_table) is not None:
             offsets = pa.array(table.offsets, pa.int64())
             columns["tokens"] = pa.LargeListArray.from_arrays(offsets, pa.array(table.tokens))
             columns["is_value"] = pa.LargeListArray.from_arrays(offsets, pa.array(table.is_value))
-        metadata = {"format_version": FORMAT_VERSION, "fields": self.fields, "min_count": self.min_count}
-        pq.write_table(pa.table(columns).replace_schema_metadata({"flip": json.dumps(metadata)}), path)
+        metadata = {"format_version": FORMAT_VERSION, "schema": [field.to_dict() for field in self.schema]}
+        written = pa.table(columns).replace_schema_metadata({"flip": json.dumps(metadata)})
+        pq.write_table(written, path)
 
     @classmethod
     def load(cls, path: str | Path) -> FeatureVocabulary:
@@ -355,9 +427,11 @@ class FeatureVocabulary:
         try:
             table = pq.read_table(path).combine_chunks()
             metadata = json.loads(table.schema.metadata[b"flip"])
-            version, fields = int(metadata["format_version"]), list(metadata["fields"])
+            version = int(metadata["format_version"])
+            if version == 1:
+                return cls._of_first_format(table, list(metadata["fields"]), int(metadata["min_count"]))
             if version <= FORMAT_VERSION:
-                return cls._from_table(table, fields, int(metadata["min_count"]))
+                return cls._of_table(table, tuple(make_field(field) for field in metadata["schema"]))
         except (pa.ArrowException, OSError, LookupError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{path} is not a whole feature vocabulary ({error}); copy or download it again"
@@ -367,21 +441,50 @@ class FeatureVocabulary:
         )
 
     @classmethod
-    def _from_table(cls, table: pa.Table, fields: list[str], min_count: int) -> FeatureVocabulary:
-        field_of_row = pc.index_in(table["field"], value_set=pa.array(fields, pa.string())).to_numpy()
-        values, counts, nulls = {}, {}, {}
+    def _of_first_format(cls, table: pa.Table, fields: list[str], min_count: int) -> FeatureVocabulary:
+        """All fields were categories then, and no type was saved: what the values of a field look like decides, once."""
+        loaded = cls._of_table(table, tuple(Field(name=name, min_count=min_count) for name in fields))
+        schema = []
+        for field in loaded.schema:
+            values = loaded.values[field.name]
+            kind = "string"
+            if len(values) and pc.all(pc.match_substring_regex(values, r"^(0|-?[1-9][0-9]*)$")).as_py():
+                kind = "integer"
+            elif len(values) and pc.all(pc.is_in(values, pa.array(["true", "false"]))).as_py():
+                kind = "boolean"
+            knows_words = bool(pc.any(pc.is_in(values, MISSING_WORDS)).as_py())
+            schema.append(replace(field, type=kind, missing_words=not knows_words))
+        return replace(loaded, schema=tuple(schema))
+
+    @classmethod
+    def _of_table(cls, table: pa.Table, schema: tuple[Field, ...]) -> FeatureVocabulary:
+        fields = [field.name for field in used(schema)]
+        field_of_row = pc.index_in(_whole(table["field"]).cast(pa.string()), value_set=pa.array(fields, pa.string()))
+        values, counts, nulls, orders = {}, {}, {}, {}
         for i, field in enumerate(fields):
-            first, stop = np.searchsorted(field_of_row, [i, i + 1])
+            first, stop = np.searchsorted(field_of_row.to_numpy(), [i, i + 1])
             values[field] = _whole(table["value"].slice(first + 1, stop - first - 1))
             count = table["count"].to_numpy()[first:stop]
             nulls[field], counts[field] = int(count[0]), count[1:]
+            if "order" in table.column_names:
+                orders[field] = table["order"].to_numpy()[first + 1 : stop]
         tokens = None
         if "tokens" in table.column_names:
             lists, flags = _whole(table["tokens"]), _whole(table["is_value"])
             tokens = TokenTable(
                 lists.values.to_numpy(), flags.values.to_numpy(zero_copy_only=False), lists.offsets.to_numpy()
             )
-        return cls(values, counts, nulls, min_count, tokens)
+        return cls(schema, values, counts, nulls, tokens, orders)
+
+
+def _count(parts: Sequence[tuple[pa.Array, np.ndarray]]) -> tuple[pa.Array, np.ndarray]:
+    """Texts and how often each was seen, parts of which name the same → each once, in order of first appearance."""
+    if not parts:
+        return pa.array([], pa.string()), np.zeros(0, np.int64)
+    both = pa.concat_arrays([texts for texts, _ in parts]).dictionary_encode()
+    counts = np.zeros(len(both.dictionary), np.int64)
+    np.add.at(counts, both.indices.to_numpy(), np.concatenate([counts for _, counts in parts]))
+    return both.dictionary, counts
 
 
 def _whole(column: pa.ChunkedArray) -> pa.Array:

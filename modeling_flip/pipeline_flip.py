@@ -13,7 +13,8 @@ from transformers import Pipeline
 from transformers.utils import logging
 
 from .data_collator import FlipDataCollator
-from .feature_vocabulary import text_columns
+from .fields import Field
+from .row_reader import read_columns
 
 DEFAULT_BATCH_SIZE = 1024
 # Rows are read, encoded and sorted by length so many batches at a time.
@@ -226,7 +227,7 @@ def _column(rows: Any, name: str) -> pa.Array:
     """(N,) the canonical text of a column; raises ValueError where it is absent."""
     if hasattr(rows, "select_columns") and name in rows.column_names:  # of a Dataset read no other
         rows = rows.select_columns([name])
-    return text_columns(rows, [name])[0][name]
+    return read_columns(rows, [Field(name=name)])[0][name]
 
 
 def _as_dicts(columns: dict[str, np.ndarray]) -> list[dict]:

@@ -5,20 +5,25 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-import torch
+import pyarrow.compute as pc
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import CONFIG_NAME, cached_file, logging
 
 from .configuration_flip import IS_REMOTE_CODE
-from .feature_vocabulary import VOCABULARY_FILE, FeatureVocabulary, TokenTable, gather, text_columns
+from .feature_vocabulary import VOCABULARY_FILE, FeatureVocabulary
+from .field_inference import infer_fields
+from .fields import Field
 from .hub import LOCATION_KEYS, PROCESSOR, check_files, copy_code, write_checksums
+from .row_dataset import FlipDataset
+from .row_reader import MEMBER_SEPARATOR, read_clicks, read_columns
+from .token_table import TokenTable, gather_sentences
 
 logger = logging.get_logger(__name__)
 
@@ -28,57 +33,9 @@ MAX_LENGTH = 512
 MAX_SEGMENT_LENGTH = 4096
 # A segment is tokenised behind this, as it stands in the sentence: behind the full stop of the segment before it.
 ANCHOR = "."
-
-
-@dataclass
-class FlipDataset(torch.utils.data.Dataset["FlipDataset"]):
-    """Rows as value ids; a batch is a shorter FlipDataset, which the collator turns into tensors.
-
-    Attributes:
-        value_ids: (N, F) int32.
-        value_features: (V,) and (U,) int32, the feature id of each value seen in training, and of the others.
-        unseen_values: the values never seen in training, as (field index, text); their ids are V and up.
-        token_tables: tokens of each value seen in training, and of the others; None where whole sentences must be tokenised
-            (or there is no tokenizer).
-        labels: (N,) float32 clicks, or None.
-        row_ids: (N,) int64, which rows of the whole these are; seeds the masking.
-        epoch: seeds the masking.
-    """
-
-    value_ids: np.ndarray
-    value_features: tuple[np.ndarray, np.ndarray]
-    unseen_values: list[tuple[int, str]]
-    token_tables: tuple[TokenTable, TokenTable] | None
-    labels: np.ndarray | None
-    row_ids: np.ndarray
-    epoch: int = 0
-
-    def __len__(self) -> int:
-        return len(self.value_ids)
-
-    def __getitems__(self, indices: Sequence[int] | np.ndarray) -> FlipDataset:
-        index = np.asarray(indices, np.int64)
-        labels = None if self.labels is None else self.labels[index]
-        return replace(self, value_ids=self.value_ids[index], labels=labels, row_ids=self.row_ids[index])
-
-    def __getitem__(self, index: int) -> FlipDataset:
-        return self.__getitems__([index])
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """(N,) tokens of each row's sentence, special tokens aside; all 0 where there is no token table."""
-        if self.token_tables is None:
-            return np.zeros(len(self), np.int64)
-        seen, unseen = self.token_tables
-        return gather(seen.lengths, unseen.lengths, self.value_ids).sum(1)
-
-    @property
-    def has_unseen_value(self) -> np.ndarray:
-        """(N,) bool, whether some value of the row was never seen in training."""
-        return np.asarray((self.value_ids >= len(self.value_features[0])).any(1))
+SEGMENTS_AT_ONCE = 4096
+# Of a field of which nearly all values in so many rows are unseen, it is said: more likely the column is another.
+ROWS_TO_JUDGE, NEARLY_ALL = 20, 0.9
 
 
 class FlipProcessor(ProcessorMixin):
@@ -88,8 +45,8 @@ class FlipProcessor(ProcessorMixin):
 
     Args:
         tokenizer: a fast tokenizer, or None where only the tabular tower is used.
-        vocabulary: the values seen in training.
-        display_names: the field names written in the sentence; by default the column's, with spaces for underscores.
+        vocabulary: the fields, and their values seen in training.
+        display_names: the field names written in the sentence; by default what each field says of itself.
         max_length: sentences are cut to this many tokens, special tokens included; by default the tokenizer's own
             limit, at most 512.
     """
@@ -108,10 +65,12 @@ class FlipProcessor(ProcessorMixin):
             raise ValueError(
                 f"display_names names {sorted(strangers)}, which are no fields; fields: {vocabulary.fields}"
             )
+        if display_names:
+            named = (replace(field, words=display_names.get(field.name, field.words)) for field in vocabulary.schema)
+            vocabulary = replace(vocabulary, schema=tuple(named))
         self.chat_template = None
         self.auto_map = {"AutoProcessor": "processing_flip.FlipProcessor"}
         self.tokenizer = tokenizer
-        self.display_names = {f: (display_names or {}).get(f, f.replace("_", " ")) for f in vocabulary.fields}
         self.max_length = max_length
         self.has_text = tokenizer is not None
         self._vocabulary = vocabulary
@@ -136,7 +95,7 @@ class FlipProcessor(ProcessorMixin):
         if self._vocabulary.token_table is not None:
             self._token_table_is_exact = self._check_token_table()
         if not self._token_table_is_exact:  # none yet, or made for another tokenizer or other names
-            table = TokenTable.from_segments(self._segments(self._vocabulary.texts))
+            table = self._token_table(self._vocabulary.value_columns, self._vocabulary.all_texts)
             self._vocabulary = replace(self._vocabulary, token_table=table)
             self._token_table_is_exact = self._check_token_table()
         if not self._token_table_is_exact:
@@ -149,26 +108,51 @@ class FlipProcessor(ProcessorMixin):
     def fit(
         cls,
         rows: Any,
-        fields: Sequence[str],
+        fields: Sequence[str | Mapping[str, Any] | Field] | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         *,
         min_count: int = 1,
         **kwargs: Any,
     ) -> FlipProcessor:
-        """A processor for the values of `fields` in the training rows; `kwargs` go to the constructor."""
+        """A processor for the fields of the training rows.
+
+        Args:
+            rows: the training rows, anything that `read_columns` reads.
+            fields: the columns to use, in the order of the sentence: names, or settings of `Field` with a name; what is not
+                said is inferred. By default all columns.
+            tokenizer: a fast tokenizer, or None where only the tabular tower is used.
+            min_count: of each field that says nothing else: values seen less often share their field's unknown feature.
+            kwargs: go to the constructor.
+
+        Raises:
+            ValueError: a column is absent, or a setting impossible.
+        """
+        if fields is None or not all(isinstance(field, Field) for field in fields):
+            fields = [report.field for report in infer_fields(rows, fields)]
         return cls(tokenizer, FeatureVocabulary.fit(rows, fields, min_count), **kwargs)
 
     def tabular_only(self) -> FlipProcessor:
         """The same without its tokenizer, for a model of the tabular tower alone."""
-        return FlipProcessor(None, replace(self._vocabulary, token_table=None), self.display_names)
+        return FlipProcessor(None, replace(self._vocabulary, token_table=None))
 
     @property
     def vocabulary(self) -> FeatureVocabulary:
         return self._vocabulary
 
     @property
+    def schema(self) -> tuple[Field, ...]:
+        """All fields, ignored ones too."""
+        return self._vocabulary.schema
+
+    @property
     def fields(self) -> list[str]:
+        """The names of the fields that are read, in the order of the sentence."""
         return self._vocabulary.fields
+
+    @property
+    def display_names(self) -> dict[str, str]:
+        """The fields' names in the sentence."""
+        return {field.name: field.words for field in self._vocabulary.columns}
 
     @property
     def config_settings(self) -> dict[str, Any]:
@@ -176,7 +160,8 @@ class FlipProcessor(ProcessorMixin):
         vocabulary = self._vocabulary
         return {
             "num_features": vocabulary.num_features,
-            "num_fields": len(vocabulary.fields),
+            "num_fields": len(vocabulary.table_columns),
+            "list_fields": np.searchsorted(vocabulary.table_columns, vocabulary.list_columns).tolist(),
             "vocabulary_fingerprint": vocabulary.fingerprint,
         }
 
@@ -184,8 +169,8 @@ class FlipProcessor(ProcessorMixin):
         """Raises ValueError where a model with this configuration was trained with another vocabulary: its embeddings would be
         other values'."""
         for name, ours in self.config_settings.items():
-            theirs = getattr(config, name)
-            if theirs is not None and theirs != ours:
+            theirs = getattr(config, name, None)
+            if theirs is not None and (list(theirs) if isinstance(ours, list) else theirs) != ours:
                 raise ValueError(
                     f"the vocabulary does not belong to the weights: its {name} is {ours}, the model's {theirs}; load model and "
                     "processor from the same checkpoint and revision"
@@ -197,53 +182,73 @@ class FlipProcessor(ProcessorMixin):
 
     # ---- rows to integers
 
-    def encode(self, rows: Any, label_column: str | None = None, *, strict: bool = True) -> FlipDataset:
+    def encode(self, rows: Any, labels: str | np.ndarray | None = None, *, strict: bool = True) -> FlipDataset:
         """Encode rows once, for training or scoring.
 
         Args:
             rows: a dict (one row, or columns), a list of dicts, a DataFrame, an Arrow table or a `datasets.Dataset`.
-            label_column: the column of clicks, 0 or 1.
+            labels: (N,) clicks, or the column that holds them, as 0 and 1 or false and true.
             strict: whether an absent field is an error; otherwise it counts as missing in every row and is named once.
 
         Raises:
             ValueError: a column is absent (where not `strict`, all are), or a label is not 0 or 1.
         """
-        columns, absent = text_columns(rows, self.fields, strict=strict)
+        columns, absent = read_columns(rows, self._vocabulary.columns, strict=strict)
         if absent == self.fields:
             raise ValueError(f"the rows have none of the fields {self.fields}; rename their columns")
         for field in absent:  # each by itself, so that none is named twice where rows come in chunks with other columns
             logger.warning_once(f"no column {field!r} in the rows: scored as missing")
-        labels = None if label_column is None else read_labels(rows, label_column)
-        value_ids, unseen = self._vocabulary.encode(columns)
-        unknown = self._vocabulary.feature_offsets[[field for field, _ in unseen]].astype(np.int32)
+        value_ids, local = self._vocabulary.encode(columns)
         table = self._vocabulary.token_table if self._token_table_is_exact else None
-        return FlipDataset(
+        dataset = FlipDataset(
             value_ids=value_ids,
-            value_features=(self._vocabulary.value_features, unknown),
-            unseen_values=unseen,
-            token_tables=None if table is None else (table, TokenTable.from_segments(self._segments(unseen))),
-            labels=labels,
+            vocabulary=self._vocabulary,
+            local=local,
+            token_tables=None if table is None else (table, self._token_table(local.columns, local.texts)),
+            labels=read_clicks(rows, labels) if isinstance(labels, str) else labels,
             row_ids=np.arange(len(value_ids)),
         )
+        self._warn_of_strange_columns(dataset)
+        return dataset
+
+    def _warn_of_strange_columns(self, rows: FlipDataset) -> None:
+        """Says once of each field of which training saw nearly no value that stands in these rows."""
+        if len(rows) < ROWS_TO_JUDGE:
+            return
+        for i, field in enumerate(self._vocabulary.columns):
+            ids = rows.value_ids[:, i]
+            ids = ids[ids != self._vocabulary.value_offsets[i]]  # the missing ones
+            is_new = ids >= self._vocabulary.num_values
+            seen = self._vocabulary.values[field.name]
+            if field.kind == "categorical" and len(ids) >= ROWS_TO_JUDGE and len(seen) and is_new.mean() > NEARLY_ALL:
+                example = rows.local.texts[int(ids[is_new][0] - self._vocabulary.num_values)].as_py()
+                logger.warning_once(
+                    f"{is_new.mean():.0%} of the values of {field.name!r} were never seen in training, such as {example!r}; "
+                    f"there they looked like {seen[0].as_py()!r}. Is it the same column?"
+                )
 
     # ---- integers to tensors
 
     def __call__(self, rows: Any, return_tensors: str | None = "pt") -> BatchFeature:
-        """Encode rows for the model: `feature_ids` (B, F), and with a tokenizer `input_ids` (B, L), `attention_mask`
-        (B, L) and `token_field_ids` (B, L), the field whose value a token belongs to, or -1.
+        """Encode rows for the model: `feature_ids` (B, F), where there are list fields `list_feature_ids` (B, L, K), and with a
+        tokenizer `input_ids` (B, L), `attention_mask` (B, L) and `token_field_ids` (B, L), the field whose value a token
+        belongs to, by its position in the sentence, or -1.
 
         An absent field and unseen values never raise: the tabular side sees the field's unknown feature, the text side
         reads the words. Padding goes to the batch's longest sentence.
         """
         dataset = self.encode(rows, strict=False)
-        batch: dict[str, Any] = {"feature_ids": self.feature_ids(dataset)}
+        batch: dict[str, Any] = self.features(dataset)
         if self.has_text:
             batch |= self.sentences(dataset)
         return BatchFeature(batch, tensor_type=return_tensors)
 
-    def feature_ids(self, rows: FlipDataset) -> np.ndarray:
-        """(B, F) int64 feature ids."""
-        return gather(*rows.value_features, rows.value_ids).astype(np.int64)
+    def features(self, rows: FlipDataset) -> dict[str, np.ndarray]:
+        """`feature_ids` (B, F), and where there are list fields `list_feature_ids` (B, L, K), both int64."""
+        made = {"feature_ids": rows.feature_ids()}
+        if len(self._vocabulary.list_columns):
+            made["list_feature_ids"] = rows.list_feature_ids()
+        return made
 
     def sentences(self, rows: FlipDataset, fields: Sequence[int] | None = None) -> dict[str, np.ndarray]:
         """`input_ids`, `attention_mask` and `token_field_ids`, each (B, L) int64, L the longest sentence here.
@@ -254,62 +259,50 @@ class FlipProcessor(ProcessorMixin):
         if rows.token_tables is None:
             return self._tokenize_sentences(rows, fields)
         assert self.tokenizer is not None and self.max_length is not None
-        before, after = self._special_ids
         chosen = np.arange(rows.value_ids.shape[1]) if fields is None else np.sort(np.asarray(fields, np.int64))
-        (seen, unseen), size, num_fields = rows.token_tables, len(rows), len(chosen)
-        value_ids = rows.value_ids[:, chosen].ravel()
-        lengths = gather(seen.lengths, unseen.lengths, value_ids)  # (B F,)
-        starts = gather(seen.offsets[:-1], unseen.offsets[:-1] + len(seen.tokens), value_ids)
-        sentence_lengths = lengths.reshape(size, num_fields).sum(1)
-        # The tokens of all sentences, end to end: `stops` counts them, each is a slice of the tables.
-        stops = np.cumsum(lengths)
-        source = np.repeat(starts - (stops - lengths), lengths) + np.arange(stops[-1] if size else 0)
-        row = np.repeat(np.arange(size), sentence_lengths)
-        position = np.arange(len(row)) - np.repeat(np.cumsum(sentence_lengths) - sentence_lengths, sentence_lengths)
-        field = np.repeat(np.tile(chosen, size), lengths)
-
-        room = self.max_length - len(before) - len(after)
-        fits = position < room
-        kept = np.minimum(sentence_lengths, room)
-        width = int(kept.max(initial=0)) + len(before) + len(after)
-        input_ids = np.full((size, width), self.tokenizer.pad_token_id, np.int64)
-        token_field_ids = np.full((size, width), -1, np.int64)
-        row, column, source = row[fits], position[fits] + len(before), source[fits]
-        input_ids[row, column] = gather(seen.tokens, unseen.tokens, source)
-        token_field_ids[row, column] = np.where(gather(seen.is_value, unseen.is_value, source), field[fits], -1)
-        input_ids[:, : len(before)] = before
-        for i, token in enumerate(after):
-            input_ids[np.arange(size), len(before) + kept + i] = token
-        mask = np.arange(width) < (kept + len(before) + len(after))[:, None]
-        return {"input_ids": input_ids, "attention_mask": mask.astype(np.int64), "token_field_ids": token_field_ids}
+        return gather_sentences(
+            rows.token_tables,
+            rows.value_ids[:, chosen],
+            chosen,
+            self._special_ids,
+            self.tokenizer.pad_token_id,
+            self.max_length,
+        )
 
     # ---- sentences as text: to read, and to check the token table against
 
     def texts(self, rows: Any) -> list[str]:
         """The sentences of raw rows, as the text tower reads them."""
-        columns, _ = text_columns(rows, self.fields, strict=False)
-        values = zip(*(columns[field].to_pylist() for field in self.fields), strict=True)
+        columns, _ = read_columns(rows, self._vocabulary.columns, strict=False)
+        values = zip(*(_spoken(column.dictionary_decode()).to_pylist() for column in columns.values()), strict=True)
         return ["".join(piece for pieces in self._pieces(row) for piece in pieces) for row in values]
 
-    def _pieces(self, values: Sequence[str | None]) -> Iterator[tuple[str, str, str]]:
-        for i, (field, value) in enumerate(zip(self.fields, values, strict=True)):
-            yield (" " if i else "") + f"{self.display_names[field]} is ", MISSING_TEXT if value is None else value, "."
+    def _pieces(self, values: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+        for i, (field, value) in enumerate(zip(self._vocabulary.columns, values, strict=True)):
+            yield (" " if i else "") + f"{field.words} is ", value, "."
 
-    def _segments(self, values: Sequence[tuple[int, str | None]]) -> Iterator[tuple[list[int], list[bool]]]:
-        """Tokens of "{field name} is {value}." for values given as (field index, text), in batches."""
-        names = list(self.display_names.values())
-        for first in range(0, len(values), 4096):
-            batch = values[first : first + 4096]
-            heads = [f"{ANCHOR} {names[i]} is " if i else f"{names[i]} is " for i, _ in batch]
-            texts = [MISSING_TEXT if value is None else value for _, value in batch]
-            encoded = self._tokenize([f"{h}{t}." for h, t in zip(heads, texts, strict=True)], special=False)
-            for (i, _), head, text, ids, spans in zip(
-                batch, heads, texts, encoded["input_ids"], encoded["offset_mapping"], strict=True
+    def _token_table(self, columns: np.ndarray, texts: pa.Array) -> TokenTable:
+        """Segments "{field name} is {value}." of values given as their field's position (U,) and canonical text (U,)."""
+        if self.tokenizer is None:
+            return TokenTable.of_chunks([])
+        return TokenTable.of_chunks(self._segments(columns, texts))
+
+    def _segments(self, columns: np.ndarray, texts: pa.Array) -> Iterator[tuple[list[list[int]], list[list[bool]]]]:
+        names = [field.words for field in self._vocabulary.columns]
+        for first in range(0, len(columns), SEGMENTS_AT_ONCE):
+            chunk = columns[first : first + SEGMENTS_AT_ONCE].tolist()
+            values = _spoken(texts[first : first + SEGMENTS_AT_ONCE]).to_pylist()
+            heads = [f"{ANCHOR} {names[i]} is " if i else f"{names[i]} is " for i in chunk]
+            encoded = self._tokenize([f"{h}{v}." for h, v in zip(heads, values, strict=True)], special=False)
+            all_ids, all_flags = [], []
+            for i, head, value, ids, spans in zip(
+                chunk, heads, values, encoded["input_ids"], encoded["offset_mapping"], strict=True
             ):
                 skip = sum(stop <= len(ANCHOR) for _, stop in spans) if i else 0
                 cut = slice(skip, skip + MAX_SEGMENT_LENGTH)
-                inside = [start < len(head) + len(text) and stop > len(head) for start, stop in spans[cut]]
-                yield self._without_control_ids(ids[cut]), inside
+                all_ids.append(self._without_control_ids(ids[cut]))
+                all_flags.append([start < len(head) + len(value) and stop > len(head) for start, stop in spans[cut]])
+            yield all_ids, all_flags
 
     def _tokenize(self, texts: list[str], *, special: bool = True, **kwargs: Any) -> Mapping[str, Any]:
         """Tokenise plain text: a value that spells a special token, such as "[MASK]", stays text."""
@@ -332,12 +325,10 @@ class FlipProcessor(ProcessorMixin):
     def _tokenize_sentences(self, rows: FlipDataset, fields: Sequence[int] | None = None) -> dict[str, np.ndarray]:
         """What `sentences` gives, by tokenising each whole sentence and reading the fields from the offsets."""
         assert self.tokenizer is not None
-        seen = self._vocabulary.texts
         texts, all_spans = [], []
-        for row in rows.value_ids:
+        for row in self._values_of(rows):
             text, value_spans = "", []
-            values = [(seen[v] if v < len(seen) else rows.unseen_values[v - len(seen)])[1] for v in row]
-            for i, (head, value, stop) in enumerate(self._pieces(values)):
+            for i, (head, value, stop) in enumerate(self._pieces(row)):
                 if fields is None or i in fields:
                     value_spans.append((i, len(text) + len(head), len(text) + len(head) + len(value)))
                     text += head + value + stop
@@ -360,22 +351,33 @@ class FlipProcessor(ProcessorMixin):
                         token_field_ids[r, t] = field
         return {"input_ids": input_ids, "attention_mask": mask, "token_field_ids": token_field_ids}
 
+    def _values_of(self, rows: FlipDataset) -> Iterator[list[str]]:
+        """The words of each row's values."""
+        ids, num_values = rows.value_ids.ravel(), self._vocabulary.num_values
+        is_local = pa.array(ids >= num_values)
+        seen = self._vocabulary.all_texts.take(pa.array(np.where(ids < num_values, ids, 0)))
+        local = rows.local.texts.take(pa.array(ids[ids >= num_values] - num_values))
+        words = _spoken(pc.replace_with_mask(seen, is_local, local)).to_pylist()
+        width = rows.value_ids.shape[1]
+        return (words[first : first + width] for first in range(0, len(words), width))
+
     def _check_token_table(self, sample_size: int = 256) -> bool:
         """Whether gathered tokens equal tokenised sentences, on rows drawn from the vocabulary and some hard values."""
         vocabulary, rng = self._vocabulary, np.random.default_rng(0)
-        hard = ["", "a.b", "!?", "Ünïcödé", "東京", "1,000.5", "it's", "x" * 40, " lead", "trail "]
-        rows = []
-        for i in range(sample_size):
-            row: dict[str, str | None] = {}
-            for field in self.fields:
-                seen = vocabulary.values[field]
-                pick = seen[int(rng.integers(len(seen)))].as_py() if len(seen) else None
-                row[field] = hard[int(rng.integers(len(hard)))] if i % 2 else pick
-            rows.append(row)
-        self._token_table_is_exact = True
-        encoded = self.encode({f: pa.array([row[f] for row in rows], pa.string()) for f in self.fields})
-        gathered = self.sentences(encoded)
-        whole = self._tokenize_sentences(encoded)
+        hard = [None, "a.b", "!?", "Ünïcödé", "東京", "1,000.5", "it's", "x" * 40, " lead", f"a{MEMBER_SEPARATOR}b"]
+        columns = {}
+        for field in vocabulary.columns:
+            seen = vocabulary.values[field.name]
+            picks = seen.take(pa.array(rng.integers(max(1, len(seen)), size=sample_size))) if len(seen) else pa.nulls(1)
+            picks = picks.cast(pa.string()).take(pa.array(np.arange(sample_size) % len(picks)))
+            hard_ones = pa.array([hard[i] for i in rng.integers(len(hard), size=sample_size)])
+            is_hard = pa.array(np.arange(sample_size) % 2 == 1)
+            columns[field.name] = pc.if_else(is_hard, hard_ones, picks).dictionary_encode()
+        value_ids, local = vocabulary.encode(columns)
+        assert vocabulary.token_table is not None
+        tables = (vocabulary.token_table, self._token_table(local.columns, local.texts))
+        rows = FlipDataset(value_ids, vocabulary, local, tables, None, np.arange(sample_size))
+        gathered, whole = self.sentences(rows), self._tokenize_sentences(rows)
         return all(np.array_equal(gathered[key], whole[key]) for key in whole)
 
     # ---- files
@@ -440,26 +442,9 @@ class FlipProcessor(ProcessorMixin):
         return [*tokenizers, FeatureVocabulary.load(path)]
 
 
-def read_labels(rows: Any, label_column: str, split: str = "rows") -> np.ndarray:
-    """(N,) float32 clicks.
-
-    Raises:
-        ValueError: the column is absent, empty of values, or holds something other than 0 and 1 (or false and true).
-    """
-    columns, _ = text_columns(rows, [label_column])
-    column = columns[label_column]
-    names = {"0": 0.0, "1": 1.0, "false": 0.0, "true": 1.0}
-    wrong = [text for text in column.unique().to_pylist() if text not in names]
-    if wrong:
-        shown = "a missing value" if wrong[0] is None else repr(wrong[0])
-        where = next(i for i, text in enumerate(column.to_pylist()) if text == wrong[0])
-        raise ValueError(
-            f"label column {label_column!r} of {split} holds {shown} (row {where}); labels are 0 or 1: drop such rows or "
-            "turn them into clicks first"
-        )
-    encoded = column.dictionary_encode()
-    values = np.asarray([names[text] for text in encoded.dictionary.to_pylist()], np.float32)
-    return values[encoded.indices.to_numpy()]
+def _spoken(texts: pa.Array) -> pa.Array:
+    """Canonical text as it stands in a sentence: a list with commas, a missing value as "unknown"."""
+    return pc.fill_null(pc.replace_substring(texts, MEMBER_SEPARATOR, ", "), MISSING_TEXT)
 
 
 def _special_ids_around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:

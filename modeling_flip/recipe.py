@@ -23,10 +23,10 @@ from transformers import AutoConfig
 from transformers.utils import logging
 
 from .configuration_flip import FlipConfig
-from .feature_vocabulary import did_you_mean
+from .fields import did_you_mean
 from .hub import push_error
 from .modeling_baselines import CTR_MODELS, MoRecConfig, check_has_decoder
-from .processing_flip import read_labels
+from .row_reader import read_clicks
 from .tabular_towers import TABULAR_TOWERS
 from .trainer_flip import FlipTrainingArguments
 
@@ -362,7 +362,7 @@ def check_data(data: datasets.DatasetDict, recipe: Recipe) -> None:
                     f"column {column!r} is missing in split {split!r}; its columns are {columns}"
                     + did_you_mean(column, columns)
                 )
-        labels = read_labels(data[split], recipe.label_column, f"split {split!r}")
+        labels = read_clicks(data[split], recipe.label_column)
         if len(np.unique(labels)) == 1:
             raise ValueError(
                 f"every label of split {split!r} is {labels[0]:.0f}; clicks and non-clicks are both needed, to learn and for AUC"

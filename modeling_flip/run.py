@@ -24,7 +24,7 @@ from transformers.utils import logging
 from .hub import create_repo, push_error, upload
 from .modeling_baselines import CTR_MODELS
 from .modeling_flip import FlipForCTR, FlipForPreTraining
-from .processing_flip import FlipDataset, FlipProcessor
+from .processing_flip import FlipProcessor
 from .recipe import (
     FREE_MODEL_KEYS,
     SPLITS,
@@ -38,6 +38,7 @@ from .recipe import (
     uses_cpu,
 )
 from .resume import check_output_dir, last_checkpoint, restore_from_hub, write
+from .row_dataset import FlipDataset
 from .trainer_flip import (
     NOT_OF_THIS_RUN,
     PRETRAINING_RESULTS_FILE,

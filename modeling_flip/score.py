@@ -12,12 +12,11 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from pyarrow import csv
@@ -25,7 +24,6 @@ from transformers import AutoModelForSequenceClassification, AutoProcessor
 from transformers.utils import CONFIG_NAME, cached_file, logging
 from transformers.utils.hub import extract_commit_hash
 
-from .feature_vocabulary import FeatureVocabulary, as_text
 from .pipeline_flip import DEFAULT_BATCH_SIZE, PROBABILITIES, TOWER_PROBABILITIES, CtrPredictionPipeline
 from .version import __version__
 
@@ -81,52 +79,6 @@ def read_batches(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 
-# ---- a CSV's fields in the spelling of the training rows, whose types it does not know
-
-
-def spelling_of(seen: pa.Array) -> str:
-    """Whether the values that a field had in training are all "numbers", or "booleans", in our spelling; else "text"."""
-    if len(seen) <= 2 and set(seen.to_pylist()) <= {"true", "false"}:
-        return "booleans"
-    fractions = seen.filter(pc.invert(pc.match_substring_regex(seen, INTEGER)))
-    try:
-        return "numbers" if as_text(fractions.cast(pa.float64()), "").equals(fractions) else "text"
-    except pa.ArrowInvalid:
-        return "text"
-
-
-def spelled_as_numbers(texts: pa.Array) -> pa.Array:
-    """007 and 7.0 are 7, 2.50 is 2.5; what is no number stays as it is."""
-    texts = pc.replace_substring_regex(texts, r"^\+?(-?)0*([0-9]+)$", r"\1\2")
-    texts = pc.if_else(pc.equal(texts, "-0"), "0", texts)
-    is_fraction = pc.and_not(pc.match_substring_regex(texts, NUMBER), pc.match_substring_regex(texts, INTEGER))
-    fractions = pc.utf8_ltrim(texts.filter(is_fraction), "+").cast(pa.float64())
-    return pc.replace_with_mask(texts, is_fraction, as_text(fractions, ""))
-
-
-def csv_reader(vocabulary: FeatureVocabulary) -> Callable[[pa.Table], pa.Table]:
-    """What turns a CSV's text into the fields as training saw them. Words for a missing value are one, unless training knew
-    them as values."""
-    spellings = {field: spelling_of(seen) for field, seen in vocabulary.values.items()}
-    nulls = {f: NULL_WORDS.filter(pc.invert(pc.is_in(NULL_WORDS, seen))) for f, seen in vocabulary.values.items()}
-
-    def read(table: pa.Table) -> pa.Table:
-        columns = {}
-        for field in set(vocabulary.fields) & set(table.column_names):
-            written = table[field].combine_chunks().dictionary_encode()
-            texts = written.dictionary
-            texts = pc.if_else(pc.is_in(texts, nulls[field]), None, texts)
-            if spellings[field] == "numbers":
-                texts = spelled_as_numbers(texts)
-            elif spellings[field] == "booleans":
-                lower = pc.utf8_lower(texts)
-                texts = pc.if_else(pc.is_in(lower, pa.array(["true", "false"])), lower, texts)
-            columns[field] = pa.DictionaryArray.from_arrays(written.indices, texts)
-        return pa.table(columns)
-
-    return read
-
-
 def in_parts(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
     """The same rows in tables of `size` rows; the last may be shorter."""
     waiting: list[pa.RecordBatch] = []
@@ -175,7 +127,6 @@ def score_file(
         )
     added = added_columns(return_towers)
     check_output(output, schema, added)
-    read = csv_reader(pipe.processor.vocabulary) if source.suffix == ".csv" else None
     batches = read_batches(source, schema)
     for name in added:
         schema = schema.append(pa.field(name, pa.float64()))
@@ -197,8 +148,7 @@ def score_file(
             num_rows += len(table)
             if parts[-1].exists():
                 continue
-            rows = table if read is None else read(table)
-            for name, column in pipe.probabilities(rows, batch_size, return_towers).items():
+            for name, column in pipe.probabilities(table, batch_size, return_towers).items():
                 table = table.append_column(name, pa.array(column))
             unfinished = parts[-1].with_suffix(".tmp")
             with open(unfinished, "wb") as file:

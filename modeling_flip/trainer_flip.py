@@ -27,7 +27,8 @@ from .hub import create_repo, is_final, push_error, upload
 from .metrics import CtrMetrics
 from .model_card import CURVE_FILE, model_card
 from .modeling_flip import FlipForCTR, FlipForPreTraining, FlipPreTrainedModel
-from .processing_flip import FlipDataset, FlipProcessor
+from .processing_flip import FlipProcessor
+from .row_dataset import FlipDataset
 from .tabular_layers import BatchNorm
 
 logger = logging.get_logger(__name__)

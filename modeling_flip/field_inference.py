@@ -1,0 +1,537 @@
+"""What the columns of a click log are, inferred from its training rows, and which of them must not be learned from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .fields import Field, check_keys, did_you_mean
+from .row_reader import ISO, MEMBER_SEPARATOR, MISSING_WORDS, NUMBER, as_numbers, open_rows, read_column, to_arrow
+
+# Below so many rows nothing is concluded from how often values repeat.
+ROWS_TO_CONCLUDE = 50
+# An integer that takes so few values is a category, whatever its name.
+FEW_VALUES = 20
+# Share of the rows that have a value of their own, from which on a column is only memorised.
+UNIQUE = 0.98
+# AUC of one column alone, from which on it is taken for one that is known only after the click.
+GIVES_AWAY = 0.98
+# Values must come so often on average before their click rates say anything.
+ROWS_TO_A_VALUE = 10
+WORDS_OF_TEXT = 4
+SEPARATORS = ("|", ";", ",")
+ID_WORDS = {
+    "id",
+    "ids",
+    "uid",
+    "uuid",
+    "guid",
+    "key",
+    "hash",
+    "code",
+    "zip",
+    "zipcode",
+    "postcode",
+    "sku",
+    "asin",
+    "isbn",
+    "ean",
+}
+NUMBER_WORDS = set(
+    [
+        "price",
+        "prices",
+        "cost",
+        "costs",
+        "amount",
+        "revenue",
+        "budget",
+        "count",
+        "counts",
+        "cnt",
+        "num",
+        "number",
+        "n",
+        "qty",
+        "quantity",
+        "age",
+        "days",
+        "hours",
+        "minutes",
+        "seconds",
+        "duration",
+        "length",
+        "size",
+        "width",
+        "height",
+        "weight",
+        "score",
+        "rate",
+        "ratio",
+        "percent",
+        "pct",
+        "distance",
+        "balance",
+        "income",
+        "salary",
+        "views",
+        "clicks",
+        "impressions",
+        "likes",
+        "visits",
+        "sessions",
+        "purchases",
+        "orders",
+        "year",
+        "years",
+        "rank",
+        "position",
+        "total",
+        "sum",
+        "mean",
+        "avg",
+        "average",
+        "max",
+        "min",
+        "freq",
+        "frequency",
+        "recency",
+        "stock",
+        "discount",
+        "temperature",
+        "latitude",
+        "longitude",
+        "lat",
+        "lon",
+        "bid",
+        "spend",
+        "volume",
+    ]
+)
+USER_WORDS = {
+    "user",
+    "customer",
+    "visitor",
+    "member",
+    "viewer",
+    "reader",
+    "buyer",
+    "gender",
+    "sex",
+    "age",
+    "occupation",
+    "income",
+}
+ITEM_WORDS = {
+    "item",
+    "product",
+    "movie",
+    "book",
+    "ad",
+    "ads",
+    "advert",
+    "campaign",
+    "creative",
+    "article",
+    "video",
+    "song",
+} | {
+    *(
+        "title",
+        "genre",
+        "genres",
+        "brand",
+        "author",
+        "publisher",
+        "category",
+        "price",
+        "sku",
+        "asin",
+        "isbn",
+        "merchant",
+    )
+}
+CONTEXT_WORDS = {
+    "device",
+    "hour",
+    "weekday",
+    "day",
+    "time",
+    "slot",
+    "position",
+    "page",
+    "browser",
+    "os",
+    "site",
+    "app",
+    "channel",
+}
+
+
+@dataclass(frozen=True)
+class FieldReport:
+    """What was found in a column.
+
+    Attributes:
+        field: what it is taken for, with the reason.
+        distinct: how many values it has; of a list, how many members.
+        missing: how many rows have none.
+        example: the first value.
+        warning: what a person should look at; "" where there is nothing.
+    """
+
+    field: Field
+    distinct: int
+    missing: int
+    example: str
+    warning: str = ""
+
+
+def infer_fields(
+    rows: Any,
+    declared: Sequence[str | Mapping[str, Any] | Field] | None = None,
+    *,
+    labels: np.ndarray | None = None,
+    exclude: Mapping[str, str] | None = None,
+) -> list[FieldReport]:
+    """The fields of a table, inferred from its training rows.
+
+    Args:
+        rows: the training rows, anything that `read_columns` reads.
+        declared: the columns to use, in the order of the sentence; each by its name, or with settings of `Field`, which then are
+            taken as they are. A column that is named here is never ignored, only warned of. By default all columns.
+        labels: (N,) clicks; columns that give them away are ignored.
+        exclude: columns to leave out, and why.
+
+    Raises:
+        ValueError: a declared or excluded column does not exist (with the nearest), or a setting is impossible.
+
+    Example:
+        >>> [r.field.kind for r in infer_fields({"price": [3.5, 2.0], "city": ["Rome", "Oslo"]})]
+        ['numeric', 'categorical']
+    """
+    names, length, column_of = open_rows(rows)
+    settings: dict[str, dict[str, Any]] = {}
+    for one in names if declared is None else declared:
+        given = {"name": one} if isinstance(one, str) else one.to_dict() if isinstance(one, Field) else dict(one)
+        check_keys(given)
+        if given["name"] in settings:
+            raise ValueError(f"field {given['name']!r} is declared twice; name each column once")
+        settings[given["name"]] = given
+    excluded = dict(exclude or {})
+    for name in (*settings, *excluded):
+        if name not in names:
+            known = sorted(map(str, names))
+            raise ValueError(f"column {name!r} is missing; the columns are {known}{did_you_mean(name, known)}")
+    reports = []
+    for name, given in settings.items():
+        if name in excluded and declared is None:
+            continue
+        reports.append(_report(column_of(name), given, length, labels, may_ignore=declared is None))
+    ignored = [Field(name=name, kind="ignored", reason=reason) for name, reason in excluded.items()]
+    return [*reports, *(FieldReport(field, 0, 0, "") for field in ignored)]
+
+
+def _report(
+    values: Any, given: Mapping[str, Any], length: int, labels: np.ndarray | None, *, may_ignore: bool
+) -> FieldReport:
+    name = given["name"]
+    kind, type_, separator = _type_of(values, name)
+    kind, type_ = given.get("kind", kind), given.get("type", type_)
+    options: dict[str, Any] = {"name": name, "type": type_, "side": side_of(name)}
+    if kind == "list":
+        options |= {"kind": "list", "separator": separator if separator != "," else None}
+    elif kind == "ignored":
+        return FieldReport(Field(**{"reason": "said so", **given}), 0, 0, "")
+    probe = Field(**(options | {k: v for k, v in given.items() if k in ("kind", "type", "separator", "missing_words")}))
+    if probe.kind in ("numeric", "text"):
+        probe = replace(probe, kind="categorical", num_buckets=32)
+    column = read_column(values, probe)
+    facts = _Facts.of(column, probe, labels)
+    if "kind" in given:
+        found, reason, ignore = kind, "said so", ""
+    else:
+        found, reason = _kind_of(facts, probe)
+        ignore = _why_not(facts, probe, found)
+    warning = ""
+    if ignore and may_ignore and "kind" not in given:
+        found, reason = "ignored", ignore
+    elif ignore:
+        warning = ignore
+    if found == "ignored":
+        field = Field(name=name, kind="ignored", type=type_, side=options["side"], reason=reason)
+    else:
+        kept = options if found == "list" else {k: v for k, v in options.items() if k not in ("kind", "separator")}
+        field = Field(**{**kept, "kind": found, "reason": reason, **given})
+    return FieldReport(field, facts.distinct, facts.missing, facts.example, warning)
+
+
+# ---- types
+
+
+def _type_of(values: Any, name: str) -> tuple[str | None, str, str | None]:
+    """Kind where the container tells it ("list"), type, and the separator of a list that is written as text."""
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks() if values.num_chunks != 1 else values.chunk(0)
+    if hasattr(values, "array") and getattr(values, "dtype", None) != object:  # pandas
+        try:
+            values = pa.Array.from_pandas(values)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+            values = list(values)
+    if isinstance(values, pa.Array):
+        return _type_of_arrow(values, name)
+    cells = [value for value in values if value is not None]
+    containers = [isinstance(cell, (list, tuple, set, frozenset, np.ndarray)) for cell in cells]
+    if any(containers):
+        members = [m for cell, is_list in zip(cells, containers, strict=True) if is_list for m in cell]
+        return "list", _type_of(members, name)[1], None
+    as_string = read_column(cells, Field(name=name))
+    kinds = {type(cell) for cell in cells}
+    if len(kinds) == 1:
+        return _type_of_arrow(to_arrow(cells, Field(name=name)), name)
+    return _type_of_arrow(as_string, name)
+
+
+def _type_of_arrow(values: pa.Array, name: str) -> tuple[str | None, str, str | None]:
+    kind = values.type
+    if pa.types.is_dictionary(kind):
+        return _type_of_arrow(values.dictionary, name)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return "list", _type_of_arrow(pc.list_flatten(values), name)[1], None
+    if pa.types.is_boolean(kind):
+        return None, "boolean", None
+    if pa.types.is_integer(kind):
+        return None, "integer", None
+    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        numbers = values.cast(pa.float64()).drop_null()
+        numbers = numbers.filter(pc.is_finite(numbers))
+        # Integers with a gap are floats in pandas.
+        is_whole = pc.all(pc.equal(numbers, pc.floor(numbers))).as_py()
+        return None, "integer" if is_whole and pa.types.is_floating(kind) else "number", None
+    if pa.types.is_temporal(kind):
+        if pa.types.is_timestamp(kind):
+            moments = values.cast(pa.timestamp("us"), safe=False).drop_null().cast(pa.int64())
+            whole = pc.all(pc.equal(pc.multiply(pc.divide(moments, 86_400_000_000), 86_400_000_000), moments)).as_py()
+            return None, "date" if whole else "timestamp", None
+        return None, "date" if pa.types.is_date(kind) else "string", None
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return _type_of_text(values.cast(pa.string()).unique())
+    return None, "string", None
+
+
+def _type_of_text(texts: pa.Array) -> tuple[str | None, str, str | None]:
+    """The type that all of these distinct texts have. Leading zeros make identifiers, which stay text."""
+    texts = texts.drop_null()
+    texts = texts.filter(pc.invert(pc.is_in(pc.utf8_trim_whitespace(texts), MISSING_WORDS)))
+    if not len(texts):
+        return None, "string", None
+    trimmed = pc.utf8_trim_whitespace(texts)
+
+    def all_match(pattern: str) -> bool:
+        return bool(pc.all(pc.match_substring_regex(trimmed, pattern)).as_py())
+
+    if all_match(r"^-?(0|[1-9][0-9]*)(\.0)?$"):
+        return None, "integer", None
+    if all_match(NUMBER) and not pc.any(pc.match_substring_regex(trimmed, r"^[+-]?0[0-9]+$")).as_py():
+        return None, "number", None
+    if pc.all(pc.is_in(pc.utf8_lower(trimmed), pa.array(["true", "false"]))).as_py():
+        return None, "boolean", None
+    if all_match(r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$"):
+        return None, "date", None
+    if all_match(ISO) or all_match(r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[ T][0-9:.]+(Z|[+-][0-9]{2}:?[0-9]{2})?$"):
+        return None, "timestamp", None
+    if all_match(r"^\[.*\]$"):
+        members = read_column(texts, Field(name="", kind="list"))
+        flat = pc.list_flatten(pc.split_pattern(members.dictionary, MEMBER_SEPARATOR))
+        return "list", _type_of_text(flat.unique())[1], ","
+    separator = _separator_of(trimmed)
+    if separator is not None:
+        flat = pc.utf8_trim_whitespace(pc.list_flatten(pc.split_pattern(trimmed, separator)))
+        return "list", _type_of_text(flat.unique())[1], separator
+    return None, "string", None
+
+
+def _separator_of(texts: pa.Array) -> str | None:
+    """What stands between the members where distinct texts are lists: short members, few of them, in many combinations."""
+    if len(texts) < FEW_VALUES:
+        return None
+    for separator in SEPARATORS:
+        lists = pc.split_pattern(texts, separator)
+        lengths = pc.list_value_length(lists).to_numpy()
+        members = pc.utf8_trim_whitespace(pc.list_flatten(lists))
+        words = pc.mean(pc.list_value_length(pc.split_pattern(members, " "))).as_py()
+        share = np.mean(lengths > 1)
+        if share >= 0.3 and words <= 2.5 and pc.count_distinct(members).as_py() <= 0.5 * len(texts):
+            return separator
+    return None
+
+
+# ---- kinds
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What the decisions need to know of a column. `codes` (N,) is each row's value, -1 where it has none."""
+
+    rows: int
+    missing: int
+    distinct: int
+    example: str
+    texts: pa.Array
+    counts: np.ndarray
+    codes: np.ndarray
+    labels: np.ndarray | None
+
+    @classmethod
+    def of(cls, column: pa.DictionaryArray, field: Field, labels: np.ndarray | None) -> _Facts:
+        codes = pc.fill_null(column.indices, -1).to_numpy()
+        counts = np.bincount(codes + 1, minlength=len(column.dictionary) + 1)
+        texts, distinct = column.dictionary, len(column.dictionary)
+        if field.kind == "list":
+            distinct = pc.count_distinct(pc.list_flatten(pc.split_pattern(texts, MEMBER_SEPARATOR))).as_py()
+        first = texts[0].as_py().replace(MEMBER_SEPARATOR, ", ") if len(texts) else ""
+        return cls(len(codes), int(counts[0]), distinct, first, texts, counts[1:], codes, labels)
+
+    @property
+    def present(self) -> int:
+        return self.rows - self.missing
+
+
+def words_of(name: str) -> list[str]:
+    """The words of a column's name: userId, user_id and "User ID" are user, id."""
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name)
+    return [word for word in re.split(r"[^a-z0-9]+", spaced.lower()) if word]
+
+
+def side_of(name: str) -> str | None:
+    """The side that a column's name tells, if it does."""
+    for word in words_of(name):
+        for side, words in (("user", USER_WORDS), ("item", ITEM_WORDS), ("context", CONTEXT_WORDS)):
+            if word in words:
+                return side
+    return None
+
+
+def _kind_of(facts: _Facts, field: Field) -> tuple[str, str]:
+    """Kind and reason."""
+    words = set(words_of(field.name))
+    if field.kind == "list":
+        return "list", "several values to a row"
+    if field.type == "number":
+        return "numeric", "numbers with fractions"
+    if field.type == "integer":
+        if words & ID_WORDS:
+            return "categorical", "its name is an identifier's"
+        if facts.distinct <= FEW_VALUES:
+            return "categorical", f"{facts.distinct} different integers"
+        if words & NUMBER_WORDS:
+            return "numeric", "integers, and its name is a number's"
+        if _is_skewed(facts, field):
+            return "numeric", "integers, most of them small, some large: a count"
+        return "categorical", "integers that may be identifiers"
+    if field.type == "string" and facts.present >= ROWS_TO_CONCLUDE:
+        average = np.average(
+            pc.list_value_length(pc.split_pattern(facts.texts, " ")).to_numpy(zero_copy_only=False),
+            weights=facts.counts,
+        )
+        if average >= WORDS_OF_TEXT and facts.distinct > 0.5 * facts.present:
+            return "text", f"{average:.0f} words on average, and hardly any text comes twice"
+    return "categorical", {"boolean": "true or false", "date": "days"}.get(field.type, "values that come again")
+
+
+def _is_skewed(facts: _Facts, field: Field) -> bool:
+    numbers = as_numbers(facts.texts, field.type)
+    order = np.argsort(numbers)
+    cumulative = np.cumsum(facts.counts[order])
+    median = numbers[order][np.searchsorted(cumulative, cumulative[-1] / 2)]
+    mean = np.average(numbers, weights=facts.counts)
+    return bool(
+        numbers.min() >= 0 and numbers.min() <= 1 and mean > 1.5 * max(median, 0.5) and facts.counts[order][0] > 1
+    )
+
+
+def _why_not(facts: _Facts, field: Field, kind: str) -> str:
+    """Why a column must not be learned from; "" where nothing speaks against it."""
+    if facts.present == 0:
+        return "no row has a value"
+    if len(facts.texts) == 1 and facts.missing == 0:
+        return f"constant: {facts.example!r} in every row"
+    if (leak := _leak(facts, field)) is not None:
+        return leak
+    if kind != "categorical" or facts.present < ROWS_TO_CONCLUDE:
+        return ""
+    if facts.distinct >= UNIQUE * facts.present:
+        return "one value a row: it would only be memorised"
+    if field.type == "timestamp" and facts.distinct > FEW_VALUES:
+        return "moments that never come again; name it as time_column to split by it"
+    return ""
+
+
+def _leak(facts: _Facts, field: Field) -> str | None:
+    """How a column gives the label away; None where it does not."""
+    if facts.labels is None or facts.rows < ROWS_TO_CONCLUDE or len(np.unique(facts.labels)) < 2:
+        return None
+    groups = facts.codes + 1  # the missing value is a group too
+    rows = np.bincount(groups, minlength=len(facts.texts) + 1)
+    clicks = np.bincount(groups, weights=facts.labels, minlength=len(rows))
+    used_groups = rows > 0
+    if used_groups.sum() == 2 and np.isin(clicks[used_groups] / rows[used_groups], (0, 1)).all():
+        if facts.missing:
+            return "there is a value in just the rows of one label: known only after the click"
+        return "identical to the label"
+    if facts.missing and clicks[0] in (0, rows[0]) and (rows[0] - clicks[0] in (0, (1 - facts.labels).sum())):
+        others = facts.labels[facts.codes >= 0]
+        if len(np.unique(others)) == 1:
+            return "there is a value in just the rows of one label: known only after the click"
+    if used_groups.sum() * ROWS_TO_A_VALUE <= facts.rows:
+        auc = _auc(rows[used_groups], clicks[used_groups], clicks[used_groups] / rows[used_groups])
+    elif field.type in ("integer", "number"):
+        numbers = as_numbers(facts.texts, field.type)
+        ranked = np.append([np.nan], numbers)[used_groups]
+        known = ~np.isnan(ranked)
+        if not known.any():
+            return None
+        auc = _auc(rows[used_groups][known], clicks[used_groups][known], ranked[known])
+        auc = max(auc, 1 - auc)
+    else:
+        return None
+    if auc > GIVES_AWAY:
+        return f"alone it ranks the clicks with an AUC of {auc:.3f}: known only after the click?"
+    return None
+
+
+def _auc(rows: np.ndarray, clicks: np.ndarray, scores: np.ndarray) -> float:
+    """AUC of scores that groups of rows share; one half where it is not defined."""
+    order = np.argsort(scores, kind="stable")
+    _, tie = np.unique(scores[order], return_inverse=True)
+    clicks = np.bincount(tie, weights=clicks[order])
+    others = np.bincount(tie, weights=rows[order]) - clicks
+    below = np.cumsum(others) - others
+    total = clicks.sum() * others.sum()
+    return float((clicks * (below + others / 2)).sum() / total) if total else 0.5
+
+
+def field_table(reports: Sequence[FieldReport]) -> str:
+    """The reports as a table to read before training."""
+    header = ("field", "kind", "type", "side", "distinct", "missing", "example", "why")
+    lines = [header]
+    for report in reports:
+        field = report.field
+        example = report.example if len(report.example) <= 28 else report.example[:27] + "…"
+        why = field.reason + (f"; but: {report.warning}" if report.warning else "")
+        cells = (field.name, field.kind, field.type, field.side or "–", f"{report.distinct:,}", f"{report.missing:,}")
+        lines.append((*cells, " ".join(example.split()), why))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header) - 1)]
+    right = {4, 5}
+
+    def row(line: tuple[str, ...]) -> str:
+        cells = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=False))]
+        return "  ".join([*cells, line[-1]]).rstrip()
+
+    return "\n".join(row(line) for line in lines)

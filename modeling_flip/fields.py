@@ -1,0 +1,180 @@
+"""Fields: what each column of a click log is, declared or inferred once, saved in the checkpoint and read back in scoring."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+KINDS = ("categorical", "numeric", "list", "text", "ignored")
+TYPES = ("string", "integer", "number", "boolean", "date", "timestamp")
+SIDES = ("user", "item", "context")
+# Which options a kind has; another kind's option is refused, since it would do nothing.
+OPTIONS_OF_KIND: dict[str, tuple[str, ...]] = {
+    "categorical": ("min_count",),
+    "numeric": ("num_buckets",),
+    "list": ("min_count", "max_items", "separator", "features_of"),
+    "text": ("max_words",),
+    "ignored": (),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Field:
+    """One column of a click log.
+
+    Args:
+        name: of the column.
+        kind: "categorical" (one of many values, each with an embedding), "numeric" (a number; its embedding is that of
+            its quantile bucket), "list" (several values; their embeddings' mean), "text" (words, read by the text tower
+            alone) or "ignored".
+        type: of a value (of a list's member): "string", "integer", "number" (with fractions), "boolean", "date" or
+            "timestamp". Whatever container a cell comes from, it is read as this type.
+        side: "user", "item" or "context"; None where nobody said.
+        words: the name in the sentence, "{words} is …"; by default the column's, with spaces for underscores.
+        reason: why the kind is what it is; for an ignored column, why it is left out.
+        missing_words: whether "", "NA", "null" and what else pandas takes for a missing value in a CSV is one, in any container.
+        min_count: a value (or member) seen less often shares the field's unknown feature.
+        num_buckets: quantile buckets of a numeric field, at most.
+        max_items: a list is cut to its first so many members.
+        separator: between the members of a list that is written as text, such as "|".
+        features_of: another field whose features a list's members are: of a history of items, the item.
+        max_words: text is cut to its first so many words.
+
+    Raises:
+        ValueError: a value is none of those above, or an option is another kind's.
+
+    Example:
+        >>> Field(name="price", kind="numeric", type="number", num_buckets=20).has_table_side
+        True
+    """
+
+    name: str
+    kind: str = "categorical"
+    type: str = "string"
+    side: str | None = None
+    words: str = ""
+    reason: str = ""
+    missing_words: bool = True
+    min_count: int = 1
+    num_buckets: int = 32
+    max_items: int = 20
+    separator: str | None = None
+    features_of: str | None = None
+    max_words: int = 64
+
+    def __post_init__(self) -> None:
+        if not self.words:
+            object.__setattr__(self, "words", self.name.replace("_", " "))
+        for key, value, allowed in (
+            ("kind", self.kind, KINDS),
+            ("type", self.type, TYPES),
+            ("side", self.side, (None, *SIDES)),
+        ):
+            if value not in allowed:
+                raise ValueError(
+                    f"field {self.name!r}: {key} is {value!r}; it must be one of {', '.join(filter(None, allowed))}"
+                    + did_you_mean(str(value), filter(None, allowed))
+                )
+        for key in ("min_count", "num_buckets", "max_items", "max_words"):
+            value = getattr(self, key)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"field {self.name!r}: {key} is {value!r}; it must be 1 or more")
+        for option in sorted({o for options in OPTIONS_OF_KIND.values() for o in options}):
+            if option not in OPTIONS_OF_KIND[self.kind] and getattr(self, option) != DEFAULTS.get(option):
+                raise ValueError(
+                    f"field {self.name!r} is {self.kind}: {option} is no option of that kind; leave it out"
+                )
+        if self.kind == "numeric" and self.type in ("string", "boolean"):
+            raise ValueError(
+                f"field {self.name!r} is numeric, but its type is {self.type}; set its type to 'number', or its kind to "
+                "'categorical'"
+            )
+
+    @property
+    def has_table_side(self) -> bool:
+        """Whether the tabular tower reads it."""
+        return self.kind in ("categorical", "numeric", "list")
+
+    def to_dict(self) -> dict[str, Any]:
+        """What differs from the defaults, and always name, kind and type."""
+        shown = {"name", "kind", "type"}
+        words = self.name.replace("_", " ")
+        return {
+            key: value
+            for key, value in asdict(self).items()
+            if key in shown or (value != words if key == "words" else value != DEFAULTS.get(key))
+        }
+
+
+DEFAULTS = {f.name: f.default for f in fields(Field)}
+
+
+def make_field(declared: str | Mapping[str, Any] | Field) -> Field:
+    """A field from what a recipe or a saved vocabulary says of it.
+
+    Raises:
+        ValueError: a key is unknown (with the nearest one), or a value impossible.
+    """
+    if isinstance(declared, Field):
+        return declared
+    if isinstance(declared, str):
+        return Field(name=declared)
+    check_keys(declared)
+    return Field(**declared)
+
+
+def check_keys(declared: Mapping[str, Any]) -> None:
+    """Raises ValueError where a declaration of a field has no name, or a key that no field has."""
+    if not isinstance(declared.get("name"), str):
+        raise ValueError(f"a field needs a name; this one is {dict(declared)}")
+    for key in declared:
+        if key not in DEFAULTS:
+            raise ValueError(f"field {declared['name']!r} has no setting {key!r}{did_you_mean(str(key), DEFAULTS)}")
+
+
+def check_schema(schema: Sequence[Field]) -> None:
+    """Raises ValueError where a name stands twice, or a list shares the features of a field that has none of its own."""
+    names = [field.name for field in schema]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"field {name!r} is declared twice; name each column once")
+    by_name = {field.name: field for field in schema}
+    for field in schema:
+        if field.features_of is None:
+            continue
+        target = by_name.get(field.features_of)
+        if target is None or target.kind not in ("categorical", "list") or target.features_of is not None:
+            raise ValueError(
+                f"field {field.name!r} shares the features of {field.features_of!r}, which is no categorical field here"
+                + did_you_mean(field.features_of, [f.name for f in schema if f.kind == "categorical"])
+            )
+        if target.type != field.type:
+            raise ValueError(
+                f"field {field.name!r} holds values of type {field.type}, but {target.name!r}, whose features it shares, of type "
+                f"{target.type}; give both the same type"
+            )
+
+
+def used(schema: Iterable[Field]) -> list[Field]:
+    """The fields that are not ignored: those of the sentence, in its order."""
+    return [field for field in schema if field.kind != "ignored"]
+
+
+def did_you_mean(wrong: str, known: Iterable[Any]) -> str:
+    """The end of a message about a name that is none of the known ones; empty where none is near."""
+    near = difflib.get_close_matches(wrong, [str(name) for name in known], n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def with_min_count(schema: Sequence[Field], min_count: int) -> list[Field]:
+    """The schema with `min_count` wherever a field's kind has it and nothing else was said."""
+    if min_count < 1:
+        raise ValueError(f"min_count is {min_count}; it must be 1 or more")
+    return [
+        replace(field, min_count=min_count)
+        if "min_count" in OPTIONS_OF_KIND[field.kind] and field.min_count == 1 and field.features_of is None
+        else field
+        for field in schema
+    ]

@@ -1,0 +1,556 @@
+"""One reading of rows, for training and for scoring: any container, each cell as its field's type says.
+
+A value's text is a function of the value and its field's type alone. It does not depend on the values beside it, nor on the
+container that it comes in: the integer 7, "007" of a CSV, 7.0 of a pandas column with a gap and Decimal("7.00") are all "7" in a
+field of integers. Identifiers stay text to the digit.
+"""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import json
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .fields import Field, did_you_mean
+
+# Words for a missing value, as pandas reads them in a CSV; in any container, so that all are read alike.
+MISSING_WORDS = pa.array(
+    [
+        *("", "#N/A", "#N/A N/A", "#NA", "<NA>", "N/A", "n/a", "NA", "NULL", "null", "None"),
+        *("NaN", "nan", "-NaN", "-nan", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"),
+    ]
+)
+TRUE_WORDS, FALSE_WORDS = (
+    pa.array(["true", "t", "yes", "y", "1", "1.0"]),
+    pa.array(["false", "f", "no", "n", "0", "0.0"]),
+)
+INTEGER = r"^[+-]?[0-9]+(\.0*)?$"
+NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
+ISO = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([ T][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?)?$"
+# Between the members of a list in its canonical text; no member holds it.
+MEMBER_SEPARATOR = "\x1f"
+# Below so much a float holds every whole number.
+EXACT = 2.0**53
+
+
+def read_columns(
+    rows: Any, schema: Sequence[Field], *, strict: bool = True
+) -> tuple[dict[str, pa.DictionaryArray], list[str]]:
+    """The fields of any table-like thing as columns of canonical text.
+
+    Args:
+        rows: a dict (one row, or columns), a list of dicts, a pandas DataFrame, an Arrow table or record batch, or a
+            `datasets.Dataset`.
+        schema: the fields wanted, none of them ignored.
+        strict: whether an absent field is an error; otherwise its column is null throughout.
+
+    Returns:
+        `{name: (N,) dictionary-encoded strings}` without unused entries, and the names of the absent fields. A list's text is
+        its members, separated by `MEMBER_SEPARATOR`; an empty list is missing.
+
+    Raises:
+        ValueError: a field is absent and `strict`, with the nearest column that exists; or columns differ in length.
+        TypeError: `rows` is none of the above, or a cell has no text, such as bytes or a dict.
+
+    Example:
+        >>> columns, _ = read_columns([{"age": "007"}, {"age": 7.0}], [Field(name="age", type="integer")])
+        >>> columns["age"].to_pylist()
+        ['7', '7']
+    """
+    names = [field.name for field in schema]
+    present, length, column_of = open_rows(rows, schema)
+    absent = [name for name in names if name not in present]
+    if absent and strict:
+        known = sorted(map(str, present))
+        raise ValueError(f"column {absent[0]!r} is missing; the columns are {known}{did_you_mean(absent[0], known)}")
+    columns = {}
+    for field in schema:
+        values = pa.nulls(length) if field.name in absent else column_of(field.name)
+        columns[field.name] = read_column(values, field)
+    lengths = {name: len(column) for name, column in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"columns differ in length: {lengths}; give every row a value, None where it has none")
+    return columns, absent
+
+
+def open_rows(rows: Any, schema: Sequence[Field] | None = None) -> tuple[Sequence[Any], int, Callable[[str], Any]]:
+    """The names of a table's columns, how many rows it has, and what gives a column as it is.
+
+    Raises:
+        TypeError: it is no table.
+        ValueError: it has two columns of one name.
+    """
+    if hasattr(rows, "with_format"):  # datasets.Dataset
+        present = list(rows.column_names)
+        wanted = present if schema is None else [f.name for f in schema if f.name in present]
+        table = rows.select_columns(wanted).with_format("arrow")[:] if wanted else pa.table({})
+        return present, len(rows), table.column
+    if isinstance(rows, Mapping):
+        if not _holds_columns(rows, [Field(name=name) for name in rows] if schema is None else schema):
+            rows = [rows]
+        else:
+            wanted = [name for name in rows if schema is None or any(field.name == name for field in schema)]
+            return list(rows), len(rows[wanted[0]]), rows.__getitem__
+    if isinstance(rows, (list, tuple)) and all(isinstance(row, Mapping) for row in rows):
+        present = list(dict.fromkeys(key for row in rows for key in row))
+        if not rows:
+            present = [field.name for field in schema or []]
+        return present, len(rows), lambda name: [row.get(name) for row in rows]
+    if isinstance(rows, (pa.Table, pa.RecordBatch)):
+        _check_unique(rows.schema.names)
+        return rows.schema.names, rows.num_rows, rows.column
+    if hasattr(rows, "columns") and hasattr(rows, "to_numpy"):  # pandas.DataFrame
+        _check_unique(list(rows.columns))
+        return list(rows.columns), len(rows), rows.__getitem__
+    found = str(type(rows))
+    if isinstance(rows, (list, tuple)):
+        found += f" of {', '.join(sorted({type(row).__name__ for row in rows}))}"
+    raise TypeError(f"rows must be a dict, a list of dicts, a DataFrame, an Arrow table or a Dataset, not {found}")
+
+
+def _check_unique(names: Sequence[Any]) -> None:
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the rows have more than one column {twice!r}; rename one")
+
+
+def _holds_columns(rows: Mapping[str, Any], schema: Sequence[Field]) -> bool:
+    """Whether a dict holds columns; otherwise it is one row, in which a list is the members of a list field."""
+    arrays = (pa.Array, pa.ChunkedArray)
+    wanted = [(rows[field.name], field.kind == "list") for field in schema if field.name in rows]
+    scalars = [values for values, of_lists in wanted if not of_lists]
+    if scalars:
+        return all(isinstance(values, (list, tuple, np.ndarray, *arrays)) for values in scalars)
+    return bool(wanted) and all(
+        isinstance(values, arrays)
+        or (isinstance(values, (list, tuple, np.ndarray)) and any(v is None or _is_container(v) for v in values))
+        for values, _ in wanted
+    )
+
+
+def read_column(values: Any, field: Field) -> pa.DictionaryArray:
+    """One column, (N,) canonical text: an Arrow array, a pandas Series, a numpy array or a sequence of Python values."""
+    read = _read_lists if field.kind == "list" else _read_scalars
+    column = read(values, field)
+    if field.kind == "text":
+        column = _mapped(column, lambda texts: _cut_words(texts, field.max_words))
+    return column
+
+
+def read_clicks(rows: Any, name: str) -> np.ndarray:
+    """(N,) float32 clicks of a column that holds 0 and 1, or false and true.
+
+    Raises:
+        ValueError: the column is absent, or a value missing or another.
+    """
+    columns, _ = read_columns(rows, [Field(name=name)])
+    column = _mapped(columns[name], pc.utf8_lower)
+    clicks = {"0": 0.0, "0.0": 0.0, "false": 0.0, "1": 1.0, "1.0": 1.0, "true": 1.0}
+    names = column.dictionary.to_pylist()
+    wrong = [i for i, text in enumerate(names) if text not in clicks]
+    indices = pc.fill_null(column.indices, -1).to_numpy()
+    if wrong or column.null_count:
+        where = int(np.flatnonzero(indices == (wrong[0] if wrong else -1))[0])
+        shown = repr(columns[name][where].as_py()) if wrong else "a missing value"
+        raise ValueError(
+            f"label column {name!r} holds {shown} (row {where}); labels are 0 or 1: drop such rows or turn them into clicks first"
+        )
+    return np.asarray([clicks[text] for text in names], np.float32)[indices]
+
+
+# ---- containers to Arrow
+
+
+def _pieces(values: Any, field: Field) -> list[tuple[pa.Array, np.ndarray | None]]:
+    """A column as Arrow arrays of one type each, and which rows each of them is; None where it is all of them."""
+    if isinstance(values, pa.ChunkedArray):
+        values = pa.concat_arrays([_plain(chunk) for chunk in values.chunks] or [pa.nulls(0, values.type)])
+    if isinstance(values, pa.Array):
+        return [(values, None)]
+    if hasattr(values, "dtype") and hasattr(values, "array") and values.dtype != object:  # pandas.Series
+        try:
+            values = pa.Array.from_pandas(values)
+            return _pieces(values, field)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):  # categories of mixed types, float16
+            values = values.astype(object)
+    if hasattr(values, "array"):
+        values = list(values)
+    if isinstance(values, np.ndarray):
+        if values.dtype == np.float16:
+            values = values.astype(np.float32)
+        if values.dtype.kind == "M":
+            values = values.astype("datetime64[us]")
+        if values.dtype != object and values.ndim == 1:
+            return [(pa.array(values, from_pandas=True), None)]
+        values = list(values)
+    types = {type(value) for value in values}
+    if len(types - {type(None)}) <= 1:
+        return [(to_arrow(values, field), None)]
+    kinds = np.fromiter(map(id, map(type, values)), np.int64, len(values))
+    pieces = []
+    for kind in types:
+        rows = np.flatnonzero(kinds == id(kind))
+        pieces.append((to_arrow([values[i] for i in rows], field), rows))
+    return pieces
+
+
+def _plain(chunk: pa.Array) -> pa.Array:
+    # Chunks may have dictionaries of their own, which do not concatenate.
+    return chunk.dictionary_decode() if pa.types.is_dictionary(chunk.type) else chunk
+
+
+def to_arrow(values: Sequence[Any], field: Field) -> pa.Array:
+    """Python values of one type (and None) as an Arrow array."""
+    first = next((value for value in values if value is not None), None)
+    if first is None or type(first).__name__ in ("NAType", "NaTType"):
+        return pa.nulls(len(values))
+    if isinstance(first, str):
+        try:
+            return pa.array(values, pa.string())
+        except UnicodeEncodeError:  # a lone surrogate has no UTF-8
+            return pa.array([v if v is None else v.encode(errors="replace").decode() for v in values], pa.string())
+    if isinstance(first, (bool, np.bool_)):
+        return pa.array([None if v is None else bool(v) for v in values], pa.bool_())
+    if isinstance(first, (int, np.integer)):
+        try:
+            return pa.array([None if v is None else int(v) for v in values], pa.int64())
+        except (OverflowError, pa.ArrowInvalid):  # more than 64 bits
+            return pa.array([None if v is None else str(int(v)) for v in values], pa.string())
+    if isinstance(first, (float, np.floating)):
+        wide = isinstance(first, float) or first.dtype.itemsize > 4
+        return pa.array(values, pa.float64() if wide else pa.float32(), from_pandas=True)
+    if isinstance(first, decimal.Decimal):
+        texts = pa.array([None if v is None or v.is_nan() else format(v, "f") for v in values], pa.string())
+        return _without_zeros(texts)
+    if isinstance(first, np.datetime64):
+        return pa.array(np.asarray(values, "datetime64[us]"))
+    if isinstance(first, datetime.datetime):
+        return pa.array([None if v is None else _in_utc(v) for v in values], pa.timestamp("us"))
+    if isinstance(first, datetime.date):
+        return pa.array(values, pa.date32())
+    if isinstance(first, (uuid.UUID, datetime.time)):
+        return pa.array([None if v is None else str(v) for v in values], pa.string())
+    remedy = "; declare it as kind: list" if _is_container(first) else "; turn it into text or numbers first"
+    raise TypeError(f"field {field.name!r} holds a {type(first).__name__}, {_shown(first)}{remedy}")
+
+
+def _in_utc(moment: datetime.datetime) -> datetime.datetime:
+    if moment.tzinfo is not None:
+        moment = moment.astimezone(datetime.UTC).replace(tzinfo=None)
+    return moment.to_pydatetime(warn=False) if hasattr(moment, "to_pydatetime") else moment
+
+
+def _is_container(value: Any) -> bool:
+    return isinstance(value, (list, tuple, set, frozenset, np.ndarray))
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+# ---- Arrow to canonical text
+
+
+def _read_scalars(values: Any, field: Field) -> pa.DictionaryArray:
+    pieces = _pieces(values, field)
+    read = [_mapped(_encoded(piece), lambda texts: canonical_text(texts, field)) for piece, _ in pieces]
+    return _joined(read, [rows for _, rows in pieces])
+
+
+def _joined(columns: Sequence[pa.DictionaryArray], rows: Sequence[np.ndarray | None]) -> pa.DictionaryArray:
+    """Columns that are each some of the rows, as one."""
+    if len(columns) == 1:
+        return columns[0]
+    back = np.argsort(np.concatenate([r for r in rows if r is not None]), kind="stable")
+    return pa.concat_arrays([_plain(column) for column in columns]).take(pa.array(back)).dictionary_encode()
+
+
+def _encoded(values: pa.Array) -> pa.DictionaryArray:
+    """Dictionary-encoded, so that each distinct value is read once; without entries that no row has."""
+    if not pa.types.is_dictionary(values.type):
+        if pa.types.is_null(values.type):
+            values = values.cast(pa.string())
+        if pa.types.is_nested(values.type):  # the error comes where it is read
+            return pa.DictionaryArray.from_arrays(np.arange(len(values), dtype=np.int32), values)
+        return values.dictionary_encode()
+    # In order of first appearance, as of any other column, whatever order the categories have.
+    by_row = values.indices.dictionary_encode()
+    return pa.DictionaryArray.from_arrays(by_row.indices, values.dictionary.take(by_row.dictionary))
+
+
+def _mapped(column: pa.DictionaryArray, read: Callable[[pa.Array], pa.Array]) -> pa.DictionaryArray:
+    """The column with `read` of its distinct values; those that become the same are one, those that become null are missing."""
+    texts = read(column.dictionary).dictionary_encode()
+    indices = texts.indices.take(column.indices)
+    return pa.DictionaryArray.from_arrays(indices.cast(pa.int32()), texts.dictionary)
+
+
+def canonical_text(values: pa.Array, field: Field) -> pa.Array:
+    """(N,) values of any scalar Arrow type → (N,) their text as the field's type writes it, null where missing.
+
+    What cannot be read as that type keeps its own text: it is a value never seen in training.
+
+    Raises:
+        TypeError: the values are lists, structs or bytes.
+    """
+    kind = values.type
+    if pa.types.is_dictionary(kind):
+        values, kind = values.dictionary_decode(), kind.value_type
+    if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        remedy = "declare it as kind: list" if pa.types.is_list(kind) else "turn it into text or numbers first"
+        raise TypeError(f"field {field.name!r} has type {kind}; {remedy}")
+    if pa.types.is_null(kind):
+        return values.cast(pa.string())
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    if is_text:
+        values = values.cast(pa.string())
+        if field.type != "string":
+            values = pc.utf8_trim_whitespace(values)
+        if field.missing_words:
+            values = pc.if_else(pc.is_in(values, MISSING_WORDS), None, values)
+    elif pa.types.is_decimal(kind):
+        values, is_text = _without_zeros(values.cast(pa.string())), True
+    elif pa.types.is_floating(kind):
+        values = values.cast(pa.float32()) if pa.types.is_float16(kind) else values
+        values = pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)
+    if pa.types.is_boolean(kind) and field.type in ("integer", "number"):
+        return values.cast(pa.int8()).cast(pa.string())
+    if field.type in ("date", "timestamp"):
+        return _as_moments(values, is_text, field.type)
+    if pa.types.is_temporal(kind):
+        return _moment_text(values)
+    if is_text:
+        return _READ_TEXT[field.type](values)
+    text = _number_text(values, short=field.type == "number")
+    return _as_booleans(text) if field.type == "boolean" else text
+
+
+def _number_text(values: pa.Array, *, short: bool) -> pa.Array:
+    """Numbers as people write them: 25.0 is 25. `short`: of a fraction, the digits that a 32-bit float has, so that 0.1 is
+    "0.1" whether it comes with 32 bits or with 64."""
+    if not pa.types.is_floating(values.type):
+        return values.cast(pa.string())
+    is_whole = _is_whole(values)
+    fractions = values
+    if short:
+        fractions = values.cast(pa.float32(), safe=False)
+        is_whole = pc.or_(is_whole, _is_whole(fractions))
+    whole = pc.if_else(is_whole, pc.round(values), pa.scalar(0, values.type)).cast(pa.int64())
+    return pc.if_else(is_whole, whole.cast(pa.string()), fractions.cast(pa.string()))
+
+
+def _is_whole(values: pa.Array) -> pa.Array:
+    return pc.and_(pc.equal(values, pc.floor(values)), pc.less(pc.abs(values), EXACT))
+
+
+def _where(mask: pa.Array, read: Callable[[pa.Array], pa.Array], values: pa.Array) -> pa.Array:
+    """`values` with `read` of those where `mask` is true."""
+    mask = pc.fill_null(mask, False)
+    return pc.replace_with_mask(values, mask, read(values.filter(mask)))
+
+
+def _integers_of_text(texts: pa.Array) -> pa.Array:
+    """ "007", "+7" and "7.0" are "7", to any number of digits."""
+    is_integer = pc.match_substring_regex(texts, INTEGER)
+
+    def read(found: pa.Array) -> pa.Array:
+        found = pc.replace_substring_regex(found, r"^\+?(-?)0*([0-9]+?)(\.0*)?$", r"\1\2")
+        return pc.if_else(pc.equal(found, "-0"), "0", found)
+
+    texts = _where(is_integer, read, texts)
+    is_other = pc.and_not(pc.match_substring_regex(texts, NUMBER), is_integer)
+    return _where(is_other, lambda found: _number_text(_floats(found), short=False), texts)
+
+
+def _numbers_of_text(texts: pa.Array) -> pa.Array:
+    is_number = pc.match_substring_regex(texts, NUMBER)
+    return _where(is_number, lambda found: _number_text(_floats(found), short=True), texts)
+
+
+def _floats(texts: pa.Array) -> pa.Array:
+    return pc.utf8_ltrim(texts, "+").cast(pa.float64())
+
+
+def _as_booleans(texts: pa.Array) -> pa.Array:
+    lower = pc.utf8_lower(texts)
+    texts = pc.if_else(pc.is_in(lower, TRUE_WORDS), "true", texts)
+    return pc.if_else(pc.is_in(lower, FALSE_WORDS), "false", texts)
+
+
+_READ_TEXT: dict[str, Callable[[pa.Array], pa.Array]] = {
+    "string": lambda texts: texts,
+    "integer": _integers_of_text,
+    "number": _numbers_of_text,
+    "boolean": _as_booleans,
+}
+
+
+def _without_zeros(texts: pa.Array) -> pa.Array:
+    """2.50 is 2.5, 2.00 is 2."""
+    return pc.utf8_rtrim(pc.replace_substring_regex(texts, r"(\.[0-9]*?)0+$", r"\1"), ".")
+
+
+def _as_moments(values: pa.Array, is_text: bool, kind: str) -> pa.Array:
+    """Dates and times in one spelling, in UTC: "2024-01-31", "2024-01-31 12:30:00", with fractions where there are some."""
+    if is_text:
+        is_iso = pc.match_substring_regex(values, ISO)
+
+        def read(found: pa.Array) -> pa.Array:
+            try:
+                return _moment_text(found.cast(pa.timestamp("us")), kind)
+            except pa.ArrowInvalid:  # one of them is no date, such as 2024-02-30
+                return pa.array([_moment(text, kind) for text in found.to_pylist()], pa.string())
+
+        other = pc.and_(pc.invert(pc.fill_null(is_iso, False)), values.is_valid())
+        values = _where(is_iso, read, values)
+        return _where(other, lambda found: pa.array([_moment(t, kind) for t in found.to_pylist()], pa.string()), values)
+    if pa.types.is_temporal(values.type):
+        return _moment_text(values, kind)
+    return pa.array([None if v is None else _moment(str(v), kind) for v in values.to_pylist()], pa.string())
+
+
+def _moment(text: str, kind: str) -> str:
+    """One moment in any ISO 8601 spelling, or in seconds, milliseconds, … since 1970; other text as it is."""
+    moment: datetime.datetime | None = None
+    try:
+        number = float(text)
+        if kind == "timestamp" and abs(number) >= 1e8:
+            scale = next((s for bound, s in ((1e11, 1), (1e14, 1e3), (1e17, 1e6)) if abs(number) < bound), 1e9)
+            moment = datetime.datetime(1970, 1, 1) + datetime.timedelta(seconds=number / scale)
+    except (ValueError, OverflowError):
+        try:
+            moment = _in_utc(datetime.datetime.fromisoformat(text))
+        except (ValueError, OverflowError):
+            return text
+    if moment is None:
+        return text
+    return _moment_text(pa.array([moment], pa.timestamp("us")), kind)[0].as_py()
+
+
+def _moment_text(values: pa.Array, kind: str = "timestamp") -> pa.Array:
+    if pa.types.is_date(values.type) and kind == "date":
+        return values.cast(pa.date32()).cast(pa.string())
+    if pa.types.is_time(values.type) or pa.types.is_duration(values.type):
+        return values.cast(pa.string())
+    texts = values.cast(pa.timestamp("us"), safe=False).cast(pa.string())
+    texts = _without_zeros(texts)
+    return pc.replace_substring_regex(texts, " 00:00:00$", "") if kind == "date" else texts
+
+
+def as_numbers(texts: pa.Array, kind: str) -> np.ndarray:
+    """(N,) canonical text of a numeric field of type `kind` → (N,) float64: the number, days or seconds since 1970; NaN where it
+    is none."""
+    numbers = np.full(len(texts), np.nan)
+    if kind in ("date", "timestamp"):
+        found = pc.fill_null(pc.match_substring_regex(texts, ISO), False)
+        moments = texts.filter(found).cast(pa.timestamp("us")).cast(pa.int64()).to_numpy()
+        numbers[found.to_numpy(zero_copy_only=False)] = moments / (86_400e6 if kind == "date" else 1e6)
+        return numbers
+    found = pc.fill_null(pc.match_substring_regex(texts, NUMBER), False)
+    numbers[found.to_numpy(zero_copy_only=False)] = _floats(texts.filter(found)).to_numpy()
+    return numbers
+
+
+# ---- text
+
+
+def _cut_words(texts: pa.Array, max_words: int) -> pa.Array:
+    """The first so many words, with one space between them; nothing but spaces is missing."""
+    words = pc.utf8_split_whitespace(pc.utf8_trim_whitespace(texts))
+    return _nothing_is_missing(pc.binary_join(pc.list_slice(words, 0, max_words), " "))
+
+
+def _nothing_is_missing(texts: pa.Array) -> pa.Array:
+    return pc.if_else(pc.equal(texts, ""), None, texts)
+
+
+# ---- lists
+
+
+def _read_lists(values: Any, field: Field) -> pa.DictionaryArray:
+    """Lists as the text of their members, one after the other."""
+    if isinstance(values, pa.ChunkedArray):
+        values = pa.concat_arrays([_plain(chunk) for chunk in values.chunks] or [pa.nulls(0, values.type)])
+    if hasattr(values, "array") and str(getattr(values, "dtype", "")).startswith("list"):  # pandas, Arrow-backed
+        values = pa.Array.from_pandas(values)
+    if isinstance(values, pa.Array) and _is_list(values.type):
+        return _from_lists(values, field).dictionary_encode()
+    if not isinstance(values, pa.Array):
+        values = list(values)
+        containers = np.fromiter((_is_container(value) for value in values), bool, len(values))
+        if containers.any():
+            rows, others = np.flatnonzero(containers), np.flatnonzero(~containers)
+            of_lists = _from_containers([values[i] for i in rows], field).dictionary_encode()
+            if not len(others):
+                return of_lists
+            rest = _read_lists([values[i] for i in others], field)
+            return _joined([of_lists, rest], [rows, others])
+    # Text, or single values, which are lists of one.
+    pieces = _pieces(values, field)
+    read = [_mapped(_encoded(piece), lambda cells: _from_cells(cells, field)) for piece, _ in pieces]
+    return _joined(read, [rows for _, rows in pieces])
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _from_lists(lists: pa.Array, field: Field) -> pa.Array:
+    """(N,) Arrow lists → (N,) text."""
+    if pa.types.is_fixed_size_list(lists.type):
+        lists = lists.cast(pa.list_(lists.type.value_type))
+    parents = pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)
+    return _from_members(read_column(pc.list_flatten(lists), _member(field)), parents, len(lists), field)
+
+
+def _from_containers(lists: Sequence[Any], field: Field) -> pa.Array:
+    """(N,) Python lists, tuples, sets and numpy arrays → (N,) text; a set's members in the order of their text."""
+    ordered = [sorted(v, key=str) if isinstance(v, (set, frozenset)) else list(v) for v in lists]
+    lengths = np.fromiter(map(len, ordered), np.int64, len(ordered))
+    members = read_column([member for values in ordered for member in values], _member(field))
+    return _from_members(members, np.repeat(np.arange(len(ordered)), lengths), len(ordered), field)
+
+
+def _from_cells(cells: pa.Array, field: Field) -> pa.Array:
+    """(N,) text, or single values → (N,) text: a JSON array, or members with the field's separator between them."""
+    if not (pa.types.is_string(cells.type) or pa.types.is_large_string(cells.type)):
+        return _from_members(read_column(cells, _member(field)), np.arange(len(cells)), len(cells), field)
+    cells = cells.cast(pa.string())
+    is_json = pc.fill_null(pc.match_substring_regex(cells, r"^\s*\[.*\]\s*$"), False).to_numpy(zero_copy_only=False)
+    out = _from_lists(pc.split_pattern(cells, field.separator or ","), field)
+    if is_json.any():
+        loaded = [_json_list(text) for text in cells.filter(pa.array(is_json)).to_pylist()]
+        out = pc.replace_with_mask(out, pa.array(is_json), _from_containers(loaded, field))
+    return out
+
+
+def _json_list(text: str) -> list[Any]:
+    try:
+        return json.loads(text)
+    except ValueError:  # a Python list in a CSV has single quotes
+        return [member.strip().strip("'\"") for member in text.strip()[1:-1].split(",")]
+
+
+def _member(field: Field) -> Field:
+    return Field(name=field.name, type=field.type, missing_words=field.missing_words)
+
+
+def _from_members(members: pa.DictionaryArray, parents: np.ndarray, length: int, field: Field) -> pa.Array:
+    """Members and which list each of them is in, in order → (length,) text of the lists, null where one is empty."""
+    texts = pc.utf8_trim_whitespace(pc.replace_substring(_plain(members), MEMBER_SEPARATOR, " "))
+    texts = _nothing_is_missing(texts)
+    is_there = texts.is_valid().to_numpy(zero_copy_only=False)
+    parents, texts = parents[is_there], texts.filter(pa.array(is_there))
+    position = np.arange(len(parents)) - np.searchsorted(parents, parents)
+    fits = position < field.max_items
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(parents[fits], minlength=length))])
+    lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), texts.filter(pa.array(fits)))
+    return _nothing_is_missing(pc.binary_join(lists, MEMBER_SEPARATOR))
