@@ -26,151 +26,26 @@ GIVES_AWAY = 0.98
 ROWS_TO_A_VALUE = 10
 WORDS_OF_TEXT = 4
 SEPARATORS = ("|", ";", ",")
-ID_WORDS = {
-    "id",
-    "ids",
-    "uid",
-    "uuid",
-    "guid",
-    "key",
-    "hash",
-    "code",
-    "zip",
-    "zipcode",
-    "postcode",
-    "sku",
-    "asin",
-    "isbn",
-    "ean",
-}
-NUMBER_WORDS = set(
-    [
-        "price",
-        "prices",
-        "cost",
-        "costs",
-        "amount",
-        "revenue",
-        "budget",
-        "count",
-        "counts",
-        "cnt",
-        "num",
-        "number",
-        "n",
-        "qty",
-        "quantity",
-        "age",
-        "days",
-        "hours",
-        "minutes",
-        "seconds",
-        "duration",
-        "length",
-        "size",
-        "width",
-        "height",
-        "weight",
-        "score",
-        "rate",
-        "ratio",
-        "percent",
-        "pct",
-        "distance",
-        "balance",
-        "income",
-        "salary",
-        "views",
-        "clicks",
-        "impressions",
-        "likes",
-        "visits",
-        "sessions",
-        "purchases",
-        "orders",
-        "year",
-        "years",
-        "rank",
-        "position",
-        "total",
-        "sum",
-        "mean",
-        "avg",
-        "average",
-        "max",
-        "min",
-        "freq",
-        "frequency",
-        "recency",
-        "stock",
-        "discount",
-        "temperature",
-        "latitude",
-        "longitude",
-        "lat",
-        "lon",
-        "bid",
-        "spend",
-        "volume",
-    ]
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(re.findall(r"\w+", text))
+
+
+ID_WORDS = _words("id ids uid uuid guid key hash code zip zipcode postcode sku asin isbn ean")
+NUMBER_WORDS = _words(
+    """price prices cost costs amount revenue budget count counts cnt num number n qty quantity age days hours minutes seconds
+    duration length size width height weight score rate ratio percent pct distance balance income salary views clicks
+    impressions likes visits sessions purchases orders year years rank position total sum mean avg average max min freq
+    frequency recency stock discount temperature latitude longitude lat lon bid spend volume"""
 )
-USER_WORDS = {
-    "user",
-    "customer",
-    "visitor",
-    "member",
-    "viewer",
-    "reader",
-    "buyer",
-    "gender",
-    "sex",
-    "age",
-    "occupation",
-    "income",
-}
-ITEM_WORDS = {
-    "item",
-    "product",
-    "movie",
-    "book",
-    "ad",
-    "ads",
-    "advert",
-    "campaign",
-    "creative",
-    "article",
-    "video",
-    "song",
-} | {
-    *(
-        "title",
-        "genre",
-        "genres",
-        "brand",
-        "author",
-        "publisher",
-        "category",
-        "price",
-        "sku",
-        "asin",
-        "isbn",
-        "merchant",
-    )
-}
-CONTEXT_WORDS = {
-    "device",
-    "hour",
-    "weekday",
-    "day",
-    "time",
-    "slot",
-    "position",
-    "page",
-    "browser",
-    "os",
-    "site",
-    "app",
-    "channel",
+SIDE_WORDS = {
+    "user": _words("user customer visitor member viewer reader buyer gender sex age occupation income"),
+    "item": _words(
+        """item product movie book ad ads advert campaign creative article video song title genre genres brand author
+        publisher category price sku asin isbn merchant"""
+    ),
+    "context": _words("device hour weekday day time slot position page browser os site app channel"),
 }
 
 
@@ -279,7 +154,7 @@ def _type_of(values: Any, name: str) -> tuple[str | None, str, str | None]:
     """Kind where the container tells it ("list"), type, and the separator of a list that is written as text."""
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks() if values.num_chunks != 1 else values.chunk(0)
-    if hasattr(values, "array") and getattr(values, "dtype", None) != object:  # pandas
+    if hasattr(values, "array") and str(values.dtype) != "object":  # pandas
         try:
             values = pa.Array.from_pandas(values)
         except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
@@ -411,11 +286,7 @@ def words_of(name: str) -> list[str]:
 
 def side_of(name: str) -> str | None:
     """The side that a column's name tells, if it does."""
-    for word in words_of(name):
-        for side, words in (("user", USER_WORDS), ("item", ITEM_WORDS), ("context", CONTEXT_WORDS)):
-            if word in words:
-                return side
-    return None
+    return next((side for word in words_of(name) for side, words in SIDE_WORDS.items() if word in words), None)
 
 
 def _kind_of(facts: _Facts, field: Field) -> tuple[str, str]:

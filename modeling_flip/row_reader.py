@@ -194,7 +194,7 @@ def _pieces(values: Any, field: Field) -> list[tuple[pa.Array, np.ndarray | None
     if len(types - {type(None)}) <= 1:
         return [(to_arrow(values, field), None)]
     kinds = np.fromiter(map(id, map(type, values)), np.int64, len(values))
-    pieces = []
+    pieces: list[tuple[pa.Array, np.ndarray | None]] = []
     for kind in types:
         rows = np.flatnonzero(kinds == id(kind))
         pieces.append((to_arrow([values[i] for i in rows], field), rows))
