@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from .fields import Field
 from .hub import LOCATION_KEYS, PROCESSOR, check_files, copy_code, write_checksums
 from .row_dataset import FlipDataset
 from .row_reader import MEMBER_SEPARATOR, read_clicks, read_columns
-from .token_table import TokenTable, gather_sentences
+from .token_table import TokenTable, gather, gather_sentences
 
 logger = logging.get_logger(__name__)
 
@@ -81,6 +82,8 @@ class FlipProcessor(ProcessorMixin):
     def _prepare_text(self, tokenizer: PreTrainedTokenizerBase) -> None:
         if not tokenizer.is_fast:
             raise ValueError(f"{type(tokenizer).__name__} reports no character offsets; load it with use_fast=True")
+        if tokenizer.mask_token is None or tokenizer.pad_token is None or tokenizer.truncation_side != "right":
+            self.tokenizer = tokenizer = copy.deepcopy(tokenizer)  # the caller's stays as it is
         if tokenizer.mask_token is None:
             tokenizer.add_special_tokens({"mask_token": "<mask>"})
         if tokenizer.pad_token is None:
@@ -268,6 +271,18 @@ class FlipProcessor(ProcessorMixin):
             self.tokenizer.pad_token_id,
             self.max_length,
         )
+
+    def cut_fields(self, rows: FlipDataset) -> dict[str, float]:
+        """Of each field whose value `max_length` cuts in some of the rows, or leaves out, the share of the rows where it does.
+        Nothing where whole sentences are tokenised."""
+        if rows.token_tables is None or self.max_length is None:
+            return {}
+        room = self.max_length - len(self._special_ids[0]) - len(self._special_ids[1])
+        seen, local = rows.token_tables
+        reach = gather(seen.lengths, local.lengths, rows.value_ids).cumsum(1)
+        # The full stop behind a value is no part of it.
+        shares = (reach - 1 > room).mean(0) if len(rows) else np.zeros(len(self.fields))
+        return {name: float(share) for name, share in zip(self.fields, shares, strict=True) if share}
 
     # ---- sentences as text: to read, and to check the token table against
 
