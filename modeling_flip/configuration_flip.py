@@ -36,11 +36,12 @@ class FlipConfig(PreTrainedConfig):
         text_config: configuration of any encoder that AutoModel knows; not used where `towers` is "tabular".
         towers: "both" (FLIP), "tabular" (FLIP_ID, or an ID model from scratch) or "text" (FLIP_PLM).
         tabular_tower: name of a registered tabular tower, such as "dcnv2", "deepfm" or "autoint".
-        item_fields: positions of the fields that describe the item; the others describe the user. Read by the models that
+        item_fields: positions in the sentence of the fields that describe the item; the others describe the user. Read by the models that
             keep the two apart (CTR-BERT, MoRec).
         num_features: M, features of all fields, unknown features and `<MASK>` included.
         num_fields: F.
         list_fields: positions, among these, of the fields that hold lists.
+        text_fields: positions in the sentence of the fields that the text tower alone reads; the others are the F.
         embedding_size: D, of a feature.
         hidden_sizes: layers of the tabular tower's MLP.
         activation: of that MLP, a name that transformers' ACT2FN knows.
@@ -79,6 +80,7 @@ class FlipConfig(PreTrainedConfig):
     num_features: int = 2
     num_fields: int = 1
     list_fields: list[int] | tuple[int, ...] = ()
+    text_fields: list[int] | tuple[int, ...] = ()
     embedding_size: int = 32
     hidden_sizes: list[int] | tuple[int, ...] = (300, 300, 128)
     activation: str = "relu"
@@ -191,7 +193,8 @@ class FlipConfig(PreTrainedConfig):
             raise ValueError(
                 f"icl_subspaces is {self.icl_subspaces}; it must divide projection_size ({self.projection_size})"
             )
-        if not set(self.item_fields) < set(range(self.num_fields)):
+        in_sentence = self.num_fields + len(self.text_fields)
+        if not set(self.item_fields) < set(range(in_sentence)):
             raise ValueError(
-                f"item_fields is {list(self.item_fields)}; it names positions below num_fields ({self.num_fields}), not all"
+                f"item_fields is {list(self.item_fields)}; it names positions among the {in_sentence} fields, not all"
             )

@@ -131,7 +131,10 @@ class MoRecForCTR(FlipPreTrainedModel):
     def __init__(self, config: MoRecConfig):
         super().__init__(config)
         check_item_fields(config)
-        self.user_fields = [f for f in range(config.num_fields) if f not in config.item_fields]
+        in_sentence = range(config.num_fields + len(config.text_fields))
+        table_fields = [f for f in in_sentence if f not in config.text_fields]
+        # Positions among the fields that the tabular tower reads.
+        self.user_fields = [i for i, f in enumerate(table_fields) if f not in config.item_fields]
         tower_config = copy.copy(config)
         tower_config.num_fields = len(self.user_fields) + 1
         self.tabular_tower = create_tabular_tower(tower_config)

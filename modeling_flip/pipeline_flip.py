@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from transformers import Pipeline
 from transformers.utils import logging
@@ -98,14 +99,16 @@ class CtrPredictionPipeline(Pipeline):
             of them. With `return_towers` also "tabular_probability" and "text_probability", with `group_by` "rank".
 
         Raises:
-            TypeError: `rows` is none of the above, or a field holds lists.
+            TypeError: `rows` is none of the above, or a field that is no list field holds lists.
             ValueError: `group_by` names no column, or ranks an iterator; `return_towers` of a model with one tower.
         """
         _, _, parameters = self._sanitize_parameters(**kwargs)
         parameters = self._postprocess_params | parameters
         group_by, return_towers = parameters.pop("group_by", None), parameters.pop("return_towers", False)
         if isinstance(rows, Mapping):
-            if any(hasattr(value, "__iter__") and not isinstance(value, (str, bytes)) for value in rows.values()):
+            scalars = [field.name for field in self.processor.vocabulary.columns if field.kind != "list"]
+            cells = [rows[name] for name in scalars if name in rows]
+            if any(hasattr(cell, "__iter__") and not isinstance(cell, (str, bytes)) for cell in cells or rows.values()):
                 raise TypeError(
                     "a dict is one row; give columns as a DataFrame or an Arrow table, of a DatasetDict one split"
                 )
@@ -192,12 +195,12 @@ class CtrPredictionPipeline(Pipeline):
         self.processor.save_pretrained(save_directory)
 
 
-def rank_in_group(groups: pa.Array, scores: np.ndarray) -> np.ndarray:
+def rank_in_group(groups: pa.DictionaryArray, scores: np.ndarray) -> np.ndarray:
     """(N,) rank of each row, 1 the highest score among the rows of its group, equal scores in the order of the rows.
 
     Rows without a group are one group.
     """
-    group = groups.dictionary_encode(null_encoding="encode").indices.to_numpy()
+    group = pc.fill_null(groups.indices, len(groups.dictionary)).to_numpy()
     order = np.lexsort((-scores, group))  # stable
     sizes = np.bincount(group)
     ranks = np.empty(len(group), np.int64)
@@ -223,7 +226,7 @@ def _sliceable(rows: Any) -> tuple[int, Any]:
     )
 
 
-def _column(rows: Any, name: str) -> pa.Array:
+def _column(rows: Any, name: str) -> pa.DictionaryArray:
     """(N,) the canonical text of a column; raises ValueError where it is absent."""
     if hasattr(rows, "select_columns") and name in rows.column_names:  # of a Dataset read no other
         rows = rows.select_columns([name])

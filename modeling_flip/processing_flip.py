@@ -164,6 +164,7 @@ class FlipProcessor(ProcessorMixin):
         return {
             "num_features": vocabulary.num_features,
             "num_fields": len(vocabulary.table_columns),
+            "text_fields": np.setdiff1d(np.arange(len(vocabulary.columns)), vocabulary.table_columns).tolist(),
             "list_fields": np.searchsorted(vocabulary.table_columns, vocabulary.list_columns).tolist(),
             "vocabulary_fingerprint": vocabulary.fingerprint,
         }
