@@ -12,7 +12,6 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .configuration_flip import FlipConfig
 from .data_collator import FlipDataCollator, PretrainingCollator
 from .feature_vocabulary import FeatureVocabulary
-from .metrics import CtrMetrics
 from .modeling_baselines import (
     CTR_MODELS,
     CTRBertConfig,
@@ -26,7 +25,9 @@ from .modeling_flip import FlipForCTR, FlipForPreTraining, FlipModel, FlipPreTra
 from .pipeline_flip import CtrPredictionPipeline
 from .processing_flip import FlipDataset, FlipProcessor
 from .tabular_towers import TABULAR_TOWERS, TabularTower, register_tabular_tower
-from .trainer_flip import FlipTrainer, FlipTrainingArguments
+from .training.arguments import FlipTrainingArguments
+from .training.metrics import CtrMetrics
+from .training.trainer import FlipTrainer
 from .version import __version__
 
 AutoModel.register(FlipConfig, FlipModel)

@@ -16,9 +16,9 @@ import torch
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import CONFIG_NAME, cached_file, logging
 
+from .checkpoint_files import LOCATION_KEYS, PROCESSOR, check_files, copy_code, write_checksums
 from .configuration_flip import IS_REMOTE_CODE
 from .feature_vocabulary import VOCABULARY_FILE, FeatureVocabulary, TokenTable, gather, text_columns
-from .hub import LOCATION_KEYS, PROCESSOR, check_files, copy_code, write_checksums
 
 logger = logging.get_logger(__name__)
 
