@@ -1,5 +1,8 @@
 """FLIP for click-through rate prediction: ID models and pretrained language models, aligned field by field."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -25,10 +28,19 @@ from .modeling_flip import FlipForCTR, FlipForPreTraining, FlipModel, FlipPreTra
 from .pipeline_flip import CtrPredictionPipeline
 from .processing_flip import FlipDataset, FlipProcessor
 from .tabular_towers import TABULAR_TOWERS, TabularTower, register_tabular_tower
-from .training.arguments import FlipTrainingArguments
-from .training.metrics import CtrMetrics
-from .training.trainer import FlipTrainer
 from .version import __version__
+
+if TYPE_CHECKING:
+    from .training.arguments import FlipTrainingArguments
+    from .training.metrics import CtrMetrics
+    from .training.trainer import FlipTrainer
+
+# What only training needs, and where it is: imported when it is first asked for, so that a score waits for none of it.
+LAZY = {
+    "CtrMetrics": ".training.metrics",
+    "FlipTrainer": ".training.trainer",
+    "FlipTrainingArguments": ".training.arguments",
+}
 
 AutoModel.register(FlipConfig, FlipModel)
 AutoModelForPreTraining.register(FlipConfig, FlipForPreTraining)
@@ -66,3 +78,14 @@ __all__ = [
     "__version__",
     "register_tabular_tower",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(LAZY[name], __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
