@@ -17,8 +17,9 @@ from accelerate import PartialState
 from transformers.utils import logging
 
 from data_scripts import demo, movielens
-from modeling_flip.recipe import SPLITS, Recipe, parse_recipe, uses_cpu
-from modeling_flip.run import run
+from modeling_flip.training.command_line import parse_recipe
+from modeling_flip.training.recipe import SPLITS, Recipe, uses_cpu
+from modeling_flip.training.stages import run
 
 MOVIELENS = ("movielens-1m", "movielens-100k")
 

@@ -19,8 +19,9 @@ from pathlib import Path
 
 import results_table
 
-from modeling_flip.recipe import FREE_MODEL_KEYS, Recipe, parse_recipe
-from modeling_flip.trainer_flip import RESULTS_FILE
+from modeling_flip.training.command_line import parse_recipe
+from modeling_flip.training.publishing import RESULTS_FILE
+from modeling_flip.training.recipe import FREE_MODEL_KEYS, Recipe
 
 
 def pretraining_key(recipe: Recipe) -> str | None:

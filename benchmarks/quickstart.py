@@ -12,8 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from modeling_flip.recipe import Recipe, parse_recipe
-from modeling_flip.run import run
+from modeling_flip.training.command_line import parse_recipe
+from modeling_flip.training.recipe import Recipe
+from modeling_flip.training.stages import run
 from train import load_data
 
 RECIPE = "configuration/quickstart.yaml"

@@ -31,7 +31,7 @@ from transformers import BertConfig
 from transformers.utils import logging
 
 from modeling_flip import CtrPredictionPipeline, FlipConfig, FlipDataCollator, FlipForCTR, FlipProcessor
-from modeling_flip.score import score_file
+from modeling_flip.serving.score import score_file
 
 TOWERS = {"FLIP_ID": "tabular", "FLIP_PLM": "text", "FLIP": "both"}
 TINYBERT = {"num_hidden_layers": 4, "hidden_size": 312, "num_attention_heads": 12, "intermediate_size": 1200}

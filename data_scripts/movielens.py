@@ -189,7 +189,7 @@ def push(output_dir: Path, repo_id: str, *, private: bool) -> str:
     Raises ValueError where the dataset is to be private and exists in public, ConnectionError where the Hub does not take
     it; `output_dir` stays as it is.
     """
-    from modeling_flip.hub import with_retries  # with it comes torch, which nothing else here needs
+    from modeling_flip.training.hub import with_retries  # with it comes torch, which nothing else here needs
 
     api = HfApi()
 

@@ -1,5 +1,8 @@
 """FLIP for click-through rate prediction: ID models and pretrained language models, aligned field by field."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -13,7 +16,6 @@ from .configuration_flip import FlipConfig
 from .data_collator import FlipDataCollator, PretrainingCollator
 from .feature_vocabulary import FeatureVocabulary
 from .fields import Field
-from .metrics import CtrMetrics
 from .modeling_baselines import (
     CTR_MODELS,
     CTRBertConfig,
@@ -28,8 +30,19 @@ from .pipeline_flip import CtrPredictionPipeline
 from .processing_flip import FlipProcessor
 from .row_dataset import FlipDataset
 from .tabular_towers import TABULAR_TOWERS, TabularTower, register_tabular_tower
-from .trainer_flip import FlipTrainer, FlipTrainingArguments
 from .version import __version__
+
+if TYPE_CHECKING:
+    from .training.arguments import FlipTrainingArguments
+    from .training.metrics import CtrMetrics
+    from .training.trainer import FlipTrainer
+
+# What only training needs, and where it is: imported when it is first asked for, so that a score waits for none of it.
+LAZY = {
+    "CtrMetrics": ".training.metrics",
+    "FlipTrainer": ".training.trainer",
+    "FlipTrainingArguments": ".training.arguments",
+}
 
 AutoModel.register(FlipConfig, FlipModel)
 AutoModelForPreTraining.register(FlipConfig, FlipForPreTraining)
@@ -68,3 +81,14 @@ __all__ = [
     "__version__",
     "register_tabular_tower",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(LAZY[name], __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

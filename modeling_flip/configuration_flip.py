@@ -36,8 +36,8 @@ class FlipConfig(PreTrainedConfig):
         text_config: configuration of any encoder that AutoModel knows; not used where `towers` is "tabular".
         towers: "both" (FLIP), "tabular" (FLIP_ID, or an ID model from scratch) or "text" (FLIP_PLM).
         tabular_tower: name of a registered tabular tower, such as "dcnv2", "deepfm" or "autoint".
-        item_fields: positions in the sentence of the fields that describe the item; the others describe the user. Read by the models that
-            keep the two apart (CTR-BERT, MoRec).
+        item_fields: positions in the sentence of the fields that describe the item; the others describe the user. Read by the
+            models that keep the two apart (CTR-BERT, MoRec).
         num_features: M, features of all fields, unknown features and `<MASK>` included.
         num_fields: F.
         list_fields: positions, among these, of the fields that hold lists.

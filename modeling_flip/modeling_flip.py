@@ -4,39 +4,22 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import torch
-from huggingface_hub import CommitInfo, HfApi
-from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, logging
 
+from .checkpoint_files import CheckpointMixin
 from .configuration_flip import FlipConfig
-from .hub import (
-    LOCATION_KEYS,
-    MODEL,
-    check_files,
-    check_weights_are_whole,
-    copy_code,
-    create_repo,
-    upload,
-    with_retries,
-    write_checksums,
-)
-from .model_card import model_card
 from .objectives import InstanceContrastiveLearning, MaskedLanguageModeling, MaskedTabularModeling
-from .pipeline_flip import CtrPredictionPipeline  # noqa: F401 - so that a checkpoint carries its code too
 from .processing_flip import FlipProcessor
 from .tabular_layers import BatchNorm, FieldwiseLinear
-from .tabular_towers import TABULAR_TOWERS, create_tabular_tower
+from .tabular_towers import create_tabular_tower
 
 logger = logging.get_logger(__name__)
 
@@ -86,7 +69,7 @@ class FlipForCTROutput(ModelOutput):
     text_loss: torch.Tensor | None = None
 
 
-class FlipPreTrainedModel(PreTrainedModel):
+class FlipPreTrainedModel(CheckpointMixin, PreTrainedModel):
     config_class = FlipConfig
     base_model_prefix = "flip"
     main_input_name = "feature_ids"
@@ -127,92 +110,6 @@ class FlipPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
         elif isinstance(module, FlipForCTR) and module.config.towers == "both":
             init.zeros_(module.alpha_logit)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Self:
-        """As in transformers, from safetensors alone.
-
-        Raises:
-            ValueError: a file is truncated or changed, or was written by a later version.
-        """
-        located = {key: kwargs[key] for key in LOCATION_KEYS if kwargs.get(key) is not None}
-        if pretrained_model_name_or_path is not None:  # else config and state_dict are given
-            commit = check_files(pretrained_model_name_or_path, MODEL, **located)
-            if commit is not None:
-                kwargs["revision"] = commit  # what was looked at is what is loaded
-        try:
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **{**kwargs, "use_safetensors": True})
-        except SafetensorError:
-            check_weights_are_whole(Path(pretrained_model_name_or_path, kwargs.get("subfolder") or ""))
-            raise
-
-    def save_pretrained(
-        self,
-        save_directory: str | os.PathLike,
-        is_main_process: bool = True,
-        *args: Any,
-        push_to_hub: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        """As in transformers, with the model's code and checksums.
-
-        Raises:
-            ValueError: `push_to_hub` is asked for, which would leave the processor behind.
-        """
-        if push_to_hub:
-            raise ValueError("without its processor nobody can score a row: call model.push_to_hub(repo_id, processor)")
-        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
-        if is_main_process:
-            ours = __name__.rpartition(".")[0]  # of a subclass elsewhere, the class that it builds on
-            base = next(c for c in type(self).__mro__ if c.__module__.rpartition(".")[0] == ours)
-            copy_code(save_directory, inspect.getfile(base))
-            tower = TABULAR_TOWERS.get(self.config.tabular_tower)
-            if self.config.towers != "text" and tower and tower.__module__.rpartition(".")[0] != ours:
-                logger.warning_once(
-                    f"the code of tabular tower {self.config.tabular_tower!r} stays here: import {tower.__module__} before the "
-                    "checkpoint is loaded"
-                )
-            write_checksums(save_directory, MODEL)
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        processor: FlipProcessor | None = None,
-        *,
-        commit_message: str = "Upload model and processor",
-        commit_description: str | None = None,
-        private: bool | None = None,
-        token: str | bool | None = None,
-        revision: str | None = None,
-        create_pr: bool = False,
-        max_shard_size: int | str = "50GB",
-        tags: Sequence[str] = (),
-    ) -> CommitInfo:
-        """Push model, processor, their code and, where the repo has none, a model card, in one commit.
-
-        Raises:
-            ValueError: no processor is given, or another model's.
-            HfHubHTTPError, OSError: the Hub refuses it, or could not be reached in four attempts.
-        """
-        if processor is None:
-            raise ValueError("without its processor nobody can score a row: call model.push_to_hub(repo_id, processor)")
-        processor.check_belongs_to(self.config)
-        with TemporaryDirectory() as folder:
-            self.save_pretrained(folder, max_shard_size=max_shard_size)
-            processor.save_pretrained(folder)
-            if not create_pr:  # which is how to push to a repo of somebody else
-                repo_id = create_repo(repo_id, private, token)
-            if not with_retries(lambda: HfApi(token=token).file_exists(repo_id, "README.md", revision=revision)):
-                Path(folder, "README.md").write_text(model_card(self, processor, repo_id, tags=tags, revision=revision))
-            return upload(
-                folder,
-                repo_id,
-                commit_message=commit_message,
-                commit_description=commit_description,
-                token=token,
-                revision=revision,
-                create_pr=create_pr,
-            )
 
     @classmethod
     def from_text_pretrained(

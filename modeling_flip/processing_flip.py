@@ -17,11 +17,11 @@ import pyarrow.compute as pc
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import CONFIG_NAME, cached_file, logging
 
+from .checkpoint_files import LOCATION_KEYS, PROCESSOR, check_files, copy_code, write_checksums
 from .configuration_flip import IS_REMOTE_CODE
 from .feature_vocabulary import VOCABULARY_FILE, FeatureVocabulary
 from .field_inference import infer_fields
 from .fields import Field
-from .hub import LOCATION_KEYS, PROCESSOR, check_files, copy_code, write_checksums
 from .row_dataset import FlipDataset
 from .row_reader import MEMBER_SEPARATOR, read_clicks, read_columns
 from .token_table import TokenTable, gather, gather_sentences

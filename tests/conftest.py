@@ -21,7 +21,8 @@ from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
 
-from modeling_flip.recipe import Recipe, parse_recipe
+from modeling_flip.training.command_line import parse_recipe
+from modeling_flip.training.recipe import Recipe
 
 # The same examples in every run; `pytest --hypothesis-profile=default` draws new ones.
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=50)

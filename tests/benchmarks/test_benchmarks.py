@@ -22,7 +22,7 @@ from transformers import AutoModel, AutoTokenizer
 from benchmarks import quickstart
 from data_scripts import demo
 from modeling_flip import FlipConfig, FlipForCTR, FlipForPreTraining, FlipProcessor, PretrainingCollator
-from modeling_flip.recipe import parse_recipe
+from modeling_flip.training.command_line import parse_recipe
 
 
 def test_the_published_step_computes_our_losses(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,10 +24,11 @@ from safetensors.torch import load_file
 
 import train
 from modeling_flip import FlipForCTR, FlipProcessor
-from modeling_flip import run as run_module
-from modeling_flip.recipe import Recipe, parse_recipe
-from modeling_flip.run import run
-from modeling_flip.trainer_flip import RECIPE_FILE, RESULTS_FILE
+from modeling_flip.training import stages
+from modeling_flip.training.command_line import parse_recipe
+from modeling_flip.training.publishing import RECIPE_FILE, RESULTS_FILE
+from modeling_flip.training.recipe import Recipe
+from modeling_flip.training.stages import run
 
 ROOT = Path(__file__).resolve().parents[2]
 MakeRecipe = Callable[..., Recipe]
@@ -318,10 +319,10 @@ def test_a_killed_finetuning_is_as_patient_as_an_uninterrupted_one(recipe: MakeR
             raise Killed
 
     killed = replace(patient, output_dir=str(tmp_path / "killed"))
-    original = run_module.FlipTrainer
+    original = stages.FlipTrainer
     for _ in range(int(epochs) - 1):
         with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Killed):
-            patch.setattr(run_module, "FlipTrainer", lambda *a: original(*a, callbacks=[KillAtSave()]))
+            patch.setattr(stages, "FlipTrainer", lambda *a: original(*a, callbacks=[KillAtSave()]))
             run_recipe(killed)
     assert run_recipe(killed)["epochs"] == epochs
     assert same_bits(tmp_path / "straight", tmp_path / "killed")

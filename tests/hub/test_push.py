@@ -16,6 +16,8 @@ from tests.hub.card_rules import check_card
 from tests.hub.loopback_hub import LoopbackHub
 
 RunPython = Callable[..., Any]
+PACKAGE = Path(__file__).resolve().parents[2] / "modeling_flip"
+AT_HOME = {path.name for folder in ("training", "serving") for path in (PACKAGE / folder).glob("*.py")}
 PRELUDE = """
 import json
 from pathlib import Path
@@ -68,15 +70,7 @@ def test_one_call_pushes_both_with_code_and_card(every_model: dict[str, Path], h
         }
         assert code | data | {"README.md"} <= set(files), name
         assert ("modeling_baselines.py" in files) == (not name.startswith("flip")), name
-        assert not {
-            "trainer_flip.py",
-            "recipe.py",
-            "run.py",
-            "resume.py",
-            "metrics.py",
-            "__init__.py",
-            "score.py",
-        } & set(files)
+        assert not AT_HOME & set(files), name
         assert check_card(files["README.md"].decode(), "model") == ([], [])
         folder = {path.name: path.read_bytes() for path in every_model[name].iterdir()}
         assert {key: files[key] for key in folder} == folder

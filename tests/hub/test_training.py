@@ -49,7 +49,7 @@ def train_process(
     hub: LoopbackHub, home: Path, *arguments: Any, prelude: str = "", **options: Any
 ) -> subprocess.Popen[str]:
     """train.py as a process whose failed requests are sent again without much waiting."""
-    code = "import sys, train; from modeling_flip import hub, trainer_flip; hub.PAUSES = (0.05, 0.05, 0.05)\n"
+    code = "import sys, train; from modeling_flip.training import hub, trainer; hub.PAUSES = (0.05, 0.05, 0.05)\n"
     code += f"{prelude}\ntrain.main(sys.argv[1:])"
     env = hub.env(home) | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code, *map(str, arguments)]
@@ -425,12 +425,12 @@ def test_a_hub_that_hangs_and_a_curve_that_cannot_be_drawn(
     prelude = """
 hub.PATIENCE = 0.3
 drawn = []
-def draw(path, log_history, original=trainer_flip.write_curve):
+def draw(path, log_history, original=trainer.write_curve):
     drawn.append(path)
     if len(drawn) == 1:
         raise RuntimeError("no ink")
     original(path, log_history)
-trainer_flip.write_curve = draw
+trainer.write_curve = draw
 """
     arguments = [tabular_recipe_file, *FLIP, "--hub_model_id", "me/hangs", "--output_dir", tmp_path / "out"]
     done = run_training(hub, tmp_path, *arguments, prelude=prelude)

@@ -24,8 +24,8 @@ from transformers import (
 )
 
 from modeling_flip import FlipForCTR, FlipProcessor
+from modeling_flip.checkpoint_files import MODEL, PROCESSOR
 from modeling_flip.configuration_flip import FORMAT_VERSION
-from modeling_flip.hub import MODEL, PROCESSOR
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [path for folder in ("modeling_flip", "data_scripts") for path in (ROOT / folder).glob("*.py")] + [

@@ -49,17 +49,24 @@ for name in names:
         assert whole.keys() == towers.keys() and all(torch.equal(whole[key], towers[key]) for key in whole)
         with torch.no_grad():
             scores[name] = [p.hex() for p in model(**processor(rows)).logits.tolist()]
+    model.save_pretrained("again"), processor.save_pretrained("again")  # whole, though nothing has asked for the pipeline yet
     by_task = pipeline("ctr-prediction", model=name, **trust)
     by_model = pipeline(model=name, **trust)
     assert by_task(rows) == by_model(rows), name
     scores[name + " pipeline"] = [row["probability"].hex() for row in by_task(rows)]
     for part in (config, processor, model, by_task, by_model):
         assert type(part).__module__.startswith("modeling_flip." if installed else "transformers_modules."), type(part)
-    model.save_pretrained("again"), processor.save_pretrained("again")  # and from there it goes on
     again = pipeline(model="again", **trust)
     assert again(rows) == by_task(rows), name
     again.save_pretrained("once more")
     assert pipeline(model="once more", **trust)(rows) == by_task(rows), name
+    if not installed:
+        try:
+            model.push_to_hub("me/pushed-from-nowhere", processor)
+        except ImportError as error:
+            assert "push_to_hub needs the package modeling-flip (modeling_flip is not installed)" in str(error)
+        else:
+            raise AssertionError("a checkpoint's own code has pushed")
 remote = [m for m in sys.modules if m.startswith("transformers_modules.")]
 assert bool(remote) != installed, remote
 print(json.dumps(scores))

@@ -1,12 +1,14 @@
-"""CtrMetrics: how well click probabilities rank and how well they are calibrated."""
+"""How well click probabilities rank, and how well they are calibrated."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import datasets
 import evaluate
 import numpy as np
+import torch
 from sklearn.metrics import log_loss, roc_auc_score
 
 CALIBRATION_BINS = 20
@@ -50,3 +52,16 @@ class CtrMetrics(evaluate.Metric):
             "logloss": float(log_loss(clicks, probabilities, labels=[0, 1])),
             "ece": float(np.abs(gaps).sum() / len(clicks)),
         }
+
+
+def ctr_metrics(logits: np.ndarray | Iterable[np.ndarray], labels: np.ndarray) -> dict[str, float]:
+    """Metrics of a prediction: `auc`, `logloss`, `ece`, and for two towers also `tabular_auc`, `text_auc`, …"""
+    named = (
+        {"": logits} if isinstance(logits, np.ndarray) else dict(zip(("", "tabular_", "text_"), logits, strict=True))
+    )
+    metrics: dict[str, float] = {}
+    for prefix, tower_logits in named.items():
+        probabilities = torch.from_numpy(np.asarray(tower_logits, np.float64)).sigmoid().numpy()
+        computed = CtrMetrics().compute(predictions=probabilities, references=labels.astype(np.int64)) or {}
+        metrics |= {prefix + name: value for name, value in computed.items()}
+    return metrics

@@ -1,28 +1,32 @@
-"""What a checkpoint needs on the Hub: its code, checksums of its files, and a push that is whole and tries again."""
+"""Files of a checkpoint: the code that it carries, checksums, and how models are saved, loaded and pushed with them."""
 
 from __future__ import annotations
 
 import fnmatch
 import hashlib
+import importlib
+import inspect
 import os
 import re
 import shutil
-import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
-from huggingface_hub import CommitInfo, HfApi, is_offline_mode
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-from huggingface_hub.utils import get_session
+from huggingface_hub import CommitInfo, is_offline_mode
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 from transformers.dynamic_module_utils import get_relative_import_files
-from transformers.utils import cached_file, logging
+from transformers.utils import PushToHubMixin, cached_file, logging
 from transformers.utils.hub import extract_commit_hash
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    # Never imported from here, and yet carried: `copy_code` and transformers go by these lines. The first is the pipeline that
+    # config.json names.
+    from .pipeline_flip import CtrPredictionPipeline  # noqa: F401
+    from .processing_flip import FlipProcessor
 
 logger = logging.get_logger(__name__)
 
@@ -62,8 +66,6 @@ PROCESSOR = Part(
 WHOLE = "model.safetensors"  # weights in one file
 # Arguments of `from_pretrained` that say where a checkpoint is.
 LOCATION_KEYS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-PAUSES = (1, 4, 16)  # seconds before a failed request is sent again
-PATIENCE = 120  # seconds without a byte after which a request has failed; the client by itself would wait for ever
 REMEDY = "download or copy it again; if you changed it on purpose, save model and processor again with save_pretrained"
 # huggingface_hub takes a Parquet file in a model's repo for a mistake.
 warnings.filterwarnings("ignore", r"It seems that you are about to commit a data file \(.*feature_vocab\.parquet\)")
@@ -165,116 +167,96 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# ---- push
+# ---- models
 
 
-def create_repo(repo_id: str, private: bool | None = None, token: str | bool | None = None) -> str:
-    """The full id of a repo that may be written to; it is created where it does not exist."""
+class CheckpointMixin(PushToHubMixin):
+    """`from_pretrained`, `save_pretrained` and `push_to_hub` of FLIP's models: as in transformers, with checksums and code."""
 
-    def attempt() -> str:
-        api = HfApi(token=token)
-        full_id = _existing_repo(api, repo_id, private)
-        # The client takes a repo that exists for its own, whosever it is.
-        api.auth_check(full_id, write=True)
-        return full_id
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Self:
+        """As in transformers, from safetensors alone.
 
-    return with_retries(attempt)
+        Raises:
+            ValueError: a file is truncated or changed, or was written by a later version.
+        """
+        located = {key: kwargs[key] for key in LOCATION_KEYS if kwargs.get(key) is not None}
+        if pretrained_model_name_or_path is not None:  # else config and state_dict are given
+            commit = check_files(pretrained_model_name_or_path, MODEL, **located)
+            if commit is not None:
+                kwargs["revision"] = commit  # what was looked at is what is loaded
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **{**kwargs, "use_safetensors": True})
+        except SafetensorError:
+            check_weights_are_whole(Path(pretrained_model_name_or_path, kwargs.get("subfolder") or ""))
+            raise
 
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        *args: Any,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """As in transformers, with the model's code and checksums.
 
-def _existing_repo(api: HfApi, repo_id: str, private: bool | None) -> str:
-    full_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    if private and not api.model_info(full_id).private:
-        raise HFValidationError(
-            f"{full_id} is to be private, and exists in public; choose another id, or make it private"
-        )
-    return full_id
+        Raises:
+            ValueError: `push_to_hub` is asked for, which would leave the processor behind.
+        """
+        if push_to_hub:
+            raise ValueError("without its processor nobody can score a row: call model.push_to_hub(repo_id, processor)")
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        if is_main_process:
+            ours = __name__.rpartition(".")[0]  # of a subclass elsewhere, the class that it builds on
+            base = next(c for c in type(self).__mro__ if c.__module__.rpartition(".")[0] == ours)
+            copy_code(save_directory, inspect.getfile(base))
+            tower = getattr(self.base_model, "tabular_tower", None)
+            if tower is not None and type(tower).__module__.rpartition(".")[0] != ours:
+                logger.warning_once(
+                    f"the code of tabular tower {self.config.tabular_tower!r} stays here: import {type(tower).__module__} before "
+                    "the checkpoint is loaded"
+                )
+            write_checksums(save_directory, MODEL)
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        processor: FlipProcessor | None = None,
+        *,
+        commit_message: str = "Upload model and processor",
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        max_shard_size: int | str = "50GB",
+        tags: Sequence[str] = (),
+    ) -> CommitInfo:
+        """Push model, processor, their code and, where the repo has none, a model card, in one commit.
 
-def upload(
-    folder: str | os.PathLike,
-    repo_id: str,
-    *,
-    commit_message: str,
-    commit_description: str | None = None,
-    delete_patterns: Iterable[str] = (),
-    private: bool | None = None,
-    token: str | bool | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-    ignore_patterns: Iterable[str] = (),
-) -> CommitInfo:
-    """Create the repo if need be and bring `folder` there in one commit.
-
-    The same commit deletes weights that lie beside weights of `folder` and are none of them: an earlier push's, in another
-    number of shards. It deletes what matches `delete_patterns` too. Other files of the repo stay.
-
-    Raises:
-        HfHubHTTPError, OSError, ValueError: the Hub refuses it, or could not be reached in four attempts.
-    """
-    ours = {file.relative_to(folder).as_posix() for file in Path(folder).rglob("*") if _is_weights(file)}
-    beside = {Path(name).parent for name in ours}
-
-    def attempt() -> CommitInfo:
-        api = HfApi(token=token)
-        full_id = _existing_repo(api, repo_id, private)
-        if revision is not None and not revision.startswith("refs/pr"):
-            api.create_branch(full_id, branch=revision, exist_ok=True)
-        theirs = api.list_repo_files(full_id, revision=revision)
-        stale = [n for n in theirs if _is_weights(Path(n)) and Path(n).parent in beside and n not in ours]
-        return api.upload_folder(
-            repo_id=full_id,
-            folder_path=Path(folder),
+        Raises:
+            ValueError: no processor is given, or another model's.
+            ImportError: this is a checkpoint's own code, and the package is not installed.
+            HfHubHTTPError, OSError: the Hub refuses it, or could not be reached in four attempts.
+        """
+        try:
+            publishing = importlib.import_module("modeling_flip.training.publishing")
+        except ModuleNotFoundError as error:
+            raise ImportError(
+                f"push_to_hub needs the package modeling-flip ({error.name} is not installed): install it, or save model and "
+                "processor to one folder and push that with `hf upload`"
+            ) from error
+        return publishing.push_model(
+            self,
+            processor,
+            repo_id,
             commit_message=commit_message,
             commit_description=commit_description,
+            private=private,
+            token=token,
             revision=revision,
             create_pr=create_pr,
-            ignore_patterns=list(ignore_patterns),
-            delete_patterns=[*stale, *delete_patterns],
+            max_shard_size=max_shard_size,
+            tags=tags,
         )
-
-    return with_retries(attempt)
-
-
-def _is_weights(path: Path) -> bool:
-    return _matches(path.name, ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"))
-
-
-def with_retries(attempt: Callable[[], T]) -> T:
-    """What `attempt` returns; where the Hub fails or cannot be reached, it is tried again, three times, ever later."""
-    for pause in PAUSES:
-        try:
-            get_session().timeout = PATIENCE
-            return attempt()
-        except Exception as error:
-            if is_final(error):
-                raise
-            logger.warning(f"the Hub did not take it ({first_line(error)}); trying again in {pause} s")
-            time.sleep(pause)
-    return attempt()
-
-
-def is_final(error: Exception) -> bool:
-    """Whether the same request would fail again: a refusal, a mistake in it, or a fault of this machine's disk. Not so: a busy
-    server, a lost connection."""
-    if isinstance(error, HfHubHTTPError):
-        status = getattr(error.response, "status_code", None)
-        return status is not None and 400 <= status < 500 and status not in (408, 412, 429)
-    if isinstance(error, (ConnectionError, TimeoutError)):
-        return isinstance(error, OfflineModeIsEnabled)
-    of_the_disk = isinstance(error, OSError) and error.errno is not None
-    return of_the_disk or isinstance(error, (HFValidationError, TypeError))
-
-
-def push_error(error: Exception) -> str:
-    """One line of what went wrong, and what to do."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    login = (
-        " Log in with `hf auth login`, or set HF_TOKEN, with a token that may write there"
-        if status in (401, 403)
-        else ""
-    )
-    return (" ".join(str(error).split()) or type(error).__name__) + login
-
-
-def first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -16,19 +16,20 @@ from huggingface_hub.errors import RevisionNotFoundError
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
-from .hub import MODEL, check_files, create_repo, is_final, push_error, with_retries
-from .modeling_flip import FlipForPreTraining
-from .recipe import HUB_KEYS, Recipe, hub_repo, stage_arguments
-from .trainer_flip import (
+from ..checkpoint_files import MODEL, check_files
+from ..modeling_flip import FlipForPreTraining
+from .hub import create_repo, is_final, push_error, with_retries
+from .publishing import (
     LAST,
     NOT_OF_THIS_RUN,
     PRETRAINING_RESULTS_FILE,
     RECIPE_FILE,
     RESULTS_FILE,
-    FlipTrainer,
     link_files,
     step_of,
 )
+from .recipe import HUB_KEYS, Recipe, hub_repo, stage_arguments
+from .trainer import FlipTrainer
 
 logger = logging.get_logger(__name__)
 

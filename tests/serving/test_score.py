@@ -24,8 +24,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast, set_seed
 
-from modeling_flip import CtrPredictionPipeline, FeatureVocabulary, FlipForCTR, FlipForPreTraining, FlipProcessor, score
+from modeling_flip import CtrPredictionPipeline, FeatureVocabulary, FlipForCTR, FlipForPreTraining, FlipProcessor
 from modeling_flip.feature_vocabulary import text_columns
+from modeling_flip.serving import score
 
 ROOT = Path(__file__).resolve().parents[2]
 FIELDS = ["user_id", "title", "zipcode"]
@@ -338,7 +339,8 @@ def test_a_killed_command_continues(
     """In a process of its own, each part takes half a second."""
     slow = f"""
 import sys, time
-from modeling_flip import CtrPredictionPipeline, score
+from modeling_flip import CtrPredictionPipeline
+from modeling_flip.serving import score
 score.ROWS_PER_PART = {PART}
 forward = CtrPredictionPipeline._forward
 CtrPredictionPipeline._forward = lambda self, inputs: time.sleep(0.5) or forward(self, inputs)

@@ -18,9 +18,8 @@ from modeling_flip import (
     FlipProcessor,
     FlipTrainer,
     FlipTrainingArguments,
-    trainer_flip,
 )
-from modeling_flip.trainer_flip import LengthBuckets, ctr_metrics
+from modeling_flip.training import trainer as trainer_module
 
 SIZES: dict[str, Any] = {"embedding_size": 4, "hidden_sizes": [8], "projection_size": 8}
 
@@ -133,24 +132,6 @@ def test_rows_without_labels_are_predicted(make: Callable[..., FlipTrainer], pro
     assert output.label_ids is None
 
 
-def test_patience_without_evaluation_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="early_stopping_patience is set, but eval_strategy is 'no'"):
-        FlipTrainingArguments(output_dir=str(tmp_path), use_cpu=True, early_stopping_patience=2)
-
-
-def test_batches_hold_sentences_of_like_length_in_an_order_of_seed_and_epoch() -> None:
-    lengths = np.random.default_rng(0).integers(5, 100, 400).tolist()
-    sampler = LengthBuckets(8, lengths, seed=3)
-    first = list(sampler)
-    sampler.set_epoch(1)
-    second = list(sampler)
-    sampler.set_epoch(0)
-    assert list(sampler) == first != second
-    assert sorted(first) == list(range(400))
-    spread = [np.ptp([lengths[i] for i in first[k : k + 8]]) for k in range(0, 400, 8)]
-    assert np.mean(spread) < 10  # 70 in a random order
-
-
 def test_masks_change_with_the_epoch(make: Callable[..., FlipTrainer]) -> None:
     trainer = make(FlipForPreTraining, num_train_epochs=2)
     seen: list[int] = []
@@ -199,33 +180,6 @@ def test_a_checkpoint_holds_the_processor_and_no_pickled_arguments(
     assert "training_args.bin" not in names
 
 
-def test_metrics_of_one_and_of_two_towers() -> None:
-    labels, good, bad = (
-        np.array([0.0, 0.0, 1.0, 1.0]),
-        np.array([-2.0, -1.0, 1.0, 2.0]),
-        np.array([2.0, 1.0, -1.0, -2.0]),
-    )
-    assert set(ctr_metrics(good, labels)) == {"auc", "logloss", "ece"}
-    both = ctr_metrics((good, good, bad), labels)
-    assert (both["auc"], both["tabular_auc"], both["text_auc"]) == (1.0, 1.0, 0.0)
-    sure = np.log1p(np.exp([-2.0, -1.0])).mean()
-    assert both["logloss"] == pytest.approx(sure)
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"text_mask_ratio": 0.0},
-        {"tabular_mask_ratio": 1.1},
-        {"text_masking": "word"},
-        {"float32_matmul_precision": "low"},
-    ],
-)
-def test_a_bad_argument_is_refused_before_training(arguments: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=next(iter(arguments))):
-        FlipTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **arguments)
-
-
 def test_scores_are_not_rounded_to_bf16(make: Callable[..., FlipTrainer]) -> None:
     for logits in make(bf16=True).predict(make().eval_dataset).predictions:
         rounded = torch.from_numpy(logits).bfloat16().float().numpy()
@@ -265,8 +219,8 @@ def test_a_push_answers_for_itself_alone(make: Callable[..., FlipTrainer], monke
             raise OSError(28, "No space left on device")
         return SimpleNamespace(repo_url=repo_id)
 
-    monkeypatch.setattr(trainer_flip, "create_repo", lambda repo_id, *_: repo_id)
-    monkeypatch.setattr(trainer_flip, "upload", upload)
+    monkeypatch.setattr(trainer_module, "create_repo", lambda repo_id, *_: repo_id)
+    monkeypatch.setattr(trainer_module, "upload", upload)
     trainer = make(push_to_hub=True, hub_model_id="me/model")
     assert trainer.push_to_hub("first", blocking=False)
     begun.set()

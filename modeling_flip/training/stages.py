@@ -21,16 +21,26 @@ from accelerate import PartialState
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging
 
+from ..modeling_baselines import CTR_MODELS
+from ..modeling_flip import FlipForCTR, FlipForPreTraining
+from ..processing_flip import FlipProcessor
+from ..row_dataset import FlipDataset
+from ..version import __version__
+from .checks import check_data, check_recipe
 from .hub import create_repo, push_error, upload
-from .modeling_baselines import CTR_MODELS
-from .modeling_flip import FlipForCTR, FlipForPreTraining
-from .processing_flip import FlipProcessor
+from .metrics import ctr_metrics
+from .publishing import (
+    NOT_OF_THIS_RUN,
+    PRETRAINING_RESULTS_FILE,
+    RECIPE_FILE,
+    RESULTS_FILE,
+    UNPUSHED,
+    write_card,
+)
 from .recipe import (
     FREE_MODEL_KEYS,
     SPLITS,
     Recipe,
-    check_data,
-    check_recipe,
     hub_repo,
     needs_pretraining,
     needs_text,
@@ -38,18 +48,7 @@ from .recipe import (
     uses_cpu,
 )
 from .resume import check_output_dir, last_checkpoint, restore_from_hub, write
-from .row_dataset import FlipDataset
-from .trainer_flip import (
-    NOT_OF_THIS_RUN,
-    PRETRAINING_RESULTS_FILE,
-    RECIPE_FILE,
-    RESULTS_FILE,
-    UNPUSHED,
-    FlipTrainer,
-    ctr_metrics,
-    write_card,
-)
-from .version import __version__
+from .trainer import FlipTrainer
 
 logger = logging.get_logger(__name__)
 
@@ -177,7 +176,7 @@ def make_processor(recipe: Recipe, data: datasets.DatasetDict) -> FlipProcessor:
         processor = FlipProcessor.from_pretrained(recipe.pretrained_model_name_or_path)
         theirs = {
             "fields": processor.fields,
-            "min_count": processor.vocabulary.min_count,
+            "min_count": max(field.min_count for field in processor.schema),
             "max_length": processor.max_length,
         }
         ours = {"fields": recipe.fields, "min_count": recipe.min_count, "max_length": recipe.max_length}

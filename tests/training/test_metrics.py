@@ -12,7 +12,7 @@ import evaluate
 import numpy as np
 import pytest
 
-from modeling_flip.metrics import CtrMetrics
+from modeling_flip.training.metrics import CtrMetrics, ctr_metrics
 
 
 def compute(predictions: list[float], references: list[int]) -> dict[str, float]:
@@ -85,3 +85,16 @@ def test_it_is_an_evaluate_metric_that_gathers_batches_without_network_or_files(
     metric.add_batch(predictions=np.array([0.6]), references=np.array([0]))
     assert metric.compute() == pytest.approx(compute([0.9, 0.2, 0.6], [1, 0, 0]))
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_metrics_of_one_and_of_two_towers() -> None:
+    labels, good, bad = (
+        np.array([0.0, 0.0, 1.0, 1.0]),
+        np.array([-2.0, -1.0, 1.0, 2.0]),
+        np.array([2.0, 1.0, -1.0, -2.0]),
+    )
+    assert set(ctr_metrics(good, labels)) == {"auc", "logloss", "ece"}
+    both = ctr_metrics((good, good, bad), labels)
+    assert (both["auc"], both["tabular_auc"], both["text_auc"]) == (1.0, 1.0, 0.0)
+    sure = np.log1p(np.exp([-2.0, -1.0])).mean()
+    assert both["logloss"] == pytest.approx(sure)

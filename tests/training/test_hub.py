@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from modeling_flip import hub
+from modeling_flip.training import hub
 
 
 def refusal(status: int) -> HfHubHTTPError:
@@ -61,29 +59,3 @@ def test_a_hub_that_never_answers_is_given_up(pauses: list[float]) -> None:
     with pytest.raises(HfHubHTTPError, match="500"):
         hub.with_retries(attempt)
     assert pauses == [1, 4, 16]
-
-
-def test_each_part_has_its_checksums(tmp_path: Path) -> None:
-    for name in ("config.json", "model.safetensors", "tokenizer.json", "README.md", "adapter.safetensors"):
-        (tmp_path / name).write_text(name)
-    hub.write_checksums(tmp_path, hub.MODEL)
-    hub.write_checksums(tmp_path, hub.PROCESSOR)
-    lines = [f"{hashlib.sha256(name.encode()).hexdigest()}  {name}\n" for name in ("config.json", "model.safetensors")]
-    assert (tmp_path / "model.sha256").read_text() == "".join(lines)
-    assert (tmp_path / "processor.sha256").read_text().endswith("  tokenizer.json\n")
-    assert hub.check_files(tmp_path, hub.MODEL) is None
-    (tmp_path / "config.json").write_text("another")
-    with pytest.raises(ValueError, match=r"config.json is cut short or was changed"):
-        hub.check_files(tmp_path, hub.MODEL)
-
-
-def test_code_is_all_that_the_model_and_the_pipeline_reach(tmp_path: Path) -> None:
-    package = Path(hub.__file__).parent
-    hub.copy_code(tmp_path, package / "modeling_flip.py")
-    copied = {path.name for path in tmp_path.iterdir()}
-    assert {"modeling_flip.py", "configuration_flip.py", "objectives.py", "hub.py", "pipeline_flip.py"} <= copied
-    assert (
-        not {"modeling_baselines.py", "trainer_flip.py", "metrics.py", "recipe.py", "run.py", "resume.py", "score.py"}
-        & copied
-    )
-    assert all((tmp_path / name).read_bytes() == (package / name).read_bytes() for name in copied)

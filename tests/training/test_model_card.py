@@ -8,7 +8,7 @@ import yaml
 from transformers import PreTrainedTokenizerFast
 
 from modeling_flip import FlipForCTR, FlipForPreTraining, FlipProcessor
-from modeling_flip.model_card import cell, is_hub_id, model_card, results_table
+from modeling_flip.training.model_card import cell, is_hub_id, model_card, results_table
 from tests.hub.card_rules import check_card
 
 RESULTS: dict[str, Any] = {

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
-import re
 import shutil
 import threading
-import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,154 +13,36 @@ import numpy as np
 import torch
 import yaml
 from torch import nn
-from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainerCallback
 from transformers.trainer_utils import HubStrategy, PredictionOutput, TrainOutput
 from transformers.utils import logging
 
-from .data_collator import FlipDataCollator, PretrainingCollator, check_masking
+from ..data_collator import FlipDataCollator, PretrainingCollator
+from ..modeling_flip import FlipForCTR, FlipForPreTraining, FlipPreTrainedModel
+from ..processing_flip import FlipProcessor
+from ..row_dataset import FlipDataset
+from ..tabular_layers import BatchNorm
+from .arguments import FlipTrainingArguments
+from .callbacks import EpochClock, SetEpoch
 from .hub import create_repo, is_final, push_error, upload
-from .metrics import CtrMetrics
-from .model_card import CURVE_FILE, model_card
-from .modeling_flip import FlipForCTR, FlipForPreTraining, FlipPreTrainedModel
-from .processing_flip import FlipProcessor
-from .row_dataset import FlipDataset
-from .tabular_layers import BatchNorm
+from .metrics import ctr_metrics
+from .model_card import CURVE_FILE
+from .publishing import (
+    LAST,
+    NOT_OF_THIS_RUN,
+    RECIPE_FILE,
+    STATE_FILES,
+    UNPUSHED,
+    link_files,
+    step_of,
+    write_card,
+    write_curve,
+)
+from .samplers import LengthBuckets
 
 logger = logging.get_logger(__name__)
 
-RECIPE_FILE = "recipe.yaml"
-# Of a checkpoint, what only a resumed training reads.
-STATE_FILES = ("optimizer.*", "scheduler.*", "scaler.*", "rng_state*", "trainer_state.json")
-# Of an output folder, what stays here: the state of a training, and files that are being written.
-UNPUSHED = ("checkpoints/*", "checkpoint-*/*", "runs/*", ".*", "*/.*")
-LAST = "last-checkpoint"
-RESULTS_FILE, PRETRAINING_RESULTS_FILE = "all_results.json", "pretraining_results.json"
-# What a push takes from the repo unless it brings it: of an earlier run there, it would pass for this one's.
-NOT_OF_THIS_RUN = (f"{LAST}/*", RESULTS_FILE, f"pretraining/{PRETRAINING_RESULTS_FILE}")
 ONE_PUSH_AT_A_TIME = threading.Lock()  # a later one would overtake it
-CARD_ARGUMENTS = (
-    "learning_rate",
-    "text_learning_rate",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "weight_decay",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "num_train_epochs",
-    "bf16",
-    "float32_matmul_precision",
-)
-
-
-@dataclass
-class FlipTrainingArguments(TrainingArguments):
-    """TrainingArguments, and these:
-
-    Args:
-        learning_rate: of everything but the text tower.
-        text_learning_rate: of the text tower; by default the same.
-        early_stopping_patience: evaluations without a better validation metric before training stops; None: never.
-        text_mask_ratio: share of fields masked in the text (pretraining).
-        tabular_mask_ratio: share of fields masked in the table (pretraining).
-        num_noise_features: K, noise features drawn per row for MTM (pretraining).
-        text_masking: "field", or "token" for the ablation (pretraining).
-        train_sampling_strategy: "group_by_length" batches sentences of like length where there is text, else "random".
-        float32_matmul_precision: how exact the products of fp32 tensors are, as in `torch.set_float32_matmul_precision`:
-            "high" is TF32 on a GPU, "medium" bf16 on a CPU that has it, where tabular towers train up to twice as fast;
-            None leaves torch as it is. Only while training.
-        hub_subfolder: folder of the repo where checkpoints go; by default its root.
-    """
-
-    text_learning_rate: float | None = field(default=None, metadata={"help": "Of the text tower; default: the same."})
-    early_stopping_patience: int | None = field(default=None, metadata={"help": "Evaluations without a better metric."})
-    text_mask_ratio: float = field(default=0.15, metadata={"help": "Share of fields masked in the text."})
-    tabular_mask_ratio: float = field(default=0.15, metadata={"help": "Share of fields masked in the table."})
-    num_noise_features: int = field(default=25, metadata={"help": "Noise features drawn per row for MTM."})
-    text_masking: str = field(default="field", metadata={"help": "Mask whole fields' values, or random tokens: token."})
-    train_sampling_strategy: str = field(default="group_by_length", metadata={"help": "Or random."})
-    float32_matmul_precision: str | None = field(
-        default=None, metadata={"help": "torch's: highest, high, or medium (bf16 products, faster on new CPUs)."}
-    )
-    per_device_train_batch_size: int = field(default=256, metadata={"help": "Rows per step and device."})
-    per_device_eval_batch_size: int = field(default=1024, metadata={"help": "Rows per evaluation step and device."})
-    dataloader_pin_memory: bool = field(
-        default_factory=torch.accelerator.is_available, metadata={"help": "For the GPU."}
-    )
-    hub_subfolder: str = field(
-        default="", metadata={"help": "Folder of the repo where checkpoints go; default: its root."}
-    )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Batches are not columns of a Dataset."})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "It would hide a loss that is not finite."})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.float32_matmul_precision not in (None, "highest", "high", "medium"):
-            raise ValueError(f"float32_matmul_precision is {self.float32_matmul_precision!r}: highest, high or medium")
-        check_masking(self.text_mask_ratio, self.tabular_mask_ratio, self.text_masking)
-        if self.early_stopping_patience is not None and self.eval_strategy == "no":
-            raise ValueError(
-                "early_stopping_patience is set, but eval_strategy is 'no': there is nothing to be patient with"
-            )
-
-
-class LengthBuckets(LengthGroupedSampler):
-    """Batches of like length in an order that depends on seed and epoch alone, so that all processes, and a resumed run,
-    see the same."""
-
-    def __init__(self, batch_size: int, lengths: list[int], seed: int):
-        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
-        self.seed = seed
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.generator.manual_seed(self.seed + epoch)
-
-
-class SetEpoch(TrainerCallback):
-    """Tells the dataset its epoch, from which masks are drawn: accelerate does so only on a single process."""
-
-    def __init__(self, dataset: FlipDataset):
-        self.dataset = dataset
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.dataset.set_epoch(int((state.epoch or 0) + 1e-6))
-
-
-class EpochClock(TrainerCallback):
-    """Training speed of each epoch: Trainer's own figure counts the epochs that early stopping left out, and evaluations.
-
-    Attributes:
-        samples_per_second: of each epoch that this process has trained.
-    """
-
-    def __init__(self) -> None:
-        self.samples_per_second: list[float] = []
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._began, self._first_step = time.perf_counter(), state.global_step
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        samples = (state.global_step - self._first_step) * args.train_batch_size * args.gradient_accumulation_steps
-        self.samples_per_second.append(samples * args.world_size / (time.perf_counter() - self._began))
-
-    @property
-    def median(self) -> float | None:
-        """Of all epochs; None where none was trained."""
-        return float(np.median(self.samples_per_second)) if self.samples_per_second else None
-
-
-def ctr_metrics(logits: np.ndarray | Iterable[np.ndarray], labels: np.ndarray) -> dict[str, float]:
-    """Metrics of a prediction: `auc`, `logloss`, `ece`, and for two towers also `tabular_auc`, `text_auc`, …"""
-    named = (
-        {"": logits} if isinstance(logits, np.ndarray) else dict(zip(("", "tabular_", "text_"), logits, strict=True))
-    )
-    metrics: dict[str, float] = {}
-    for prefix, tower_logits in named.items():
-        probabilities = torch.from_numpy(np.asarray(tower_logits, np.float64)).sigmoid().numpy()
-        computed = CtrMetrics().compute(predictions=probabilities, references=labels.astype(np.int64)) or {}
-        metrics |= {prefix + name: value for name, value in computed.items()}
-    return metrics
 
 
 class FlipTrainer(Trainer):
@@ -514,66 +392,3 @@ class FlipTrainer(Trainer):
         """Trainer calls this at the end of its loop."""
         if self.waits_after_training:
             self.wait_for_push()
-
-
-def write_card(
-    folder: Path,
-    model: Any,
-    processor: FlipProcessor,
-    repo_id: str | None,
-    results: Mapping[str, Any],
-    args: FlipTrainingArguments,
-    revision: str | None = None,
-) -> None:
-    """Write README.md beside the training curves that it shows."""
-    curves = [f"{sub}{CURVE_FILE}" for sub in ("", "pretraining/") if (folder / sub / CURVE_FILE).exists()]
-    hyperparameters = {name: getattr(args, name) for name in CARD_ARGUMENTS if getattr(args, name) is not None}
-    revision = (revision or args.hub_revision) if repo_id else None
-    card = model_card(model, processor, repo_id or str(folder), results, hyperparameters, curves, revision=revision)
-    (folder / "README.md").write_text(card)
-
-
-def step_of(checkpoint: str | os.PathLike | None) -> int | None:
-    """The step in a checkpoint's name, `checkpoint-STEP`."""
-    return None if checkpoint is None else int(Path(checkpoint).name.rpartition("-")[2])
-
-
-def link_files(source: Path, target: Path, without: Sequence[str]) -> None:
-    """Make the files of a checkpoint appear in another folder, but for some; a copy where links cannot be."""
-    target.mkdir(parents=True, exist_ok=True)
-    for file in source.iterdir():
-        if file.is_file() and not any(fnmatch.fnmatch(file.name, pattern) for pattern in without):
-            try:
-                os.link(file, target / file.name)
-            except OSError:
-                shutil.copyfile(file, target / file.name)
-
-
-def write_curve(path: Path, log_history: Sequence[Mapping[str, float]]) -> None:
-    """Draw every loss, and the validation AUC of each tower, over the epochs; nothing where nothing was logged."""
-    losses = curves_of(log_history, r"(?!eval_|train_)(\w+_)?loss")
-    aucs = curves_of(log_history, r"eval_(\w+_)?auc")
-    panels = [(title, lines) for title, lines in (("training loss", losses), ("validation AUC", aucs)) if lines]
-    if not panels:
-        return
-    from matplotlib.figure import Figure  # here: it takes a second that scoring need not wait
-
-    figure = Figure(figsize=(5 * len(panels), 3.2), layout="constrained")
-    for axes, (title, lines) in zip(np.ravel(figure.subplots(1, len(panels))), panels, strict=True):
-        for name, points in lines.items():
-            label = name.removeprefix("eval_").replace("_", " ")
-            axes.plot(*zip(*points, strict=True), label=label, marker="o" if len(points) < 20 else "")
-        axes.set(xlabel="epoch", title=title)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
-
-
-def curves_of(log_history: Sequence[Mapping[str, float]], pattern: str) -> dict[str, list[tuple[float, float]]]:
-    """Points (epoch, value) of every logged figure whose name matches."""
-    curves: dict[str, list[tuple[float, float]]] = {}
-    for entry in log_history:
-        for name, value in entry.items():
-            if re.fullmatch(pattern, name):
-                curves.setdefault(name, []).append((entry["epoch"], value))
-    return curves

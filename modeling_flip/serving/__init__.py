@@ -1,0 +1,1 @@
+"""Scoring outside Python: what people run."""

@@ -1,0 +1,329 @@
+"""Score a file of rows: `python -m modeling_flip.score --model ID_OR_FOLDER --input rows.parquet --output scores.parquet`.
+
+The output is the input with a column `probability`: the same columns, types (a CSV's are text) and order of rows. Files may be
+of any size: rows are read, scored and written in parts. Finished parts stand in OUTPUT.parts until all are there, so that the
+same command, given again, continues after an interruption.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from pyarrow import csv
+from transformers import AutoModelForSequenceClassification, AutoProcessor
+from transformers.utils import CONFIG_NAME, cached_file, logging
+from transformers.utils.hub import extract_commit_hash
+
+from ..pipeline_flip import DEFAULT_BATCH_SIZE, PROBABILITIES, TOWER_PROBABILITIES, CtrPredictionPipeline
+from ..version import __version__
+
+ROWS_PER_PART = 32_768
+INTEGER = "^(0|-?[1-9][0-9]*)$"  # as this package spells it
+NUMBER = r"^[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|inf)$"
+RUN_FILE, UNFINISHED_OUTPUT = "run.json", "output.tmp"
+SUFFIXES = (".parquet", ".csv")
+# In a CSV, missing values for pandas, and so for `datasets.load_dataset`.
+NULL_WORDS = pa.array(
+    [
+        *("#N/A", "#N/A N/A", "#NA", "<NA>", "N/A", "n/a", "NA", "NULL", "null", "None"),
+        *("NaN", "nan", "-NaN", "-nan", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"),
+    ]
+)
+
+
+def read_schema(path: Path) -> pa.Schema:
+    """The columns of a Parquet or CSV file; a CSV's are all text.
+
+    Raises:
+        ValueError: the file is empty or truncated, not of this kind, or names a column twice.
+        FileNotFoundError: there is none.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist or is no file")
+    try:
+        schema = pq.read_schema(path) if path.suffix == ".parquet" else _open_csv(path).schema
+    except pa.ArrowException as error:
+        raise ValueError(f"{path} is not a whole {path.suffix[1:]} file: {error}") from error
+    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{path} has more than one column {twice[0]!r}; rename one")
+    return schema if path.suffix == ".parquet" else pa.schema([pa.field(name, pa.string()) for name in schema.names])
+
+
+def _open_csv(path: Path, schema: pa.Schema | None = None) -> csv.CSVStreamingReader:
+    parse = csv.ParseOptions(newlines_in_values=True)
+    convert = csv.ConvertOptions(column_types=schema, null_values=[""], strings_can_be_null=True)
+    return csv.open_csv(path, parse_options=parse, convert_options=convert)
+
+
+def read_batches(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """The rows of a file, with the types of `schema`; raises ValueError where they cannot be read."""
+    try:
+        if path.suffix == ".parquet":
+            with pq.ParquetFile(path) as file:
+                yield from file.iter_batches(batch_size=ROWS_PER_PART)
+        else:
+            with _open_csv(path, schema) as reader:
+                yield from reader
+    except pa.ArrowException as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def in_parts(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
+    """The same rows in tables of `size` rows; the last may be shorter."""
+    waiting: list[pa.RecordBatch] = []
+    num_waiting = 0
+    for batch in batches:
+        waiting.append(batch)
+        num_waiting += len(batch)
+        if num_waiting >= size:
+            table = pa.Table.from_batches(waiting)
+            whole = len(table) - len(table) % size
+            yield from (table[first : first + size] for first in range(0, whole, size))
+            waiting, num_waiting = table[whole:].to_batches(), len(table) - whole
+    if any(map(len, waiting)):
+        yield pa.Table.from_batches(waiting)
+
+
+def score_file(
+    pipe: CtrPredictionPipeline,
+    source: Path,
+    output: Path,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    return_towers: bool = False,
+    run: dict[str, Any] | None = None,
+) -> int:
+    """Score the rows of a Parquet or CSV file, and write them with their probabilities to another.
+
+    Args:
+        pipe: the model and its processor.
+        source: the rows; at least one column must be a field of the model.
+        output: a file that does not exist yet; it comes into being whole.
+        batch_size: rows to a batch.
+        return_towers: write the towers' probabilities too.
+        run: what these scores depend on. Parts left by a run that differs in it are not continued.
+
+    Returns:
+        How many rows there are.
+
+    Raises:
+        ValueError: a file cannot be read or written, a column is missing or in the way, or parts of another run are.
+    """
+    schema = read_schema(source)
+    fields = pipe.processor.fields
+    if not set(fields) & set(schema.names):
+        raise ValueError(
+            f"{source} has no field of the model; its columns: {schema.names}; the model's fields: {fields}"
+        )
+    added = added_columns(return_towers)
+    check_output(output, schema, added)
+    batches = read_batches(source, schema)
+    for name in added:
+        schema = schema.append(pa.field(name, pa.float64()))
+    if output.suffix == ".csv":
+        check_csv_holds(schema)
+
+    status = source.stat()
+    input_file = {"path": str(source.resolve()), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+    settings = {"batch_size": batch_size, "return_towers": return_towers, "rows_per_part": ROWS_PER_PART}
+    folder = output.with_name(output.name + ".parts")
+    begin_or_continue(folder, {"input": input_file, **settings, **(run or {})})
+    parts: list[Path] = []
+    num_rows = 0
+    finished = len(list(folder.glob("part-*.parquet"))) * ROWS_PER_PART
+    total = pq.read_metadata(source).num_rows if source.suffix == ".parquet" else None
+    with logging.tqdm(total=total, initial=finished, unit=" rows", unit_scale=True) as bar:
+        for table in in_parts(batches, ROWS_PER_PART):
+            parts.append(folder / f"part-{len(parts):05d}.parquet")
+            num_rows += len(table)
+            if parts[-1].exists():
+                continue
+            for name, column in pipe.probabilities(table, batch_size, return_towers).items():
+                table = table.append_column(name, pa.array(column))
+            unfinished = parts[-1].with_suffix(".tmp")
+            with open(unfinished, "wb") as file:
+                pq.write_table(table, file)
+                os.fsync(file.fileno())  # a part that has its name is whole, whatever goes out
+            unfinished.replace(parts[-1])
+            bar.update(len(table))
+    if num_rows == 0:
+        finish(folder, [])
+        raise ValueError(f"{source} has columns but no rows")
+    write_output(parts, schema, folder / UNFINISHED_OUTPUT, output.suffix)
+    (folder / UNFINISHED_OUTPUT).replace(output)
+    finish(folder, parts)
+    return num_rows
+
+
+def added_columns(return_towers: bool) -> list[str]:
+    return list((PROBABILITIES | (TOWER_PROBABILITIES if return_towers else {})).values())
+
+
+def check_output(output: Path, schema: pa.Schema, added: Iterable[str]) -> None:
+    """Raises ValueError where the output is there already, has no folder, or a column to be added is in the input."""
+    if output.exists():
+        raise ValueError(f"{output} exists; delete it or choose another name")
+    if not output.parent.is_dir():
+        raise ValueError(f"folder {output.parent} does not exist; make it first")
+    for name in added:
+        if name in schema.names:
+            raise ValueError(f"the input has a column {name!r} already; rename it or leave it out")
+
+
+def check_csv_holds(schema: pa.Schema) -> None:
+    """Raises ValueError where a CSV file cannot hold a column."""
+    for field in schema:
+        try:
+            if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type):
+                raise pa.ArrowTypeError("bytes are no text")
+            csv.write_csv(pa.schema([field]).empty_table(), pa.BufferOutputStream())
+        except pa.ArrowException as error:
+            raise ValueError(
+                f"column {field.name!r} has type {field.type}, which CSV cannot hold; write Parquet"
+            ) from error
+
+
+def begin_or_continue(folder: Path, run: dict[str, Any]) -> None:
+    """Make the folder of parts, or see that those in it are of the same run.
+
+    Raises:
+        ValueError: they are of another.
+    """
+    path = folder / RUN_FILE
+    if path.exists():
+        before = json.loads(path.read_text())
+        differing = [name for name in sorted(before.keys() | run.keys()) if before.get(name) != run.get(name)]
+        if differing:
+            raise ValueError(
+                f"{folder} holds parts of a run that differs in {', '.join(differing)}; give that run's command again to "
+                "finish it, delete the folder, or choose another output"
+            )
+    elif folder.exists() and any(p.name != f"{RUN_FILE}.tmp" for p in folder.iterdir()):
+        raise ValueError(f"{folder} holds other files, and parts would be written there; choose another output")
+    else:
+        folder.mkdir(exist_ok=True)
+        unfinished = folder / f"{RUN_FILE}.tmp"
+        unfinished.write_text(json.dumps(run, indent=2) + "\n")
+        unfinished.replace(path)
+
+
+def write_output(parts: Iterable[Path], schema: pa.Schema, path: Path, suffix: str) -> None:
+    """The parts, one after the other, as one Parquet or CSV file."""
+    writer = pq.ParquetWriter(path, schema) if suffix == ".parquet" else csv.CSVWriter(path, schema)
+    with writer:
+        for part in parts:
+            writer.write_table(pq.read_table(part).cast(schema))
+
+
+def finish(folder: Path, parts: Iterable[Path]) -> None:
+    """Remove what stands in the folder of parts, and the folder."""
+    for part in parts:
+        part.unlink()
+    (folder / RUN_FILE).unlink()
+    with contextlib.suppress(OSError):  # something else has been put there: it stays
+        folder.rmdir()
+
+
+def load_pipeline(
+    model: str, revision: str | None, device: str | None, return_towers: bool, **kwargs: Any
+) -> CtrPredictionPipeline:
+    """Model and processor of a checkpoint; `kwargs` are dtype and towers."""
+    loaded = AutoModelForSequenceClassification.from_pretrained(model, revision=revision, **kwargs)
+    if loaded.config.architectures == ["FlipForPreTraining"]:
+        raise ValueError(f"{model} is pretrained, not finetuned: it predicts no clicks yet; finetune it first")
+    processor = AutoProcessor.from_pretrained(model, revision=revision)
+    return CtrPredictionPipeline(loaded, processor, task="ctr-prediction", device=device, return_towers=return_towers)
+
+
+def model_version(model: str, revision: str | None) -> dict[str, Any]:
+    """What tells one version of a model from another: a Hub repo's commit, or size and time of a folder's files.
+
+    Raises:
+        OSError: there is no such model.
+    """
+    config_file = cached_file(model, CONFIG_NAME, revision=revision)
+    if not Path(model).is_dir():
+        return {"model": model, "revision": extract_commit_hash(config_file, None)}
+    files = sorted(p for p in Path(model).iterdir() if p.suffix in (".json", ".safetensors", ".parquet"))
+    stats = {p.name: [p.stat().st_size, p.stat().st_mtime_ns] for p in files}
+    return {"model": str(Path(model).resolve()), "revision": None, "model_files": stats}
+
+
+def _file(text: str) -> Path:
+    if Path(text).suffix not in SUFFIXES:
+        raise argparse.ArgumentTypeError(f"{text} ends in neither {' nor '.join(SUFFIXES)}")
+    return Path(text)
+
+
+def _device(text: str) -> str:
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError) as error:  # no such device, or a torch built without it
+        raise argparse.ArgumentTypeError(f"{text} cannot be used: {str(error).splitlines()[0]}") from error
+    return text
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of 1 or more")
+    return int(text)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="score",
+        usage="python -m modeling_flip.score --model ID_OR_FOLDER --input FILE --output FILE [options]",
+        description="Write a file of rows again with a column `probability`, of a click. Columns, types and order stay. "
+        "Interrupted, it continues when the same command is given again.",
+    )
+    parser.add_argument("--model", required=True, metavar="ID_OR_FOLDER", help="a model on the Hub, or a folder")
+    parser.add_argument("--input", required=True, type=_file, metavar="FILE", help="rows, .parquet or .csv")
+    parser.add_argument("--output", required=True, type=_file, metavar="FILE", help="to write, .parquet or .csv")
+    parser.add_argument(
+        "--batch_size", type=_positive, default=DEFAULT_BATCH_SIZE, help="rows to a batch (%(default)s)"
+    )
+    parser.add_argument(
+        "--towers", choices=("both", "tabular", "text"), help="load only these (those of the checkpoint)"
+    )
+    parser.add_argument(
+        "--return_towers",
+        action="store_true",
+        help="also write `tabular_probability` and `text_probability`, of each tower alone",
+    )
+    parser.add_argument("--revision", help="of a model on the Hub: branch, tag or commit (main)")
+    parser.add_argument("--device", type=_device, help="cpu, cuda, cuda:1, … (the first accelerator, else the CPU)")
+    parser.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="of the weights (as saved)"
+    )
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; 0 where all went well, 2 where it could not, 130 where it was interrupted."""
+    args = make_parser().parse_args(arguments)
+    settings = {"dtype": args.dtype} | ({} if args.towers is None else {"towers": args.towers})
+    try:
+        # Before the model is loaded, which may take long.
+        check_output(args.output, read_schema(args.input), added_columns(args.return_towers))
+        version = model_version(args.model, args.revision)
+        pipe = load_pipeline(args.model, version["revision"], args.device, args.return_towers, **settings)
+        run = version | settings | {"device": str(pipe.device), "modeling_flip": __version__}
+        num_rows = score_file(pipe, args.input, args.output, args.batch_size, args.return_towers, run)
+    except KeyboardInterrupt:
+        print("score: interrupted; the same command continues where it stopped", file=sys.stderr)
+        return 130
+    except (OSError, ValueError, TypeError, pa.ArrowException) as error:
+        print(f"score: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print(f"{num_rows:,} rows scored: {args.output}")
+    return 0

@@ -1,0 +1,61 @@
+"""FlipTrainingArguments: transformers' TrainingArguments, and what FLIP adds to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from transformers import TrainingArguments
+
+from ..data_collator import check_masking
+
+
+@dataclass
+class FlipTrainingArguments(TrainingArguments):
+    """TrainingArguments, and these:
+
+    Args:
+        learning_rate: of everything but the text tower.
+        text_learning_rate: of the text tower; by default the same.
+        early_stopping_patience: evaluations without a better validation metric before training stops; None: never.
+        text_mask_ratio: share of fields masked in the text (pretraining).
+        tabular_mask_ratio: share of fields masked in the table (pretraining).
+        num_noise_features: K, noise features drawn per row for MTM (pretraining).
+        text_masking: "field", or "token" for the ablation (pretraining).
+        train_sampling_strategy: "group_by_length" batches sentences of like length where there is text, else "random".
+        float32_matmul_precision: how exact the products of fp32 tensors are, as in `torch.set_float32_matmul_precision`:
+            "high" is TF32 on a GPU, "medium" bf16 on a CPU that has it, where tabular towers train up to twice as fast;
+            None leaves torch as it is. Only while training.
+        hub_subfolder: folder of the repo where checkpoints go; by default its root.
+    """
+
+    text_learning_rate: float | None = field(default=None, metadata={"help": "Of the text tower; default: the same."})
+    early_stopping_patience: int | None = field(default=None, metadata={"help": "Evaluations without a better metric."})
+    text_mask_ratio: float = field(default=0.15, metadata={"help": "Share of fields masked in the text."})
+    tabular_mask_ratio: float = field(default=0.15, metadata={"help": "Share of fields masked in the table."})
+    num_noise_features: int = field(default=25, metadata={"help": "Noise features drawn per row for MTM."})
+    text_masking: str = field(default="field", metadata={"help": "Mask whole fields' values, or random tokens: token."})
+    train_sampling_strategy: str = field(default="group_by_length", metadata={"help": "Or random."})
+    float32_matmul_precision: str | None = field(
+        default=None, metadata={"help": "torch's: highest, high, or medium (bf16 products, faster on new CPUs)."}
+    )
+    per_device_train_batch_size: int = field(default=256, metadata={"help": "Rows per step and device."})
+    per_device_eval_batch_size: int = field(default=1024, metadata={"help": "Rows per evaluation step and device."})
+    dataloader_pin_memory: bool = field(
+        default_factory=torch.accelerator.is_available, metadata={"help": "For the GPU."}
+    )
+    hub_subfolder: str = field(
+        default="", metadata={"help": "Folder of the repo where checkpoints go; default: its root."}
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Batches are not columns of a Dataset."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "It would hide a loss that is not finite."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.float32_matmul_precision not in (None, "highest", "high", "medium"):
+            raise ValueError(f"float32_matmul_precision is {self.float32_matmul_precision!r}: highest, high or medium")
+        check_masking(self.text_mask_ratio, self.tabular_mask_ratio, self.text_masking)
+        if self.early_stopping_patience is not None and self.eval_strategy == "no":
+            raise ValueError(
+                "early_stopping_patience is set, but eval_strategy is 'no': there is nothing to be patient with"
+            )

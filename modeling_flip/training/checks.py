@@ -1,0 +1,132 @@
+"""What can be wrong with a recipe, or with its data: said before anything is trained."""
+
+from __future__ import annotations
+
+import datasets
+import numpy as np
+import yaml
+from huggingface_hub import ModelCard
+from transformers import AutoConfig
+from transformers.utils import logging
+
+from ..configuration_flip import FlipConfig
+from ..fields import did_you_mean
+from ..modeling_baselines import CTR_MODELS, check_has_decoder
+from ..row_reader import read_clicks
+from ..tabular_towers import TABULAR_TOWERS
+from .hub import push_error
+from .recipe import FREE_MODEL_KEYS, SPLITS, STAGE_DEFAULTS, Recipe, needs_text, stage_arguments
+
+logger = logging.get_logger(__name__)
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Raises ValueError where the recipe asks for something that cannot be."""
+    if recipe.tabular_tower not in TABULAR_TOWERS:
+        raise ValueError(
+            f"tabular_tower is {recipe.tabular_tower!r}; it must be one of {', '.join(TABULAR_TOWERS)}"
+            + did_you_mean(recipe.tabular_tower, TABULAR_TOWERS)
+        )
+    if recipe.model_type not in CTR_MODELS:
+        raise ValueError(
+            f"model_type is {recipe.model_type!r}; it must be one of {', '.join(CTR_MODELS)}"
+            + did_you_mean(recipe.model_type, CTR_MODELS)
+        )
+    pretrains = recipe.pretraining is not None or recipe.pretrained_model_name_or_path is not None
+    if recipe.model_type != "flip" and pretrains:
+        raise ValueError(
+            f"pretraining aligns FLIP's two towers; model_type {recipe.model_type!r} has none: leave it out"
+        )
+    if recipe.model_type != "flip" and recipe.towers != Recipe.towers:
+        raise ValueError(
+            f"towers is {recipe.towers!r}, but model_type {recipe.model_type!r} is whole: leave towers out"
+        )
+    if recipe.model_type != "morec" and "freeze_text_tower" in recipe.model:
+        raise ValueError(
+            "freeze_text_tower is morec's; to hold another text tower still, set its text_learning_rate to 0"
+        )
+    config = FlipConfig(towers=recipe.towers, **recipe.model)
+    if recipe.hub_strategy not in ("every_save", "end", "checkpoint"):
+        raise ValueError(f"hub_strategy is {recipe.hub_strategy!r}; it must be one of every_save, end, checkpoint")
+    if recipe.push_to_hub and recipe.license != Recipe.license:
+        check_license(recipe.license)
+    for stage in STAGE_DEFAULTS:
+        stage_arguments(recipe, stage)
+    if needs_text(recipe):
+        text_model = recipe.text_model_name_or_path
+        if text_model is None:
+            raise ValueError(
+                "text_model_name_or_path is missing: this recipe uses a text tower; name a Hub id or a folder"
+            )
+        try:
+            text_config = AutoConfig.from_pretrained(text_model)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"text model {text_model!r} cannot be loaded: it is no folder with a config.json, and the Hub does not give "
+                f"it ({str(error).splitlines()[0]}); set --text_model_name_or_path to a Hub id or a folder that exists"
+            ) from error
+        FlipConfig(text_config=text_config, **recipe.model)
+        if recipe.model_type == "p5":
+            check_has_decoder(text_config)
+    if (pretrained := recipe.pretrained_model_name_or_path) is not None:
+        try:
+            config = FlipConfig.from_pretrained(pretrained)
+        except OSError as error:
+            raise ValueError(f"pretrained_model_name_or_path {pretrained!r} does not exist; pretrain first") from error
+        for key, value in {"tabular_tower": recipe.tabular_tower, **recipe.model}.items():
+            if key not in FREE_MODEL_KEYS and getattr(config, key) != value:
+                raise ValueError(
+                    f"{key} is {value!r}, but {pretrained} was pretrained with {getattr(config, key)!r}; "
+                    "take that, or pretrain anew"
+                )
+
+
+def check_license(identifier: str) -> None:
+    """Raises ValueError where the Hub knows no such license; where it cannot be reached, the first push will ask."""
+    try:
+        ModelCard(f"---\n{yaml.safe_dump({'license': identifier})}---\n").validate()
+    except ValueError as error:
+        raise ValueError(
+            f"license is {identifier!r}, which the Hub does not take ({' '.join(str(error).split())}); give one of the "
+            "identifiers in https://huggingface.co/docs/hub/repositories-licenses"
+        ) from error
+    except Exception as error:  # each layer below has exceptions of its own
+        logger.warning(f"the Hub does not say whether it knows license {identifier!r}: {push_error(error)}")
+
+
+def check_data(data: datasets.DatasetDict, recipe: Recipe) -> None:
+    """Raises ValueError where a split is absent or empty, a column is absent, or labels are not clicks."""
+    if recipe.model_type in ("ctr_bert", "morec") and not recipe.item_fields:
+        raise ValueError(
+            f"{recipe.model_type} keeps users and items apart, and the dataset does not say which fields are the item's: name "
+            "them with item_fields"
+        )
+    for split in SPLITS:
+        if split not in data:
+            raise ValueError(f"split {split!r} is missing; the dataset has {', '.join(data)}")
+        if len(data[split]) == 0:
+            raise ValueError(f"split {split!r} is empty; every one of {', '.join(SPLITS)} needs rows")
+        columns = data[split].column_names
+        if recipe.label_column in (recipe.fields or []):
+            raise ValueError(f"fields hold the label column {recipe.label_column!r}: the model would read the answer")
+        if set(columns) == {recipe.label_column}:
+            raise ValueError(
+                f"split {split!r} has no column but the label {recipe.label_column!r}: there is nothing to learn"
+            )
+        for column in [recipe.label_column, *(recipe.fields or []), *(recipe.item_fields or [])]:
+            if column not in columns:
+                raise ValueError(
+                    f"column {column!r} is missing in split {split!r}; its columns are {columns}"
+                    + did_you_mean(column, columns)
+                )
+        labels = read_clicks(data[split], recipe.label_column)
+        if len(np.unique(labels)) == 1:
+            raise ValueError(
+                f"every label of split {split!r} is {labels[0]:.0f}; clicks and non-clicks are both needed, to learn and for AUC"
+            )
+
+    used = recipe.fields or [name for name in data["train"].column_names if name != recipe.label_column]
+    if strangers := sorted(set(recipe.item_fields or []) - set(used)):
+        raise ValueError(f"item_fields names {strangers}, which are not among the fields {used}")
+    if recipe.item_fields and set(used) == set(recipe.item_fields):
+        raise ValueError(f"item_fields names all fields ({', '.join(used)}): none is left for the user")

@@ -1,0 +1,124 @@
+"""Recipes as train.py is given them: a YAML file, and keys on the command line."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import NoReturn
+
+import jsonargparse
+
+from ..modeling_baselines import MoRecConfig
+from .arguments import FlipTrainingArguments
+from .recipe import MODEL_KEYS, STAGE_DEFAULTS, Recipe
+
+# Training arguments that --help names; the others work all the same.
+SHOWN = {
+    "num_train_epochs": "passes over the training rows",
+    "max_steps": "stop after so many steps instead",
+    "per_device_train_batch_size": "rows per step and device",
+    "gradient_accumulation_steps": "batches per step",
+    "learning_rate": "of everything but the text tower",
+    "text_learning_rate": "of the text tower; by default the same",
+    "lr_scheduler_type": "linear, cosine, constant, …",
+    "warmup_steps": "steps, or below 1 a share of all steps",
+    "weight_decay": "AdamW's, also of feature embeddings",
+    "max_grad_norm": "gradients are clipped to it",
+    "bf16": "compute in bfloat16 where it is safe",
+    "float32_matmul_precision": "highest, high (TF32 on a GPU) or medium (bf16 products, on CPUs that have them)",
+    "train_sampling_strategy": "group_by_length (sentences of like length share a batch) or random",
+    "logging_steps": "steps between lines of the log",
+    "eval_steps": "steps between evaluations, with eval_strategy steps",
+    "early_stopping_patience": "evaluations without a better validation AUC before training stops",
+    "text_mask_ratio": "share of fields masked in the text",
+    "tabular_mask_ratio": "share of fields masked in the table",
+    "num_noise_features": "K, noise features drawn per row for MTM",
+    "text_masking": "field, or token for the ablation",
+}
+PRETRAINING_ONLY = {"text_mask_ratio", "tabular_mask_ratio", "num_noise_features", "text_masking"}
+FINETUNING_ONLY = {"early_stopping_patience"}
+
+
+class RecipeParser(jsonargparse.ArgumentParser):
+    """jsonargparse, with errors in one line that name the nearest right key."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        text = " ".join(str(ex or message).split())
+        known = [key for key in self.get_defaults().keys(branches=True) if key != "recipe"]
+        nested = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", text)
+        wrong = re.search(r"(?i:option .|unrecognized arguments: --)([\w.]+)", text)
+        key = ".".join(nested.groups()) if nested else wrong.group(1) if wrong else None
+        if key is not None:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            text = f"no such key: {key}" + (f"; did you mean {near[0]}?" if near else "") + " (--help lists the keys)"
+        self.exit(2, f"train.py: error: {text}\n")
+
+
+def recipe_parser() -> RecipeParser:
+    parser = RecipeParser(
+        prog="train.py",
+        usage="accelerate launch train.py RECIPE.yaml [--key value] [--section.key value] ...",
+        description="Train FLIP, or one of its towers, as a recipe says; any key of the recipe can be given here too.",
+        epilog="Any other field of transformers.TrainingArguments works in either section.",
+        formatter_class=argparse.HelpFormatter,
+        allow_abbrev=False,
+        exit_on_error=True,
+    )
+    parser.add_argument("--recipe", action="config", help="the YAML file; may be written first, without --recipe")
+    parser.add_class_arguments(
+        Recipe, as_group=False, skip={"use_cpu", "push_to_hub", "model", "pretraining", "finetuning"}
+    )
+    parser.add_argument("--use_cpu", action=jsonargparse.ActionYesNo, help="train on the CPU even where there is a GPU")
+    parser.add_argument(
+        "--push_to_hub", action=jsonargparse.ActionYesNo, help="push to the Hub, while training and at the end"
+    )
+    parser.add_class_arguments(MoRecConfig, "model", skip={f.name for f in fields(MoRecConfig)} - set(MODEL_KEYS))
+    for stage in STAGE_DEFAULTS:
+        others = PRETRAINING_ONLY if stage == "finetuning" else FINETUNING_ONLY
+        skip = {"output_dir", "seed", "data_seed", "use_cpu"} | others
+        skip |= {f.name for f in fields(FlipTrainingArguments) if "hub_" in f.name or f.name == "push_to_hub"}
+        parser.add_class_arguments(FlipTrainingArguments, stage, skip=skip)
+    titles = {
+        "model": "the model",
+        "pretraining": "pretraining (alignment)",
+        "finetuning": "finetuning (click prediction)",
+    }
+    for section, title in titles.items():
+        (parser.groups or {})[section].title = title
+    for action in parser._actions:
+        section, _, name = action.dest.partition(".")
+        if section in titles and not name:
+            action.help = argparse.SUPPRESS
+        elif section in STAGE_DEFAULTS:
+            action.help = SHOWN.get(name, argparse.SUPPRESS)
+        elif section == "print_config":
+            action.help = argparse.SUPPRESS
+        default = STAGE_DEFAULTS.get(section, {}).get(name, action.default)
+        if (
+            action.help != argparse.SUPPRESS
+            and default not in (None, argparse.SUPPRESS)
+            and action.option_strings[0] != "-h"
+        ):
+            action.help = f"{action.help or ''} (default: {getattr(default, 'value', default)})".strip()
+        action.option_strings = [option for option in action.option_strings if not option.endswith("+")]
+        kind = str(getattr(action, "_typehint", ""))
+        kinds = {"list": "[A, B]", "bool": "true|false", "float": "NUMBER", "int": "N", "str": "TEXT"}
+        action.metavar = next((shown for word, shown in kinds.items() if word in kind), "VALUE")
+    return parser
+
+
+def parse_recipe(arguments: Sequence[str]) -> Recipe:
+    """`[RECIPE.yaml] [--key value …]` → the recipe. Prints one line and exits with 2 where a key or value is wrong."""
+    arguments = list(arguments)
+    parser = recipe_parser()
+    if arguments and not arguments[0].startswith("-"):
+        if not Path(arguments[0]).is_file():
+            parser.error(f"recipe {arguments[0]} does not exist; recipes are in configuration/")
+        arguments.insert(0, "--recipe")
+    given = parser.parse_args(arguments, defaults=False).as_dict()
+    given.pop("recipe", None)
+    return Recipe(**given)

@@ -1,0 +1,158 @@
+"""Recipes: what a run is asked for.
+
+A recipe is one YAML file: shared keys, and a section of training arguments for each stage.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from ..configuration_flip import FlipConfig
+from .arguments import FlipTrainingArguments
+
+SPLITS = ("train", "validation", "test")
+# Where a run is pushed to; another place is no other run.
+HUB_KEYS = ("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_revision", "license")
+MODEL_KEYS = [
+    name
+    for name in (*FlipConfig.__annotations__, "freeze_text_tower")
+    if name
+    not in (
+        *("text_config", "towers", "tabular_tower", "item_fields", "num_features", "num_fields"),
+        *("vocabulary_fingerprint", "format_version", "remote_classes"),
+    )
+]
+# What finetuning may set otherwise than pretraining: it changes no weights.
+FREE_MODEL_KEYS = ("dropout", "embedding_l2", "text_pooling")
+# Where TrainingArguments' own defaults do not suit click logs. A recipe overrides them like any other.
+STAGE_DEFAULTS: dict[str, dict[str, Any]] = {
+    "pretraining": {"save_strategy": "epoch", "save_total_limit": 1, "logging_steps": 50},
+    "finetuning": {
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "save_total_limit": 1,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "auc",
+        "greater_is_better": True,
+        "early_stopping_patience": 2,
+        "restore_callback_states_from_checkpoint": True,  # a resumed run is as patient as an uninterrupted one
+        "logging_steps": 50,
+    },
+}
+
+
+@dataclass
+class Recipe:
+    """The keys that both stages share.
+
+    Args:
+        dataset_name: demo, movielens-1m, movielens-100k, a Hub dataset id, or a CSV or Parquet file or folder.
+        output_dir: where the model, its processor and all_results.json go.
+        raw_dir: folder with the raw files of a movielens dataset; without it they are downloaded.
+        label_column: the column of clicks, 0 or 1.
+        fields: the columns to use, in the order of the sentence; by default all but the label.
+        item_fields: those that describe the item; the others are the user's. By default what the dataset says of itself;
+            read by ctr_bert and morec.
+        model_type: flip (FLIP and its towers, ID models, PTab, CTRL), ctr_bert, morec or p5.
+        text_model_name_or_path: the text tower, a Hub id or a folder.
+        pretrained_model_name_or_path: a pretraining checkpoint to finetune from, instead of the pretraining stage.
+        tabular_tower: the ID model (afm, pnn, wide_deep, dcn, deepfm, xdeepfm, afn, autoint, dcnv2 or dcn_mix).
+        towers: what is finetuned: both (FLIP), tabular (FLIP_ID; without pretraining, the ID model from scratch) or text.
+        seed: of weights, order, masks and noise.
+        max_train_samples: use only the first so many training rows.
+        min_count: values seen less often share their field's unknown feature.
+        max_length: sentences are cut to this many tokens; by default the tokenizer's limit, at most 512.
+        use_cpu: train on the CPU even where there is an accelerator.
+        push_to_hub: push model, processor, card and recipe to the Hub, while training and at the end.
+        hub_model_id: the repo, such as me/my-model; by default the name of output_dir, in your own namespace.
+        hub_strategy: every_save (each saved checkpoint; the best so far is what the repo shows), end, or checkpoint: as
+            every_save, with the state of the training, so that the same command goes on from the Hub on another machine.
+        hub_private_repo: make the repo private, if it has to be created.
+        hub_revision: the branch to push to.
+        license: of the model, for its card; one of the Hub's identifiers.
+        model: settings of FlipConfig.
+        pretraining: training arguments of the alignment stage; without any there is none.
+        finetuning: training arguments of the click prediction stage.
+    """
+
+    dataset_name: str
+    output_dir: str
+    raw_dir: str | None = None
+    label_column: str = "label"
+    fields: list[str] | None = None
+    item_fields: list[str] | None = None
+    model_type: str = "flip"
+    text_model_name_or_path: str | None = None
+    pretrained_model_name_or_path: str | None = None
+    tabular_tower: str = "dcnv2"
+    towers: str = "both"
+    seed: int = 42
+    max_train_samples: int | None = None
+    min_count: int = 1
+    max_length: int | None = None
+    use_cpu: bool = False
+    push_to_hub: bool = False
+    hub_model_id: str | None = None
+    hub_strategy: str = "every_save"
+    hub_private_repo: bool | None = None
+    hub_revision: str | None = None
+    license: str = "unknown"
+    model: dict[str, Any] = field(default_factory=dict)
+    pretraining: dict[str, Any] | None = None
+    finetuning: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.output_dir = str(Path(self.output_dir))  # "out/" is "out"
+
+    def to_dict(self) -> dict[str, Any]:
+        """What differs from the defaults, as it would stand in the YAML."""
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        defaults = {f.name: f.default for f in fields(self) if f.name in HUB_KEYS}
+        return {k: v for k, v in given.items() if v not in (None, {}) and not (k in defaults and v == defaults[k])}
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+
+# ---- what it asks for
+
+
+def hub_repo(recipe: Recipe) -> str:
+    return recipe.hub_model_id or Path(recipe.output_dir).absolute().name
+
+
+def needs_pretraining(recipe: Recipe) -> bool:
+    return recipe.pretraining is not None and recipe.pretrained_model_name_or_path is None
+
+
+def needs_text(recipe: Recipe) -> bool:
+    """Whether a text tower must be loaded from outside."""
+    return recipe.pretrained_model_name_or_path is None and (
+        recipe.towers != "tabular" or recipe.pretraining is not None or recipe.model_type != "flip"
+    )
+
+
+def uses_cpu(recipe: Recipe) -> bool:
+    """Trainer allows bf16 on a machine without an accelerator only where the CPU is asked for; so it is, there."""
+    return recipe.use_cpu or not torch.accelerator.is_available()
+
+
+def stage_arguments(recipe: Recipe, stage: str) -> FlipTrainingArguments:
+    given = STAGE_DEFAULTS[stage] | (getattr(recipe, stage) or {})
+    return FlipTrainingArguments(
+        output_dir=str(Path(recipe.output_dir) / "checkpoints" / stage),
+        seed=recipe.seed,
+        use_cpu=uses_cpu(recipe),
+        push_to_hub=recipe.push_to_hub,
+        hub_model_id=hub_repo(recipe),
+        hub_strategy=recipe.hub_strategy,
+        hub_private_repo=recipe.hub_private_repo,
+        hub_revision=recipe.hub_revision,
+        hub_subfolder="pretraining" if stage == "pretraining" else "",
+        **given,
+    )

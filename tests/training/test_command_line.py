@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from modeling_flip.training.command_line import parse_recipe, recipe_parser
+from modeling_flip.training.recipe import stage_arguments
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = sorted((ROOT / "configuration").rglob("*.yaml"))
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("dataset_name: demo\noutput_dir: out\nfinetuning:\n  learning_rate: 1.0e-3\n")
+    return path
+
+
+def test_arguments_override_the_recipe(recipe_file: Path) -> None:
+    arguments = [
+        "--tabular_tower",
+        "autoint",
+        "--finetuning.learning_rate",
+        "2e-3",
+        "--model.dropout",
+        "0.1",
+        "--seed",
+        "7",
+    ]
+    recipe = parse_recipe([str(recipe_file), *arguments])
+    assert recipe.tabular_tower == "autoint"
+    assert recipe.seed == 7
+    assert recipe.model == {"dropout": 0.1}
+    assert stage_arguments(recipe, "finetuning").learning_rate == 2e-3
+    assert stage_arguments(recipe, "finetuning").seed == 7
+
+
+def test_without_a_pretraining_section_there_is_no_pretraining(recipe_file: Path) -> None:
+    assert parse_recipe([str(recipe_file)]).pretraining is None
+    assert parse_recipe([str(recipe_file), "--pretraining.bf16", "true"]).pretraining == {"bf16": True}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_recipe_of_the_project_can_be_read(path: Path) -> None:
+    recipe = parse_recipe([str(path)])
+    for stage in ("pretraining", "finetuning"):
+        stage_arguments(recipe, stage)
+
+
+@pytest.mark.parametrize(
+    ("yaml", "arguments", "message"),
+    [
+        ("dataset_nam: demo", [], "no such key: dataset_nam; did you mean dataset_name?"),
+        ("finetunning:\n  learning_rate: 1", [], "did you mean finetuning"),
+        (
+            "finetuning:\n  learning_rat: 1",
+            [],
+            "no such key: finetuning.learning_rat; did you mean finetuning.learning_rate?",
+        ),
+        ("", ["--finetuning.learning_rat", "1"], "did you mean finetuning.learning_rate?"),
+        ("", ["--tabular_towr", "dcnv2"], "no such key: tabular_towr; did you mean tabular_tower?"),
+        (
+            "",
+            ["--finetuning.learning_rate", "fast"],
+            '"finetuning.learning_rate": Expected a .*float.* Got value: fast',
+        ),
+        ("", ["--model.hidden_sizes", "[a]"], "model.hidden_sizes"),
+        ("", ["--finetuning.push_to_hub", "true"], "no such key: finetuning.push_to_hub"),
+        # A recipe is published with its model; a token in it would be too.
+        ("", ["--hub_token", "hf_secret"], "no such key: hub_token"),
+        ("", ["--finetuning.hub_token", "hf_secret"], "no such key: finetuning.hub_token"),
+    ],
+)
+def test_a_wrong_key_or_value_is_one_line_that_names_the_right_one(
+    yaml: str, arguments: list[str], message: str, recipe_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe_file.write_text(yaml or recipe_file.read_text())
+    with pytest.raises(SystemExit) as stopped:
+        parse_recipe([str(recipe_file), *arguments])
+    printed = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert printed.count("\n") == 1
+    assert printed.startswith("train.py: error: ")
+    assert re.search(message.replace("?", r"\?"), printed), printed
+
+
+def test_a_recipe_that_does_not_exist_or_lacks_the_essentials(
+    capsys: pytest.CaptureFixture[str], recipe_file: Path
+) -> None:
+    with pytest.raises(SystemExit):
+        parse_recipe(["nowhere.yaml"])
+    assert "recipe nowhere.yaml does not exist" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse_recipe(["--output_dir", "x"])
+    assert "required: dataset_name" in capsys.readouterr().err
+
+
+def test_help_fits_a_person() -> None:
+    text = recipe_parser().format_help()
+    for shown in (
+        "RECIPE.yaml",
+        "--tabular_tower",
+        "--pretraining.text_mask_ratio",
+        "--finetuning.learning_rate",
+        "--model.dropout",
+    ):
+        assert shown in text
+    assert "--finetuning.text_mask_ratio" not in text  # of pretraining alone
+    assert "fsdp" not in text
+    assert len(text.splitlines()) < 220
