@@ -171,7 +171,14 @@ def _sha256(path: Path) -> str:
 
 
 class CheckpointMixin(PushToHubMixin):
-    """`from_pretrained`, `save_pretrained` and `push_to_hub` of FLIP's models: as in transformers, with checksums and code."""
+    """`from_pretrained`, `save_pretrained` and `push_to_hub` of FLIP's models: as in transformers, with checksums and code.
+
+    Attributes:
+        untrained_weights: names of the weights that the checkpoint did not hold, or that alignment left as they were initialised.
+            Empty again once FlipTrainer has trained the model.
+    """
+
+    untrained_weights: tuple[str, ...] = ()
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Self:
@@ -185,11 +192,15 @@ class CheckpointMixin(PushToHubMixin):
             commit = check_files(pretrained_model_name_or_path, MODEL, **located)
             if commit is not None:
                 kwargs["revision"] = commit  # what was looked at is what is loaded
+        with_info = kwargs.pop("output_loading_info", False)
+        kwargs |= {"use_safetensors": True, "output_loading_info": True}
         try:
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **{**kwargs, "use_safetensors": True})
+            model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         except SafetensorError:
             check_weights_are_whole(Path(pretrained_model_name_or_path, kwargs.get("subfolder") or ""))
             raise
+        model.untrained_weights = tuple(sorted(info["missing_keys"]))
+        return (model, info) if with_info else model
 
     def save_pretrained(
         self,

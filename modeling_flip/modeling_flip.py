@@ -324,6 +324,8 @@ class FlipForCTR(FlipPreTrainedModel):
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if FlipForPreTraining.__name__ in (model.config.architectures or []):
+            # The tabular tower's is in the checkpoint, and yet alignment does not train it.
+            model.untrained_weights = ("the click heads", *model.untrained_weights)
             logger.warning(
                 f"{pretrained_model_name_or_path} is a pretraining checkpoint: towers ({model.config.towers}) loaded, "
                 "pretraining heads left behind, click heads untrained; finetune before scoring"

@@ -45,7 +45,8 @@ class CtrPredictionPipeline(Pipeline):
         kwargs: `device` and whatever else `transformers.Pipeline` takes; `return_towers` and `group_by` of every call.
 
     Raises:
-        ValueError: there is no processor, or it is another model's, or the model predicts no clicks.
+        ValueError: there is no processor, or it is another model's, or the model predicts no clicks, or weights of it were never
+            trained.
     """
 
     _load_processor = True
@@ -54,6 +55,13 @@ class CtrPredictionPipeline(Pipeline):
     def __init__(self, model: Any, processor: Any = None, **kwargs: Any):
         if not hasattr(model, "inputs"):
             raise ValueError(f"{type(model).__name__} predicts no clicks; load the checkpoint as FlipForCTR")
+        if model.untrained_weights:
+            source = model.config.name_or_path or "the checkpoint"
+            raise ValueError(
+                f"{source} holds no trained weights for {', '.join(model.untrained_weights[:3])}"
+                f"{' …' * (len(model.untrained_weights) > 3)}: scores would be noise. Finetune it first, or load only the towers "
+                "that it has (towers='tabular' or 'text'); if you have trained it since it was loaded, save it and load it again"
+            )
         if processor is None:
             raise ValueError(
                 "there is no processor to read rows with; pass processor=FlipProcessor.from_pretrained(…), of the checkpoint "

@@ -239,8 +239,6 @@ def load_pipeline(
 ) -> CtrPredictionPipeline:
     """Model and processor of a checkpoint; `kwargs` are dtype and towers."""
     loaded = AutoModelForSequenceClassification.from_pretrained(model, revision=revision, **kwargs)
-    if loaded.config.architectures == ["FlipForPreTraining"]:
-        raise ValueError(f"{model} is pretrained, not finetuned: it predicts no clicks yet; finetune it first")
     processor = AutoProcessor.from_pretrained(model, revision=revision)
     return CtrPredictionPipeline(loaded, processor, task="ctr-prediction", device=device, return_towers=return_towers)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoTokenizer,
     BertForSequenceClassification,
@@ -496,3 +498,37 @@ def test_a_model_that_predicts_no_clicks_is_refused(processor: FlipProcessor, ti
     for other in others:
         with pytest.raises(ValueError, match=f"{type(other).__name__} predicts no clicks"):
             CtrPredictionPipeline(other, processor)
+
+
+@pytest.mark.parametrize("towers", ["both", "tabular", "text"])
+def test_weights_that_were_never_trained_are_refused(
+    processor: FlipProcessor, checkpoint: Path, tiny_text_model: Path, tmp_path: Path, towers: str
+) -> None:
+    FlipForPreTraining.from_text_pretrained(tiny_text_model, processor, **SIZES).save_pretrained(
+        tmp_path / "aligned"
+    )
+    processor.save_pretrained(tmp_path / "aligned")
+    with pytest.raises(ValueError, match=r"holds no trained weights for the click heads.*Finetune it first"):
+        pipeline("ctr-prediction", model=str(tmp_path / "aligned"), model_kwargs={"towers": towers})
+
+    one = "text" if towers != "text" else "tabular"  # a checkpoint of one tower, asked for another
+    FlipForCTR.from_pretrained(checkpoint, towers=one).save_pretrained(tmp_path / "one")
+    processor.save_pretrained(tmp_path / "one")
+    with pytest.raises(ValueError, match=r"trained weights for .*load only the towers that it has|no text tower"):
+        pipeline("ctr-prediction", model=str(tmp_path / "one"), model_kwargs={"towers": towers})
+    whole = FlipForCTR.from_pretrained(tmp_path / "one")
+    assert whole.untrained_weights == ()
+    assert probabilities(CtrPredictionPipeline(whole, processor)(ROWS))
+
+
+def test_a_tensor_missing_from_the_weights_is_refused(
+    checkpoint: Path, processor: FlipProcessor, tmp_path: Path
+) -> None:
+    shutil.copytree(checkpoint, tmp_path / "cut")
+    weights = load_file(tmp_path / "cut/model.safetensors")
+    name = next(key for key in weights if key.endswith("text_classifier.weight"))
+    del weights[name]
+    save_file(weights, tmp_path / "cut/model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "cut/model.sha256").unlink()
+    with pytest.raises(ValueError, match=f"holds no trained weights for {name}"):
+        pipeline("ctr-prediction", model=str(tmp_path / "cut"))
