@@ -575,7 +575,7 @@ def _json_rows(files: Iterable[Path], encodings: Iterable[str]) -> Iterator[list
 
 def _json_row(line: bytes, path: Path, number: int) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = json.loads(line.decode())
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path}, line {number}: {_shown(line)} is no JSON object ({error}); write one object a line"
