@@ -9,6 +9,8 @@ import os
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -16,56 +18,41 @@ import torch
 from accelerate import PartialState
 from transformers.utils import logging
 
-from data_scripts import demo, movielens
+from data_scripts.registry import registered_datasets
 from modeling_flip.training.command_line import parse_recipe
-from modeling_flip.training.recipe import SPLITS, Recipe, uses_cpu
+from modeling_flip.training.data import load_splits
+from modeling_flip.training.recipe import Recipe, uses_cpu
 from modeling_flip.training.stages import run
-
-MOVIELENS = ("movielens-1m", "movielens-100k")
 
 
 def load_data(recipe: Recipe) -> datasets.DatasetDict:
-    """The recipe's dataset as train, validation and test. The demo also brings its own text tower.
-
-    Where validation or test is absent, the last tenth of train, and the last tenth of all, become them.
+    """The recipe's dataset as train, validation and test.
 
     Raises:
         ValueError: the dataset cannot be found or read.
     """
-    name, path = recipe.dataset_name, Path(recipe.dataset_name)
-    if name == "demo":
-        data = demo.load()
-        if recipe.text_model_name_or_path is None:
-            text_model = Path(recipe.output_dir).parent / "demo-text-model"
-            if not (text_model / "config.json").exists():
-                demo.text_model(text_model, data)
-            recipe.text_model_name_or_path = str(text_model)
-    elif name in MOVIELENS:
-        data = movielens.load(name, recipe.raw_dir)
-    else:
-        try:
-            if path.is_file():
-                data = datasets.load_dataset({".csv": "csv"}.get(path.suffix, "parquet"), data_files=str(path))
-            else:
-                data = datasets.load_dataset(name)
-        except Exception as error:  # each layer below (datasets, pyarrow, httpx) has exceptions of its own
-            raise ValueError(
-                f"dataset {name!r} cannot be loaded ({' '.join(str(error).split())}); give demo, {', '.join(MOVIELENS)}, a Hub "
-                "dataset id (a private one needs your token: HF_TOKEN, or hf auth login), or a CSV or Parquet file or folder"
-            ) from error
-        if "train" not in data:
-            raise ValueError(f"dataset {name!r} has no split 'train'; it has {', '.join(data)}")
-        for part, rest in (("test", "train"), ("validation", "train")):
-            if part not in data and len(data[rest]) >= 10:
-                first = int(0.9 * len(data[rest]))
-                data[part] = data[rest].select(range(first, len(data[rest])))
-                data[rest] = data[rest].select(range(first))
-    if recipe.item_fields is None and recipe.model_type in ("ctr_bert", "morec"):
-        known = {"demo": demo.ITEM_FIELDS} | dict.fromkeys(MOVIELENS, movielens.ITEM_FIELDS)
-        recipe.item_fields = [f for f in known.get(name, []) if recipe.fields is None or f in recipe.fields] or None
+    loaders = {name: partial(dataset.load, name, recipe.raw_dir) for name, dataset in registered_datasets().items()}
+    splits = load_splits(recipe.dataset_name, registered=loaders)
     if recipe.max_train_samples is not None:
-        data["train"] = data["train"].select(range(min(recipe.max_train_samples, len(data["train"]))))
-    return datasets.DatasetDict({split: data[split] for split in SPLITS if split in data})
+        splits["train"] = splits["train"].slice(0, recipe.max_train_samples)
+    return datasets.DatasetDict({split: datasets.Dataset(rows) for split, rows in splits.items()})
+
+
+def complete_recipe(recipe: Recipe) -> Recipe:
+    """The recipe, with what a registered dataset says of itself where the recipe leaves it open: its own text tower (made
+    here, beside the output folder, where it is not there yet), and which fields describe the item."""
+    dataset = registered_datasets().get(recipe.dataset_name)
+    if dataset is None:
+        return recipe
+    if recipe.text_model_name_or_path is None and dataset.text_model is not None:
+        folder = Path(recipe.output_dir).parent / f"{recipe.dataset_name}-text-model"
+        if not (folder / "config.json").exists():
+            dataset.text_model(folder, dataset.load(recipe.dataset_name, recipe.raw_dir))
+        recipe = replace(recipe, text_model_name_or_path=str(folder))
+    if recipe.item_fields is None and recipe.model_type in ("ctr_bert", "morec"):
+        known = [field for field in dataset.item_fields if recipe.fields is None or field in recipe.fields]
+        recipe = replace(recipe, item_fields=known or None)
+    return recipe
 
 
 def use_all_cores(num_processes: int) -> None:
@@ -83,6 +70,7 @@ def main(arguments: list[str]) -> None:
         use_all_cores(state.num_processes)
     try:
         with state.main_process_first():  # the others find what it downloaded or made
+            recipe = complete_recipe(recipe)
             data = load_data(recipe)
         results = run(recipe, data)
     except (ValueError, OSError, FloatingPointError) as error:

@@ -1,6 +1,6 @@
 """The paper's tables, by one harness: recipes × seeds, each run's figures as JSON, and the README's table from them.
 
-    python benchmarks/compare.py RECIPE.yaml … [--seeds 1 2 3] [-- --key value …]
+    python -m benchmarks.compare RECIPE.yaml … [--seeds 1 2 3] [-- --key value …]
 
 What follows `--` is given to every run, such as `-- --raw_dir data/movielens-1m`. A run whose JSON exists in
 benchmarks/results/<dataset>/<recipe>-<seed>.json is not repeated, an interrupted one continues where it was. Recipes with
@@ -17,8 +17,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import results_table
-
+from benchmarks import results_table
 from modeling_flip.training.command_line import parse_recipe
 from modeling_flip.training.publishing import RESULTS_FILE
 from modeling_flip.training.recipe import FREE_MODEL_KEYS, Recipe

@@ -1,6 +1,6 @@
 """Rows/s from a column table to integers, and from there to batches, through the trainer's own loader.
 
-python benchmarks/data_pipeline.py [--rows 1000000] [--batch_size 1024] [--rounds 5] [--json PATH]
+python -m benchmarks.data_pipeline [--rows 1000000] [--batch_size 1024] [--rounds 5] [--json PATH]
 
 The median of the rounds.
 """
@@ -14,10 +14,10 @@ import tempfile
 import time
 from pathlib import Path
 
-import movielens_like
 import torch
 from transformers import BertConfig
 
+from benchmarks import movielens_like
 from modeling_flip import FlipConfig, FlipForCTR, FlipProcessor, FlipTrainer, FlipTrainingArguments
 
 

@@ -1,6 +1,6 @@
 """Ours against the pretraining step as published: samples/s and peak memory, interleaved in one process.
 
-    python benchmarks/pretraining_step.py [--batch_size 64] [--rounds 8] [--json PATH]
+    python -m benchmarks.pretraining_step [--batch_size 64] [--rounds 8] [--json PATH]
 
 As published: three text passes, vocabulary logits at every position, sentences padded to 100 tokens, fp32. Ours: two passes,
 logits at masked positions alone, batches of like length padded to their longest; fp32, and bf16 autocast. The same rows, towers
@@ -21,12 +21,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import movielens_like
 import numpy as np
 import torch
 from torch.nn import functional as F
 from transformers import BertConfig
 
+from benchmarks import movielens_like
 from modeling_flip import FlipConfig, FlipDataset, FlipForPreTraining, FlipProcessor, PretrainingCollator
 
 PUBLISHED_LENGTH = 100

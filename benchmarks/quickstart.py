@@ -15,7 +15,7 @@ from typing import Any
 from modeling_flip.training.command_line import parse_recipe
 from modeling_flip.training.recipe import Recipe
 from modeling_flip.training.stages import run
-from train import load_data
+from train import complete_recipe, load_data
 
 RECIPE = "configuration/quickstart.yaml"
 # Runs in a process of its own, as a newcomer would write it.
@@ -60,7 +60,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 def main() -> None:
     started = time.perf_counter()
-    recipe = parse_recipe([RECIPE, *sys.argv[1:]])
+    recipe = complete_recipe(parse_recipe([RECIPE, *sys.argv[1:]]))
     data = load_data(recipe)
     results = {}
     for name, system in systems(recipe).items():

@@ -1,6 +1,6 @@
 """Renders the README's tables from benchmarks/results/: runs' all_results.json, and the benchmarks' --json.
 
-python benchmarks/results_table.py
+python -m benchmarks.results_table
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Scoring speed: rows/s through the pipeline and the score command, against a bare loop of the model; latency of one row.
 
-    python benchmarks/scoring.py [--models FLIP_ID FLIP_PLM FLIP] [--rows 65536] [--text_rows 2048] [--rounds 5]
+    python -m benchmarks.scoring [--models FLIP_ID FLIP_PLM FLIP] [--rows 65536] [--text_rows 2048] [--rounds 5]
         [--latencies 200] [--json PATH]
 
 Generated rows with MovieLens-1M's fields and sizes, DCNv2 at the recipes' sizes, a text tower of TinyBERT's size, batches of
@@ -22,7 +22,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import movielens_like
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,6 +29,7 @@ import torch
 from transformers import BertConfig
 from transformers.utils import logging
 
+from benchmarks import movielens_like
 from modeling_flip import CtrPredictionPipeline, FlipConfig, FlipDataCollator, FlipForCTR, FlipProcessor
 from modeling_flip.serving.score import score_file
 

@@ -1,6 +1,6 @@
 """Training speed of every tabular tower: samples/s through the real trainer, and through a bare PyTorch loop over the same model.
 
-    python benchmarks/tabular_training.py [--towers dcnv2 …] [--batch_sizes 1024 4096] [--rounds 5]
+    python -m benchmarks.tabular_training [--towers dcnv2 …] [--batch_sizes 1024 4096] [--rounds 5]
         [--float32_matmul_precision medium] [--json PATH]
 
 Generated rows with MovieLens-1M's fields and sizes, the recipes' model sizes, AdamW. The bare loop has the rows as two tensors
@@ -20,11 +20,11 @@ import tempfile
 import time
 from pathlib import Path
 
-import movielens_like
 import torch
 from transformers import PrinterCallback, set_seed
 from transformers.utils import logging
 
+from benchmarks import movielens_like
 from modeling_flip import (
     TABULAR_TOWERS,
     FlipConfig,

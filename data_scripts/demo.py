@@ -24,14 +24,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from datasets import Dataset, DatasetDict
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import BertConfig, BertModel, BertTokenizer
 
 if __name__ == "__main__":  # run as a file, python looks for modules in the file's folder, not in the one above it
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from data_scripts.movielens import dataset_card, dataset_id, finished_folder, push, write
+from data_scripts import registry
+from data_scripts.publishing import dataset_card, dataset_id, finished_folder, push, write
 
 _USERS = 300
 _ITEMS = 400
@@ -40,7 +38,6 @@ _VALIDATION_FROM, _TEST_FROM = 0.7, 0.8  # shares of the rows, which are in time
 _SHELF_LIFE = 0.5  # share of the whole time in which an item is shown, from its release on
 
 _COLUMNS = ["user_id", "age", "occupation", "interest", "item_id", "title", "category", "label"]
-ITEM_FIELDS = ["item_id", "title", "category"]  # the others describe the user
 
 # Words of titles, occupations, interests. The topics lie on a circle in this order: neighbours please the same people.
 _TOPICS = [
@@ -101,6 +98,11 @@ def text_model(output_dir: str | Path, dataset: DatasetDict) -> Path:
 
     `AutoTokenizer` and `AutoModel` load it; the same dataset gives the same bytes.
     """
+    # Here, so that who reads the rows alone need not wait for them.
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+    from transformers import BertConfig, BertModel, BertTokenizer
+
     names = [name for name in dataset["train"].column_names if name != "label"]
     trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     trained.normalizer = normalizers.BertNormalizer(lowercase=True)
@@ -233,6 +235,16 @@ Beside these files the generator writes `text_model/`, a tiny untrained text tow
 sentences; it is no data, and is not pushed to the Hub with them.
 """
 
+DATASET = registry.Dataset(
+    names=("demo",),
+    load=lambda name, raw_dir: load(),
+    fields=dict.fromkeys(_COLUMNS[:-1], "categorical"),
+    item_fields=("item_id", "title", "category"),
+    card=_CARD,
+    license="apache-2.0",
+    text_model=text_model,
+)
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the demo as Parquet files with a dataset card, and its text model; push the former where that is asked for."""
@@ -251,7 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     card = dataset_card(
         dataset,
         options.push_to_hub or str(options.output_dir),
-        _CARD.format(
+        DATASET.card.format(
             seed=options.seed,
             unseen=np.mean([item not in earlier for item in dataset["test"]["item_id"]]),
             oracles="\n".join(
@@ -259,10 +271,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 for oracle, name in (("bayes", "everything"), ("words", "the words"), ("ids", "the IDs"))
             ),
         ),
-        item_fields=ITEM_FIELDS,
+        item_fields=DATASET.item_fields,
         train="configuration/quickstart.yaml --text_model_name_or_path sentence-transformers/all-MiniLM-L6-v2",
         pretty_name="FLIP demo",
-        license="apache-2.0",
+        license=DATASET.license,
     )
     try:
         print(f"wrote {dataset.num_rows} to {write(dataset, options.output_dir, card)}")

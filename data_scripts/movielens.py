@@ -7,29 +7,29 @@ the test split, and the last tenth of what remains is the validation split.
 """
 
 import argparse
-import contextlib
 import gzip
 import hashlib
-import os
 import re
 import sys
-import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, DatasetDict, DownloadConfig, DownloadManager, concatenate_datasets
-from huggingface_hub import CommitOperationAdd, DatasetCardData, HfApi
+from datasets import Dataset, DatasetDict, DownloadConfig, DownloadManager
+
+if __name__ == "__main__":  # run as a file, python looks for modules in the file's folder, not in the one above it
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from data_scripts import registry
+from data_scripts.publishing import dataset_card, dataset_id, push, write
+from modeling_flip.training.data import earlier_part
 
 BASE_URL = "https://files.grouplens.org/datasets/movielens"
 
 _COLUMNS = ["user_id", "gender", "age", "occupation", "zipcode", "movie_id", "title", "genre", "label"]
-ITEM_FIELDS = ["movie_id", "title", "genre"]  # the others describe the user
 
 # dataset name: (archive, and the folder inside it; md5 of the archive, as published beside it)
 _ARCHIVES = {
@@ -102,120 +102,6 @@ def load(dataset_name: str, raw_dir: str | Path | None = None) -> DatasetDict:
         raise FileNotFoundError(f"raw_dir {str(folder)!r} is not a folder: name the one that holds the published files")
     users, movies, ratings = _read_1m(folder) if dataset_name == "movielens-1m" else _read_100k(folder)
     return _split_by_time(_join(users, movies, ratings))
-
-
-def write(dataset: DatasetDict, output_dir: str | Path, card: str) -> Path:
-    """Write each split as `<split>.parquet` and the card as `README.md`, a folder that `load_dataset` reads."""
-    with finished_folder(output_dir) as folder:
-        for split, rows in dataset.items():
-            rows.to_parquet(folder / f"{split}.parquet")
-        (folder / "README.md").write_text(card, encoding="utf-8")
-    return Path(output_dir)
-
-
-@contextlib.contextmanager
-def finished_folder(output_dir: str | Path) -> Iterator[Path]:
-    """Yield an empty folder whose files appear in `output_dir` when the block ends, and never if it fails.
-
-    Files of the same name that are already in `output_dir` are replaced, others are left alone.
-    """
-    output_dir = Path(output_dir)
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output_dir.name}-", dir=output_dir.parent) as parent:
-        folder = Path(parent) / "finished"
-        folder.mkdir()
-        yield folder
-        if not output_dir.exists():
-            folder.rename(output_dir)
-        else:
-            for file in folder.iterdir():
-                os.replace(file, output_dir / file.name)
-
-
-def dataset_card(
-    dataset: DatasetDict, name: str, text: str, *, item_fields: Sequence[str], train: str, **metadata: Any
-) -> str:
-    """Return a dataset card: the metadata block that `write` needs beside its files, `text`, and what the rows say.
-
-    `name` is what `load_dataset` is to be given, `train` what `train.py` needs beside it; `metadata` holds at least
-    pretty_name and license.
-    """
-    rows = concatenate_datasets(list(dataset.values()))
-    sizes = [("n<1K", 1_000), ("1K<n<10K", 10_000), ("10K<n<100K", 100_000), ("100K<n<1M", 1_000_000)]
-    header = DatasetCardData(
-        **metadata,
-        language=["en"],
-        task_categories=["tabular-classification"],
-        tags=["click-through-rate-prediction", "recommendation"],
-        size_categories=[next((name for name, limit in sizes if len(rows) < limit), "1M<n<10M")],
-        configs=[
-            {
-                "config_name": "default",
-                "data_files": [{"split": split, "path": f"{split}.parquet"} for split in dataset],
-            }
-        ],
-    )
-    body = _CARD_BODY.format(
-        pretty_name=metadata["pretty_name"],
-        text=text.strip(),
-        splits="\n".join(
-            f"| {split} | {len(part):,} | {np.mean(part.data['label']):.1%} |" for split, part in dataset.items()
-        ),
-        columns="\n".join(
-            f"| {column} | {feature.dtype} | {len(rows.unique(column)):,} | {_in_a_cell(rows[0][column])} |"
-            for column, feature in rows.features.items()
-        ),
-        item_fields=", ".join(item_fields),
-        name=name,
-        train=train,
-        output_dir=f"outputs/{Path(name).name}",
-    )
-    return f"---\n{header.to_yaml()}\n---\n{body}"
-
-
-def dataset_id(text: str) -> str:
-    """Return a Hub id as it was given on the command line; argparse prints the error where it is none."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no dataset id of the Hub: write OWNER/NAME")
-    return text
-
-
-def push(output_dir: Path, repo_id: str, *, private: bool) -> str:
-    """Push what `write` has written to the Hub's dataset `repo_id`, in one commit, and return its URL.
-
-    Without `private` a new dataset is as visible as its owner's default says. Only the card and the splits are pushed,
-    whatever else the folder holds.
-
-    Raises ValueError where the dataset is to be private and exists in public, ConnectionError where the Hub does not take
-    it; `output_dir` stays as it is.
-    """
-    from modeling_flip.training.hub import with_retries  # with it comes torch, which nothing else here needs
-
-    api = HfApi()
-
-    def attempt() -> tuple[str, bool]:
-        url = api.create_repo(repo_id, repo_type="dataset", private=private or None, exist_ok=True)
-        public = private and not api.dataset_info(repo_id).private
-        if not public:
-            files = ["README.md", *(f"{split}.parquet" for split in ("train", "validation", "test"))]
-            operations = [CommitOperationAdd(file, output_dir / file) for file in files]
-            api.create_commit(repo_id, operations, repo_type="dataset", commit_message="Upload dataset")
-        return str(url), public
-
-    try:
-        url, public = with_retries(attempt)
-    except Exception as error:  # each layer below (httpx, hf_xet, huggingface_hub) has exceptions of its own
-        reason = getattr(error, "server_message", None) or str(error)  # the Hub's own words, where it gave any
-        raise ConnectionError(
-            f"cannot push to {repo_id!r} ({' '.join(reason.split())}): the dataset is whole in {str(output_dir)!r}; "
-            "check the id, the network and your token (HF_TOKEN, or hf auth login), then give the same command again"
-        ) from error
-    if public:
-        raise ValueError(
-            f"{repo_id!r} exists and is public, so nothing was uploaded: make it private ({url}/settings) or choose "
-            f"another id, then give the same command again; the dataset is whole in {str(output_dir)!r}"
-        )
-    return url
 
 
 def _download(dataset_name: str) -> zipfile.Path:
@@ -307,8 +193,8 @@ def _join(users: pa.Table, movies: pa.Table, ratings: pa.Table) -> pa.Table:
 
 def _split_by_time(rows: pa.Table) -> DatasetDict:
     """Cut rows that are in time order into train, validation and test."""
-    fitted = 9 * len(rows) // 10  # train and validation
-    train = 9 * fitted // 10
+    fitted = earlier_part(len(rows))  # train and validation
+    train = earlier_part(fitted)
     return DatasetDict(
         train=Dataset(rows.slice(0, train)),
         validation=Dataset(rows.slice(train, fitted - train)),
@@ -336,45 +222,6 @@ def _replace(table: pa.Table, column: str, values: pa.Array | pa.ChunkedArray) -
     return table.set_column(table.column_names.index(column), column, values)
 
 
-def _in_a_cell(value: Any) -> str:
-    """Return the value as the cell of a Markdown table."""
-    return str(value).replace("|", "\\|")
-
-
-_CARD_BODY = """
-# {pretty_name}
-
-{text}
-
-| split | rows | clicks |
-| --- | --- | --- |
-{splits}
-
-| column | type | distinct values | example |
-| --- | --- | --- | --- |
-{columns}
-
-`label` is the click, 0 or 1. {item_fields} describe the item, the other columns the user; CTR-BERT and MoRec are told so
-with `--item_fields "[{item_fields}]"`.
-
-## Use
-
-```python
-from datasets import load_dataset
-
-dataset = load_dataset("{name}")
-```
-
-To train a click model on it, with the `train.py` of modeling-flip:
-
-```bash
-accelerate launch train.py {train} \\
-  --dataset_name {name} --label_column label --output_dir {output_dir}
-```
-
-A private dataset is read with your token: `hf auth login`, or `HF_TOKEN` in the environment.
-"""
-
 _CARD = """
 Ratings of {pretty_name} as clicks: ratings of 3 are dropped, `label` is 1 for a higher rating and 0 for a lower one.
 Rows are in time order: `test` is the last tenth of all rows, `validation` the last tenth of the rows before it.
@@ -385,6 +232,15 @@ GroupLens and may not be used commercially: keep this dataset private. Acknowled
 Joseph A. Konstan. 2015. The MovieLens Datasets: History and Context. ACM Transactions on Interactive Intelligent Systems
 5, 4, Article 19. https://doi.org/10.1145/2827872
 """
+
+DATASET = registry.Dataset(
+    names=tuple(_ARCHIVES),
+    load=load,
+    fields=dict.fromkeys(_COLUMNS[:-1], "categorical"),
+    item_fields=("movie_id", "title", "genre"),
+    card=_CARD,
+    license="other",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -407,11 +263,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         card = dataset_card(
             dataset,
             options.push_to_hub or str(options.output_dir),
-            _CARD.format(pretty_name=pretty_name, url=f"{url}.zip"),
-            item_fields=ITEM_FIELDS,
+            DATASET.card.format(pretty_name=pretty_name, url=f"{url}.zip"),
+            item_fields=DATASET.item_fields,
             train=f"configuration/{options.dataset_name}/dcnv2.yaml",
             pretty_name=pretty_name,
-            license="other",
+            license=DATASET.license,
             license_name="movielens",
             license_link=f"{url}-README.txt",
         )

@@ -200,7 +200,7 @@ class CheckpointMixin(PushToHubMixin):
             check_weights_are_whole(Path(pretrained_model_name_or_path, kwargs.get("subfolder") or ""))
             raise
         model.untrained_weights = tuple(sorted(info["missing_keys"]))
-        return (model, info) if with_info else model
+        return (model, info) if with_info else model  # type: ignore[return-value] # as transformers' own
 
     def save_pretrained(
         self,

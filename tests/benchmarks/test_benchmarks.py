@@ -8,18 +8,20 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import data_pipeline
-import movielens_like
 import numpy as np
-import pretraining_step
 import pytest
-import scoring
-import small_text_model
-import tabular_training
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from benchmarks import quickstart
+from benchmarks import (
+    data_pipeline,
+    movielens_like,
+    pretraining_step,
+    quickstart,
+    scoring,
+    small_text_model,
+    tabular_training,
+)
 from data_scripts import demo
 from modeling_flip import FlipConfig, FlipForCTR, FlipForPreTraining, FlipProcessor, PretrainingCollator
 from modeling_flip.training.command_line import parse_recipe

@@ -9,11 +9,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import compare
 import numpy as np
 import pytest
-import results_table
 from scipy import stats
+
+from benchmarks import compare, results_table
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ["--finetuning.max_steps", "2", "--max_train_samples", "500", "--pretraining.max_steps", "2"]

@@ -21,7 +21,7 @@ from huggingface_hub import CommitOperationAdd, DatasetCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_scripts import movielens
+from data_scripts import movielens, publishing
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 REAL = REPOSITORY.parent / "shared" / "datasets"
@@ -368,75 +368,6 @@ def test_runs_as_a_file_from_anywhere(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "train.parquet").is_file()
 
 
-def test_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = movielens.load("movielens-1m", write_files(tmp_path / "raw", files_1m(RATINGS)))
-
-    def fail(self: datasets.Dataset, path: Path) -> None:
-        path.write_bytes(b"half a fi")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(datasets.Dataset, "to_parquet", fail)
-    with pytest.raises(KeyboardInterrupt):
-        movielens.write(dataset, tmp_path / "output", "card")
-    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
-
-
-def test_writing_again_replaces_own_files_only(tmp_path: Path) -> None:
-    dataset = movielens.load("movielens-1m", write_files(tmp_path / "raw", files_1m(RATINGS)))
-    output = tmp_path / "output"
-    movielens.write(dataset, output, "old")
-    (output / "notes.txt").write_text("mine")
-    assert movielens.write(dataset, output, "new") == output
-    assert (output / "README.md").read_text() == "new"
-    assert (output / "notes.txt").read_text() == "mine"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["output", "raw"]
-
-
-def test_card_says_what_the_rows_are() -> None:
-    dataset = datasets.DatasetDict(
-        train=datasets.Dataset.from_dict({"user": ["u|1", "u2", "u2"], "film": ["a", "b", "a"], "label": [1, 0, 0]}),
-        validation=datasets.Dataset.from_dict({"user": ["u3"], "film": ["a"], "label": [0]}),
-        test=datasets.Dataset.from_dict({"user": ["u4", "u2"], "film": ["c", "a"], "label": [1, 0]}),
-    )
-    text = movielens.dataset_card(
-        dataset, "me/clicks", "About.", item_fields=["film"], train="R.yaml", pretty_name="Clicks", license="mit"
-    )
-    card = DatasetCard(text)
-    assert card.data.to_dict() == {
-        "language": ["en"],
-        "license": "mit",
-        "pretty_name": "Clicks",
-        "size_categories": ["n<1K"],
-        "tags": ["click-through-rate-prediction", "recommendation"],
-        "task_categories": ["tabular-classification"],
-        "configs": [
-            {
-                "config_name": "default",
-                "data_files": [{"split": s, "path": f"{s}.parquet"} for s in ("train", "validation", "test")],
-            }
-        ],
-    }
-    tables = [line for line in card.text.splitlines() if line.startswith("|")]
-    assert tables == [
-        "| split | rows | clicks |",
-        "| --- | --- | --- |",
-        "| train | 3 | 33.3% |",
-        "| validation | 1 | 0.0% |",
-        "| test | 2 | 50.0% |",
-        "| column | type | distinct values | example |",
-        "| --- | --- | --- | --- |",
-        r"| user | string | 4 | u\|1 |",
-        "| film | string | 3 | a |",
-        "| label | int64 | 2 | 1 |",
-    ]
-    assert card.text.lstrip().startswith("# Clicks\n\nAbout.\n")
-    assert 'dataset = load_dataset("me/clicks")' in card.text
-    assert '`--item_fields "[film]"`' in card.text
-    assert (
-        "train.py R.yaml \\\n  --dataset_name me/clicks --label_column label --output_dir outputs/clicks\n" in card.text
-    )
-
-
 # The push, against a Hub that only takes notes; tests/hub/test_datasets.py has one that serves
 
 
@@ -476,7 +407,7 @@ def test_pushed_is_private_and_in_one_commit(
     push_arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hub = NotingHub()
-    monkeypatch.setattr(movielens, "HfApi", hub)
+    monkeypatch.setattr(publishing, "HfApi", hub)
     movielens.main(push_arguments)
     assert hub.created == [("me/ml", {"repo_type": "dataset", "private": True, "exist_ok": True})]
     files = ["README.md", "train.parquet", "validation.parquet", "test.parquet"]
@@ -489,7 +420,7 @@ def test_public_movielens_is_refused(
     push_arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub = NotingHub(private=False)
-    monkeypatch.setattr(movielens, "HfApi", hub)
+    monkeypatch.setattr(publishing, "HfApi", hub)
     with pytest.raises(SystemExit, match=r"error: 'me/ml' exists and is public, so nothing was uploaded: make it") as e:
         movielens.main(push_arguments)
     assert "https://hub/datasets/me/ml/settings" in str(e.value) and "\n" not in str(e.value)
@@ -500,7 +431,7 @@ def test_public_movielens_is_refused(
 def test_failed_push_is_one_line_and_loses_nothing(
     push_arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(movielens, "HfApi", NotingHub(fault=RuntimeError("no\n\nroom")))
+    monkeypatch.setattr(publishing, "HfApi", NotingHub(fault=RuntimeError("no\n\nroom")))
     with pytest.raises(SystemExit, match=r"cannot push to 'me/ml' \(no room\): .*then give the same command again$"):
         movielens.main(push_arguments)
     assert datasets.load_dataset(str(tmp_path / "output"), cache_dir=str(tmp_path / "cache")).num_rows["train"] > 0

@@ -108,7 +108,7 @@ def test_results_can_be_computed_again_from_the_saved_model(flip: tuple[Recipe, 
     test = train.load_data(recipe)["test"]
     with torch.no_grad():
         probabilities = model(**processor(test)).logits.sigmoid().double().numpy()
-    clicks = np.asarray(test["clicked"])
+    clicks = np.asarray(test["clicked"]).astype(int)  # a CSV's cells are text
     pairs = np.sign(probabilities[clicks == 1][:, None] - probabilities[clicks == 0][None])
     assert results["test_auc"] == pytest.approx((pairs.mean() + 1) / 2, abs=1e-6)
 
@@ -256,13 +256,13 @@ def empty(split: str) -> Callable[[Any], None]:
         (lambda data: None, ["--fields", "[user_id, clicked]"], "fields hold the label column 'clicked'"),
         (lambda data: None, ["--fields", "[user_id, titel]"], "column 'titel' is missing .* did you mean 'title'"),
         (
-            with_column("train", "clicked", lambda v: [float("nan"), *v[1:]]),
+            with_column("train", "clicked", lambda v: [None, *v[1:]]),
             [],
             "'train' holds a missing value .row 0.",
         ),
-        (with_column("test", "clicked", lambda v: [*v[:-1], 3]), [], "'test' holds '3' .row 19."),
-        (with_column("train", "clicked", lambda v: [0.5, *v[1:]]), [], "'train' holds '0.5' .row 0."),
-        (with_column("validation", "clicked", lambda v: [1] * len(v)), [], "every label of split 'validation' is 1"),
+        (with_column("test", "clicked", lambda v: [*v[:-1], "3"]), [], "'test' holds '3' .row 19."),
+        (with_column("train", "clicked", lambda v: ["0.5", *v[1:]]), [], "'train' holds '0.5' .row 0."),
+        (with_column("validation", "clicked", lambda v: ["1"] * len(v)), [], "every label of split 'validation' is 1"),
         (empty("train"), [], "split 'train' is empty"),
         (empty("test"), [], "split 'test' is empty"),
         (lambda data: data.pop("validation"), [], "split 'validation' is missing"),

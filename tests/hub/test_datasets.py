@@ -82,7 +82,7 @@ def test_a_push_tries_again_where_the_hub_fails(hub: LoopbackHub, pushed: Path, 
     hub.fail = lambda method, path: next(failures, None) if "/commit/" in path else None
     code = f"""
 from pathlib import Path
-from data_scripts.movielens import push
+from data_scripts.publishing import push
 from modeling_flip.training import hub
 hub.PAUSES = (0.05, 0.05, 0.05)
 push(Path({str(pushed)!r}), "me/flip-demo-again", private=False)

@@ -504,9 +504,7 @@ def test_a_model_that_predicts_no_clicks_is_refused(processor: FlipProcessor, ti
 def test_weights_that_were_never_trained_are_refused(
     processor: FlipProcessor, checkpoint: Path, tiny_text_model: Path, tmp_path: Path, towers: str
 ) -> None:
-    FlipForPreTraining.from_text_pretrained(tiny_text_model, processor, **SIZES).save_pretrained(
-        tmp_path / "aligned"
-    )
+    FlipForPreTraining.from_text_pretrained(tiny_text_model, processor, **SIZES).save_pretrained(tmp_path / "aligned")
     processor.save_pretrained(tmp_path / "aligned")
     with pytest.raises(ValueError, match=r"holds no trained weights for the click heads.*Finetune it first"):
         pipeline("ctr-prediction", model=str(tmp_path / "aligned"), model_kwargs={"towers": towers})

@@ -1,0 +1,720 @@
+"""Files and folders of rows as Arrow record batches, raw: what is written is what is handed over.
+
+A CSV's cells are text exactly as they are written ("02897" and identifiers of 19 digits stay), empty cells are null and nothing
+else is interpreted. Parquet keeps its types. JSON lines keep theirs where a column has one; a column of several is text, each
+cell as it would be spelled alone. Memory is bounded: files are read in parts, in place, and nothing is copied into a cache.
+
+    table = open_table("clicks.csv")
+    table.schema             # names and types
+    for batch in table.batches(): ...
+    table.to_table()         # all of it
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import io
+import itertools
+import json
+import logging
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import csv as arrow_csv
+
+from .fields import did_you_mean
+
+logger = logging.getLogger(__name__)
+
+ROWS_PER_BATCH = 32_768
+BLOCK, LONGEST_ROW = (
+    1 << 20,
+    1 << 26,
+)  # bytes of a CSV that are parsed at once, and up to how many where a row is longer
+KINDS = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".json": "json",
+    ".parquet": "parquet",
+    **{f"{suffix}.gz": suffix[1:] for suffix in (".csv", ".tsv")},
+    **{f"{suffix}.gz": "json" for suffix in (".jsonl", ".ndjson", ".json")},
+}
+READ = ".csv, .tsv, .jsonl, .ndjson, .json (one object a line; all of these also with .gz) and .parquet"
+DELIMITERS = ",;\t|"
+SPLIT_NAMES = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation"}
+SPLIT_NAMES |= {"dev": "validation", "test": "test"}
+NO_ROWS = {
+    "dataset_info.json",
+    "dataset_infos.json",
+    "dataset_dict.json",
+    "state.json",
+}  # files of `datasets` about others
+BOMS = {
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark it begins with
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+ENCODING_SAMPLE = 1 << 24
+
+
+@dataclass(frozen=True)
+class TableFile:
+    """A file, or a folder of files, that has been opened and not yet read.
+
+    Attributes:
+        path: where it is, for messages.
+        schema: its columns.
+        batches: call it for the rows, as often as you like.
+        num_rows: how many there are, where that is known without reading them.
+    """
+
+    path: Path
+    schema: pa.Schema
+    batches: Callable[[], Iterator[pa.RecordBatch]]
+    num_rows: int | None = None
+
+    def to_table(self) -> pa.Table:
+        """All rows in memory (those of a `save_to_disk` folder stay on disk, mapped)."""
+        return pa.Table.from_batches(self.batches(), self.schema)
+
+
+def open_table(
+    path: str | Path, *, delimiter: str | None = None, encoding: str | None = None, columns: Sequence[str] | None = None
+) -> TableFile:
+    """Open a file, a folder of files of one kind, or a folder that `datasets` has saved.
+
+    Args:
+        path: .csv, .tsv, .jsonl, .ndjson, .json (one object a line; all also with .gz), .parquet, or a folder of them.
+        delimiter: of a CSV; by default the one of `,` `;` tab `|` that cuts the header and the next rows alike.
+        encoding: of text; by default what a byte order mark says, UTF-8 where it is valid, else cp1252, which is said.
+        columns: those wanted, in this order; by default all.
+
+    Raises:
+        FileNotFoundError: there is none, with the nearest name in its folder.
+        ValueError: it cannot be read; with file, line or row, column, and remedy. What lies further in is found by
+            `batches`.
+    """
+    found = open_splits(path, delimiter=delimiter, encoding=encoding, columns=columns)
+    if None not in found:
+        raise ValueError(
+            f"{path} holds the splits {', '.join(map(str, found))}, each a table of its own: name one of them"
+        )
+    return found[None]
+
+
+def open_splits(
+    path: str | Path, *, delimiter: str | None = None, encoding: str | None = None, columns: Sequence[str] | None = None
+) -> dict[str | None, TableFile]:
+    """Open what `open_table` does, or a folder of splits: files or subfolders named train, validation (valid, val, dev) and
+    test, or a saved `DatasetDict`.
+
+    Returns:
+        `{"train": …, "validation": …, "test": …}`, those that are there; `{None: …}` where nothing is named so.
+
+    Raises:
+        FileNotFoundError, ValueError: as `open_table`.
+    """
+    path = Path(path)
+    open_files = partial(
+        _open_files, path=path, delimiter=_delimiter(delimiter), encoding=_encoding(encoding), columns=columns
+    )
+    if path.is_file():
+        return {None: open_files([path])}
+    if not path.is_dir():
+        neighbours = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise FileNotFoundError(f"{path} does not exist{did_you_mean(path.name, neighbours)}")
+    if any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        return {split: _chosen(table, columns) for split, table in _open_saved(path).items()}
+    return {split: open_files(files) for split, files in _split_files(path).items()}
+
+
+def split_of(name: str) -> str | None:
+    """The split that a file or folder is named for, such as train.csv or dev-00000-of-00002.parquet; None if for none."""
+    stem = name.lower().removesuffix(_suffix(name) or "")
+    match = re.fullmatch(rf"({'|'.join(SPLIT_NAMES)})([-_.]\d+)?(-of-\d+)?", stem)
+    return SPLIT_NAMES[match[1]] if match else None
+
+
+def _suffix(name: str) -> str | None:
+    return next((suffix for suffix in sorted(KINDS, key=len, reverse=True) if name.lower().endswith(suffix)), None)
+
+
+def _kind(path: Path) -> str:
+    suffix = _suffix(path.name)
+    if suffix is None:
+        raise ValueError(f"{path} ends in {path.suffix or 'no suffix'!r}, which is not read; what is: {READ}")
+    return KINDS[suffix]
+
+
+def _split_files(folder: Path) -> dict[str | None, list[Path]]:
+    """The readable files of a folder, by split, in the order of their names."""
+    inside = sorted(p for p in folder.iterdir() if not p.name.startswith((".", "_")))
+    files = [p for p in inside if p.is_file() and _suffix(p.name) and p.name not in NO_ROWS]
+    folders = [p for p in inside if p.is_dir() and split_of(p.name)]
+    if files and folders:
+        raise ValueError(f"{folder} holds both {files[0].name} and a folder {folders[0].name}: move one of them out")
+    if folders:
+        files = [
+            p for f in folders for p in sorted(f.iterdir()) if p.is_file() and _suffix(p.name) and p.name[0] not in "._"
+        ]
+        names = {p: p.parent.name for p in files}
+    elif not files and (folder / "data").is_dir():  # a clone of a Hub dataset
+        return _split_files(folder / "data")
+    else:
+        names = {p: p.name for p in files}
+    if not files:
+        raise ValueError(f"{folder} holds no file that is read ({READ}); it holds {[p.name for p in inside][:10]}")
+    found: dict[str | None, list[Path]] = {}
+    for file in files:
+        found.setdefault(split_of(names[file]), []).append(file)
+    if None in found and len(found) > 1:
+        named = next(file for file in files if split_of(names[file]))
+        raise ValueError(
+            f"{folder} holds {named.name}, which is named for a split, and {found[None][0].name}, which is not: move one of "
+            "them out"
+        )
+    order = ["train", "validation", "test", None]
+    return {split: found[split] for split in order if split in found}
+
+
+def _open_files(
+    files: list[Path], path: Path, delimiter: str | None, encoding: str | None, columns: Sequence[str] | None
+) -> TableFile:
+    """One table of files of one kind."""
+    kinds = {_kind(file): file for file in files}
+    if len(kinds) > 1:
+        one, other = list(kinds.values())[:2]
+        raise ValueError(
+            f"{path} holds {one.name} and {other.name}: one table is made of files of one kind; name one file"
+        )
+    (kind,) = kinds
+    if kind == "json":
+        return _chosen(_open_json(files, path, encoding), columns)
+    if kind == "parquet":
+        tables = [_open_parquet(file, columns) for file in files]
+    else:
+        tables = [
+            _open_csv(file, "\t" if kind == "tsv" and delimiter is None else delimiter, encoding, columns)
+            for file in files
+        ]
+    return tables[0] if len(tables) == 1 else _one_after_the_other(tables, path)
+
+
+def _one_after_the_other(tables: list[TableFile], path: Path) -> TableFile:
+    """Tables of the same column names as one; their types are widened to a common one."""
+    first = tables[0]
+    fields = {field.name: field for field in first.schema}
+    for table in tables[1:]:
+        for name in first.schema.names:
+            if name not in table.schema.names:
+                near = did_you_mean(name, set(table.schema.names) - set(fields))
+                raise ValueError(f"{table.path} has no column {name!r}, which {first.path} has{near}")
+        for field in table.schema:
+            if field.name not in fields:
+                raise ValueError(f"{table.path} has a column {field.name!r}, which {first.path} has not")
+            try:
+                both = pa.unify_schemas(
+                    [pa.schema([pa.field(f.name, f.type)]) for f in (fields[field.name], field)],
+                    promote_options="permissive",
+                )
+            except pa.ArrowException as error:
+                raise ValueError(
+                    f"column {field.name!r} is {field.type} in {table.path} and {fields[field.name].type} in the files before "
+                    "it: write it with one type"
+                ) from error
+            fields[field.name] = both.field(0)
+    schema = pa.schema(list(fields.values()))
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for table in tables:
+            for batch in table.batches():
+                yield pa.RecordBatch.from_arrays([_cast(batch[f.name], f, table.path) for f in schema], schema=schema)
+
+    counts = [table.num_rows for table in tables]
+    return TableFile(path, schema, batches, None if None in counts else sum(c for c in counts if c is not None))
+
+
+def _cast(column: pa.Array, field: pa.Field, path: Path) -> pa.Array:
+    try:
+        return column if column.type == field.type else column.cast(field.type)
+    except pa.ArrowException as error:
+        raise ValueError(
+            f"column {field.name!r} of {path} is {column.type} and cannot be {field.type}, as beside it: {_one_line(error)}"
+        ) from error
+
+
+def _chosen(table: TableFile, columns: Sequence[str] | None) -> TableFile:
+    """The table with only these columns."""
+    if columns is None:
+        return table
+    _check_columns(columns, table.schema.names, table.path)
+    schema = pa.schema([table.schema.field(name) for name in columns])
+    return replace(table, schema=schema, batches=lambda: (batch.select(list(columns)) for batch in table.batches()))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _check_columns(wanted: Sequence[str], names: Sequence[str], path: Path) -> None:
+    for name in wanted:
+        if name not in names:
+            raise ValueError(f"{path} has no column {name!r}; its columns are {list(names)}{did_you_mean(name, names)}")
+
+
+def _check_names(names: Sequence[str], path: Path) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"{path} has more than one column {name!r}; rename one")
+        seen.add(name)
+
+
+# ---- text: any encoding, plain or gzipped, as a stream of checked UTF-8
+
+
+def _encoding(encoding: str | None) -> str | None:
+    try:
+        return encoding and codecs.lookup(encoding).name
+    except LookupError as error:
+        raise ValueError(
+            f"encoding is {encoding!r}, which Python does not know; say utf-8, utf-16, cp1252, …"
+        ) from error
+
+
+def _delimiter(delimiter: str | None) -> str | None:
+    delimiter = {"\\t": "\t", "tab": "\t"}.get(delimiter or "", delimiter)
+    if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n'):
+        raise ValueError(f"delimiter is {delimiter!r}; it must be one character, such as , ; | or tab")
+    return delimiter
+
+
+@contextmanager
+def _bytes_of(path: Path) -> Iterator[BinaryIO]:
+    with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
+        yield file  # type: ignore[misc]
+
+
+def _not_gzip(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} is not a whole gzip file ({error}): copy or download it again")
+
+
+def detect_encoding(path: Path) -> str:
+    """What the byte order mark says; UTF-8 where the first 16 MiB are; else cp1252, which is said aloud.
+
+    Raises:
+        ValueError: the file is empty, or no whole gzip file.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    size = 0
+    try:
+        with _bytes_of(path) as file:
+            while size < ENCODING_SAMPLE and (chunk := file.read(BLOCK)):
+                if size == 0:
+                    for mark, encoding in BOMS.items():
+                        if chunk.startswith(mark):
+                            return encoding
+                size += len(chunk)
+                decoder.decode(chunk)
+            if size < ENCODING_SAMPLE:
+                decoder.decode(b"", final=True)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise _not_gzip(path, error) from error
+    except UnicodeDecodeError:
+        logger.warning(f"{path} is not UTF-8: it is read as cp1252 (Windows); if that is wrong, say its encoding")
+        return "cp1252"
+    if size == 0:
+        raise ValueError(f"{path} is empty")
+    return "utf-8"
+
+
+class _Utf8(io.RawIOBase):
+    """A file's text as UTF-8 bytes without byte order mark.
+
+    Raises:
+        ValueError: while it is read, where bytes are not of the encoding, with line and offset.
+    """
+
+    def __init__(self, path: Path, file: BinaryIO, encoding: str):
+        self.path, self.file, self.encoding = path, file, encoding
+        self.decoder = codecs.getincrementaldecoder(encoding)()
+        self.offset = self.lines = 0
+        self.started = self.ended = False
+        self.waiting = b""
+        self.last = ""  # last character that is no end of line
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self.waiting and not self.ended:
+            self.waiting = self._next().encode()
+        part, self.waiting = self.waiting[: len(buffer)], self.waiting[len(buffer) :]
+        buffer[: len(part)] = part
+        return len(part)
+
+    def _next(self) -> str:
+        try:
+            chunk = self.file.read(BLOCK)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise _not_gzip(self.path, error) from error
+        self.ended = not chunk
+        try:
+            text = self.decoder.decode(chunk, final=self.ended)
+        except UnicodeDecodeError as error:
+            before = error.object[: error.start]
+            offset = self.offset + len(chunk) - len(error.object) + error.start
+            line = self.lines + before.decode(self.encoding, "replace").count("\n") + 1
+            wrong = error.object[error.start : error.start + 1].hex()
+            other = "cp1252" if self.encoding == "utf-8" else "latin-1"
+            raise ValueError(
+                f"{self.path}, line {line} (byte {offset}): 0x{wrong} is not {self.encoding}; say the file's encoding, such as "
+                f"{other}"
+            ) from error
+        self.offset += len(chunk)
+        if not self.started and text:
+            self.started, text = True, text.removeprefix("\ufeff")
+        self.lines += text.count("\n")
+        self.last = text.rstrip("\r\n")[-1:] or self.last
+        return text
+
+
+@contextmanager
+def _utf8(path: Path, encoding: str) -> Iterator[tuple[io.BufferedReader, _Utf8]]:
+    with _bytes_of(path) as file:
+        raw = _Utf8(path, file, encoding)
+        yield io.BufferedReader(raw, BLOCK), raw
+
+
+# ---- CSV
+
+
+def _open_csv(path: Path, delimiter: str | None, encoding: str | None, columns: Sequence[str] | None) -> TableFile:
+    encoding = encoding or detect_encoding(path)
+    with _utf8(path, encoding) as (stream, _):
+        head = stream.read(BLOCK)
+        whole = not stream.read(1)
+    text = head.decode(errors="ignore")  # the last character may be cut
+    if not text.strip():
+        raise ValueError(f"{path} is empty: it has no header")
+    delimiter = delimiter or detect_delimiter(text, whole)
+    rows = _some_rows(text, delimiter, whole)
+    skipped = next((i for i, row in enumerate(rows) if row), None)
+    if skipped is None:
+        raise ValueError(f"{path}, line 1: a quote in the header is not closed")
+    # A column without a name is what pandas calls it: an index that was written along.
+    names = [name or f"Unnamed: {i}" for i, name in enumerate(rows[skipped])]
+    if whole and len(rows) == skipped + 1 and "\n" in names[-1] and not text.rstrip().endswith('"'):
+        raise ValueError(f"{path}, line {skipped + 1}: a quote in the header is not closed")
+    _check_names(names, path)
+    if columns is not None:
+        _check_columns(columns, names, path)
+    schema = pa.schema([pa.field(name, pa.string()) for name in (names if columns is None else columns)])
+    if whole and not any(rows[skipped + 1 :]):
+        return TableFile(path, schema, lambda: iter(()), 0)
+    return TableFile(path, schema, partial(_csv_batches, path, names, schema, delimiter, encoding, skipped))
+
+
+def detect_delimiter(text: str, whole: bool = True) -> str:
+    """The one of `,` `;` tab `|` that cuts the header and the next rows into the same number of cells, more than one; the
+    most cells win. Where none does, the one that cuts the header into most, and a comma where none does that either."""
+    best = (False, 1, ",")
+    for delimiter in DELIMITERS:
+        rows = [row for row in _some_rows(text, delimiter, whole) if row][:20]
+        cells = len(rows[0]) if rows else 0
+        found = (cells > 1 and all(len(row) == cells for row in rows), cells, delimiter)
+        if cells > 1 and found[:2] > best[:2]:
+            best = found
+    return best[2]
+
+
+def _some_rows(text: str, delimiter: str, whole: bool) -> list[list[str]]:
+    """Up to 100 rows of the beginning of a file; a row that may be cut is left out."""
+    rows: list[list[str]] = []
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        rows.extend(itertools.islice(reader, 100))
+        if not whole and next(reader, None) is None:
+            rows.pop()
+    except csv.Error:  # a cell that is too long for this reader
+        pass
+    return rows
+
+
+def _csv_batches(
+    path: Path, names: list[str], schema: pa.Schema, delimiter: str, encoding: str, skipped: int
+) -> Iterator[pa.RecordBatch]:
+    wanted = schema.names
+    # The last column is always read: a quote that is never closed shows in it.
+    read = wanted if names[-1] in wanted else [*wanted, names[-1]]
+    convert = arrow_csv.ConvertOptions(
+        column_types={name: pa.string() for name in names},
+        null_values=[""],
+        strings_can_be_null=True,
+        include_columns=read,
+        check_utf8=False,  # the stream has done so
+    )
+    parse = arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+    block, done = BLOCK, 0
+    while True:
+        options = arrow_csv.ReadOptions(
+            use_threads=False,  # it would not tell the row of an error
+            block_size=block,
+            column_names=names,
+            skip_rows_after_names=skipped + 1,
+        )
+        seen, batch = 0, None
+        try:
+            with _utf8(path, encoding) as (stream, raw), arrow_csv.open_csv(stream, options, parse, convert) as reader:
+                for batch in reader:
+                    seen += len(batch)
+                    if seen > done:
+                        new, done = seen - done, seen
+                        yield batch.slice(len(batch) - new).select(wanted)
+                if batch is not None and "\n" in (batch[names[-1]][-1].as_py() or "") and raw.last != '"':
+                    raise pa.ArrowInvalid("a quote is not closed")
+                return
+        except pa.ArrowInvalid as error:
+            if "straddl" not in str(error) or block == LONGEST_ROW:
+                raise _csv_error(path, encoding, delimiter, names, error) from error
+            block *= 8  # a row is longer than a block: begin anew with a larger one, and pass over what has been read
+
+
+def _csv_error(path: Path, encoding: str, delimiter: str, names: list[str], error: Exception) -> ValueError:
+    """What is wrong, and in which line: the rows are read once more, by a slower reader that counts lines."""
+    limit = csv.field_size_limit(LONGEST_ROW)
+    start = line = 1
+    try:
+        with _utf8(path, encoding) as (stream, _):
+            reader = csv.reader(io.TextIOWrapper(stream, "utf-8", newline=""), delimiter=delimiter)
+            try:
+                for row in reader:
+                    line, start = start, reader.line_num + 1
+                    if row and len(row) != len(names):
+                        shown = delimiter.join(row)
+                        shown = repr(shown if len(shown) <= 80 else f"{shown[:80]}…")
+                        hint = "; a quote in it may not be closed" if any("\n" in cell for cell in row) else ""
+                        return ValueError(
+                            f"{path}, line {line}: {len(row)} cells where the header has {len(names)}: {shown}{hint}; quote "
+                            f"cells that hold {delimiter!r}, or say the delimiter"
+                        )
+                start = line
+            except csv.Error:
+                pass
+    finally:
+        csv.field_size_limit(limit)
+    if "quote is not closed" in str(error) or "straddl" in str(error):
+        return ValueError(
+            f"{path}, line {start}: a quote that opens in this row is not closed (or a row is longer than "
+            f"{LONGEST_ROW >> 20} MiB); close it, or double it where it is meant as a character"
+        )
+    return ValueError(f"{path} cannot be read: {_one_line(error)}")
+
+
+# ---- JSON lines
+
+
+def _open_json(files: list[Path], path: Path, encoding: str | None) -> TableFile:
+    """Reads the files once for their columns' types: a type must not depend on where in a file a batch begins."""
+    encodings = [encoding or detect_encoding(file) for file in files]
+    types: dict[str, pa.DataType] = {}
+    count = 0
+    for rows in _json_rows(files, encodings):
+        count += len(rows)
+        for name in dict.fromkeys(itertools.chain.from_iterable(rows)):
+            types[name] = _common(types.get(name, pa.null()), _json_type([row.get(name) for row in rows]))
+    if not types:
+        raise ValueError(f"{path} is empty: it has no JSON object")
+    schema = pa.schema([pa.field(_whole_text(name), _without_null(kind)) for name, kind in types.items()])
+    _check_names(schema.names, path)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for rows in _json_rows(files, encodings):
+            columns = zip(types, schema.types, strict=True)
+            arrays = [_json_array([row.get(name) for row in rows], kind) for name, kind in columns]
+            yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+    return TableFile(path, schema, batches, count)
+
+
+def _json_rows(files: Iterable[Path], encodings: Iterable[str]) -> Iterator[list[dict[str, Any]]]:
+    for path, encoding in zip(files, encodings, strict=True):
+        with _utf8(path, encoding) as (stream, _):
+            rows: list[dict[str, Any]] = []
+            for number in itertools.count(1):
+                line = stream.readline(LONGEST_ROW)
+                if not line:
+                    break
+                if len(line) == LONGEST_ROW and not line.endswith(b"\n"):
+                    raise ValueError(
+                        f"{path}, line {number}: longer than {LONGEST_ROW >> 20} MiB; write one object a line"
+                    )
+                if line.isspace():
+                    continue
+                rows.append(_json_row(line, path, number))
+                if len(rows) == ROWS_PER_BATCH:
+                    yield rows
+                    rows = []
+            if rows:
+                yield rows
+
+
+def _json_row(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path}, line {number}: {_shown(line)} is no JSON object ({error}); write one object a line"
+        ) from error
+    if not isinstance(row, dict):
+        raise ValueError(
+            f"{path}, line {number}: {_shown(line)} is no JSON object but {_json_word(row)}; write one object a line"
+        )
+    return row
+
+
+def _shown(line: bytes) -> str:
+    text = line.decode().strip()
+    return repr(text if len(text) <= 80 else f"{text[:80]}…")
+
+
+def _json_word(value: Any) -> str:
+    words = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+    return words.get(type(value), "a number")
+
+
+def _json_type(values: list[Any]) -> pa.DataType:
+    """The type of a column's cells; text where they are of several, or objects."""
+    kinds = set(map(type, values)) - {type(None)}
+    if not kinds:
+        return pa.null()
+    if kinds == {bool}:
+        return pa.bool_()
+    if kinds == {float}:
+        return pa.float64()
+    if kinds == {int}:
+        numbers = [value for value in values if value is not None]
+        return pa.int64() if min(numbers) >= -(2**63) and max(numbers) < 2**63 else pa.string()
+    if kinds == {list}:
+        return pa.list_(_json_type([item for value in values if value is not None for item in value]))
+    return pa.string()
+
+
+def _common(one: pa.DataType, other: pa.DataType) -> pa.DataType:
+    if one == other or pa.types.is_null(other):
+        return one
+    if pa.types.is_null(one):
+        return other
+    if pa.types.is_list(one) and pa.types.is_list(other):
+        return pa.list_(_common(one.value_type, other.value_type))
+    return pa.string()
+
+
+def _without_null(kind: pa.DataType) -> pa.DataType:
+    """A column, or lists, without any value are text."""
+    if pa.types.is_list(kind):
+        return pa.list_(_without_null(kind.value_type))
+    return pa.string() if pa.types.is_null(kind) else kind
+
+
+def _json_array(values: list[Any], kind: pa.DataType) -> pa.Array:
+    try:
+        return pa.array(values, kind)
+    except (pa.ArrowException, TypeError, ValueError):
+        return pa.array([_fitted(value, kind) for value in values], kind)
+
+
+def _fitted(value: Any, kind: pa.DataType) -> Any:
+    if value is None:
+        return None
+    if pa.types.is_list(kind):
+        return [_fitted(item, kind.value_type) for item in value]
+    return _spelled(value) if pa.types.is_string(kind) else value
+
+
+def _spelled(value: Any) -> str | None:
+    """A JSON value as text: 25 and 25.0 are 25, NaN is missing, arrays and objects are their JSON."""
+    if isinstance(value, str):
+        return _whole_text(value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float):
+        if value != value:
+            return None
+        whole = value.is_integer() and abs(value) < 2**53
+        return str(int(value)) if whole else str(pa.scalar(value).cast(pa.string()))
+    return _whole_text(json.dumps(value, ensure_ascii=False))
+
+
+def _whole_text(text: str) -> str:
+    return text.encode(errors="replace").decode()  # a lone surrogate has no UTF-8
+
+
+# ---- Parquet, and what `datasets` has saved
+
+
+def _open_parquet(path: Path, columns: Sequence[str] | None) -> TableFile:
+    try:
+        with pq.ParquetFile(path) as file:
+            schema, num_rows = file.schema_arrow.remove_metadata(), file.metadata.num_rows
+    except (pa.ArrowException, OSError) as error:
+        if path.stat().st_size == 0:
+            raise ValueError(f"{path} is empty") from error
+        raise ValueError(
+            f"{path} is not a whole Parquet file ({_one_line(error)}): copy or download it again"
+        ) from error
+    _check_names(schema.names, path)
+    if columns is not None:
+        _check_columns(columns, schema.names, path)
+        schema = pa.schema([schema.field(name) for name in columns])
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        try:
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(ROWS_PER_BATCH, columns=schema.names):
+                    yield batch.select(schema.names).replace_schema_metadata(None)
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{path} cannot be read ({_one_line(error)}): copy or download it again") from error
+
+    return TableFile(path, schema, batches, num_rows)
+
+
+def _open_saved(path: Path) -> dict[str | None, TableFile]:
+    """The Arrow tables of a folder that `save_to_disk` wrote, memory-mapped where they lie."""
+    import datasets  # nothing else here needs it, and it takes a while
+
+    try:
+        saved = datasets.load_from_disk(str(path))
+    except Exception as error:  # each layer below has exceptions of its own
+        raise ValueError(
+            f"{path} cannot be read as what save_to_disk writes ({_one_line(error)}): save it again"
+        ) from error
+    parts: dict[str | None, Any] = dict(saved) if isinstance(saved, datasets.DatasetDict) else {None: saved}
+    tables = {SPLIT_NAMES.get(split, split) if split else None: as_arrow(part) for split, part in parts.items()}
+    return {
+        split: TableFile(path, table.schema, partial(table.to_batches, ROWS_PER_BATCH), table.num_rows)
+        for split, table in tables.items()
+    }
+
+
+def as_arrow(dataset: Any) -> pa.Table:
+    """The Arrow table of a `datasets.Dataset`, where it lies; rows that were picked are gathered."""
+    if dataset._indices is not None:
+        dataset = dataset.flatten_indices()
+    return dataset.data.table.replace_schema_metadata(None)

@@ -1,0 +1,392 @@
+"""From the name of a dataset to its splits, raw, and from a column to clicks, times or groups.
+
+Rows of messages are counted from 0 within their split; lines of files, from 1.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..fields import Field, did_you_mean
+from ..row_reader import read_column
+from ..table_files import KINDS, READ, SPLIT_NAMES, as_arrow, open_splits
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "validation", "test")
+# Of the split, not of the training: runs of several seeds, and a finetuning of another seed than its pretraining, must all have
+# the same test rows.
+SPLIT_SEED = 42
+NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+MISSING = pa.array(["", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null"])
+Column: TypeAlias = pa.Array | pa.ChunkedArray
+
+
+# ---- splits
+
+
+def load_splits(
+    dataset_name: str,
+    *,
+    registered: Mapping[str, Callable[[], Mapping[str, Any]]] | None = None,
+    time_column: str | None = None,
+    seed: int = SPLIT_SEED,
+    delimiter: str | None = None,
+    encoding: str | None = None,
+    columns: Sequence[str] | None = None,
+) -> dict[str, pa.Table]:
+    """The train, validation and test rows of a dataset, as they are written.
+
+    Given splits are respected. What is missing is cut from train: the last tenth of all rows is the test set, the last tenth of
+    the rest the validation set; last in time, or, without a time column, drawn at random, which is said aloud.
+
+    Args:
+        dataset_name: a registered name, a file or folder that `open_splits` reads, or a Hub dataset id.
+        registered: loaders of registered datasets, by name; each gives train, validation and test.
+        time_column: dates or times in any spelling that `read_times` reads.
+        seed: of the random split.
+        delimiter: of a CSV, where it cannot be detected.
+        encoding: of a text file, where it cannot be detected.
+        columns: those wanted, label, time and group among them; by default all.
+
+    Raises:
+        ValueError: the dataset cannot be found or read, has no train rows or too few, or a time cannot be read.
+    """
+    registered = registered or {}
+    path = Path(dataset_name)
+    if dataset_name in registered:
+        tables = {split: _table(rows) for split, rows in registered[dataset_name]().items()}
+        tables = {split: rows if columns is None else rows.select(list(columns)) for split, rows in tables.items()}
+    elif path.exists():
+        found = open_splits(path, delimiter=delimiter, encoding=encoding, columns=columns)
+        tables = {split or "train": table.to_table() for split, table in found.items()}
+    else:
+        tables = _from_hub(dataset_name, registered, columns)
+    return cut_missing_splits(tables, f"dataset {dataset_name!r}", time_column=time_column, seed=seed)
+
+
+def _table(rows: Any) -> pa.Table:
+    return rows if isinstance(rows, pa.Table) else as_arrow(rows)
+
+
+def _from_hub(name: str, registered: Mapping[str, Any], columns: Sequence[str] | None) -> dict[str, pa.Table]:
+    try:
+        if name.lower().endswith(tuple(KINDS)) or name.startswith((".", "/", "~")) or name.count("/") > 1:
+            near = Path(name).parent
+            neighbours = [p.name for p in near.iterdir()] if near.is_dir() else []
+            raise FileNotFoundError(f"{name} does not exist{did_you_mean(Path(name).name, neighbours)}")
+        import datasets  # nothing else here needs it, and it takes a while
+
+        loaded = datasets.load_dataset(name)
+    except Exception as error:  # each layer below (datasets, pyarrow, httpx) has exceptions of its own
+        known = "".join(f"{other}, " for other in registered)
+        raise ValueError(
+            f"dataset {name!r} cannot be loaded ({' '.join(str(error).split())}); give {known}a Hub dataset id (a private one "
+            f"needs your token: HF_TOKEN, or hf auth login), or a file or folder of {READ}{did_you_mean(name, registered)}"
+        ) from error
+    tables = {SPLIT_NAMES.get(split, split): as_arrow(rows) for split, rows in loaded.items()}
+    return {split: rows if columns is None else rows.select(list(columns)) for split, rows in tables.items()}
+
+
+def cut_missing_splits(
+    tables: Mapping[str, pa.Table], what: str = "the data", *, time_column: str | None = None, seed: int = SPLIT_SEED
+) -> dict[str, pa.Table]:
+    """The same splits, and those that are missing, cut from train; see `load_splits`. Rows cut by time are in time order, ties
+    in the order of the file; rows cut at random stay in that order.
+
+    Raises:
+        ValueError: there is no train split, it is too small, or a time cannot be read.
+    """
+    if "train" not in tables:
+        raise ValueError(f"{what} has no split 'train'; it has {', '.join(tables)}")
+    if strangers := [split for split in tables if split not in SPLITS]:
+        logger.warning(f"{what}: the splits {', '.join(strangers)} are not used")
+    rows = tables["train"]
+    if time_column is not None:
+        _check_column(rows, time_column, "time_column", "split 'train'")
+    missing = [split for split in ("test", "validation") if split not in tables]
+    if not missing:
+        return {split: tables[split] for split in SPLITS}
+    if len(rows) < 10:
+        raise ValueError(f"{what} has {len(rows)} rows to cut {' and '.join(missing)} from: 10 are the least")
+    if time_column is not None:
+        times = read_times(rows[time_column], time_column, "split 'train'")
+        order = np.argsort(times, kind="stable")
+    else:
+        order = np.random.default_rng(seed).permutation(len(rows))
+        logger.warning(
+            f"no --time_column: {' and '.join(missing)} of {what} are drawn from its rows at random with seed {seed}; where "
+            "later clicks tell of earlier ones, figures come out too high"
+        )
+    parts = {}
+    for split in missing:
+        first = earlier_part(len(order))
+        parts[split], order = order[first:], order[:first]
+    parts["train"] = order
+    if time_column is not None:
+        said = [
+            f"{split} until {times[parts[split][-1]].astype('datetime64[s]')}" for split in SPLITS if split in parts
+        ]
+        logger.warning(f"{what} is split by {time_column}: {', '.join(said)}")
+    else:
+        parts = {split: np.sort(part) for split, part in parts.items()}
+    cut = {split: rows.take(pa.array(part)) for split, part in parts.items()}
+    return {split: cut[split] if split in cut else tables[split] for split in SPLITS}
+
+
+def earlier_part(rows: int) -> int:
+    """How many of so many rows stay when the last tenth is cut off: of all, train and validation; of these, train."""
+    return 9 * rows // 10
+
+
+def _check_column(rows: pa.Table, name: str, key: str, where: str) -> None:
+    names = rows.column_names
+    if name not in names:
+        raise ValueError(f"{key} {name!r} is missing in {where}; its columns are {names}{did_you_mean(name, names)}")
+
+
+def _decoded(column: Column) -> pa.Array:
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type):
+        column = column.cast(pa.string())
+    if pa.types.is_float16(column.type):
+        column = column.cast(pa.float32())  # Arrow computes little with halves
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def _first(mask: Any) -> int | None:
+    """The first row that a boolean column marks."""
+    at = pc.index(mask, True).as_py()
+    return None if at < 0 else at
+
+
+def _missing(values: pa.Array) -> pa.Array:
+    if pa.types.is_string(values.type):
+        return pc.or_(pc.is_null(values), pc.fill_null(pc.is_in(pc.utf8_trim_whitespace(values), MISSING), True))
+    return pc.is_null(values, nan_is_null=True)
+
+
+# ---- times
+
+
+def read_times(column: Column, name: str = "time", where: str = "the rows") -> np.ndarray:
+    """(N,) datetime64 of a column of moments.
+
+    Read are Arrow's dates and timestamps; text that Arrow or pandas reads as a date (without a zone: UTC); and numbers, also
+    as text: YYYYMMDD, or seconds, milli-, micro- or nanoseconds since 1970, whichever the largest of them must be. Whether
+    03/04/2024 is in March or April is told by the column's other dates; where they do not, and the order of the rows depends
+    on it, it is an error.
+
+    Raises:
+        ValueError: a time is missing, is none, or can be two, with row, value and remedy.
+    """
+    values = _decoded(column)
+    at = _first(_missing(values))
+    if at is not None:
+        raise ValueError(f"time column {name!r} of {where} has no value in row {at}: drop such rows, or fill the gaps")
+    kind = values.type
+    if pa.types.is_timestamp(kind):
+        return values.cast(pa.timestamp(kind.unit)).to_numpy(zero_copy_only=False)
+    if pa.types.is_date(kind):
+        return values.cast(pa.date32()).to_numpy(zero_copy_only=False)
+    if pa.types.is_decimal(kind):
+        values = values.cast(pa.float64())
+    if pa.types.is_integer(kind) or pa.types.is_floating(values.type):
+        return _since_1970(values.to_numpy(zero_copy_only=False), name, where)
+    if not pa.types.is_string(kind):
+        raise ValueError(f"time column {name!r} of {where} has type {kind}: turn it into dates, numbers or text first")
+    values = pc.utf8_trim_whitespace(values)
+    if pc.all(pc.match_substring_regex(values, NUMBER)).as_py():
+        try:
+            numbers = values.cast(pa.int64())
+        except pa.ArrowInvalid:
+            numbers = values.cast(pa.float64())
+        return _since_1970(numbers.to_numpy(zero_copy_only=False), name, where)
+    iso = _iso_times(values)
+    return _other_times(values, name, where) if iso is None else iso
+
+
+def _since_1970(numbers: np.ndarray, name: str, where: str) -> np.ndarray:
+    numbers = numbers.astype(np.float64 if numbers.dtype.kind == "f" else np.int64)
+    if numbers.dtype.kind == "f" and not np.isfinite(numbers).all():
+        at = int(np.argmin(np.isfinite(numbers)))
+        raise ValueError(f"time column {name!r} of {where} holds {numbers[at]} in row {at}, which is no time")
+    year, month, day = numbers // 10_000, numbers // 100 % 100, numbers % 100
+    if ((year >= 1900) & (year <= 2100) & (month >= 1) & (month <= 12) & (day >= 1) & (day <= 31)).all():
+        months = ((year - 1970) * 12 + month - 1).astype(np.int64).astype("datetime64[M]")
+        return months.astype("datetime64[D]") + (day.astype(np.int64) - 1)
+    # Seconds as large as the least milliseconds would be of the year 5138, and so on.
+    largest = float(np.abs(numbers).max(initial=0))
+    power = int(np.searchsorted([1e11, 1e14, 1e17], largest, side="right"))
+    if numbers.dtype.kind == "f":  # microseconds are as fine as a double tells the present
+        return np.round(numbers * 10.0 ** (6 - 3 * power)).astype(np.int64).astype("datetime64[us]")
+    return numbers.astype(f"datetime64[{('s', 'ms', 'us', 'ns')[power]}]")
+
+
+def _iso_times(values: pa.Array) -> np.ndarray | None:
+    """ISO 8601 dates and times, with or without zone; None where any is none."""
+    zoned = pc.match_substring_regex(values, r":\d{2}(\.\d+)?(Z|[+-]\d{2}(:?\d{2})?)$")
+    for unit in ("ns", "us"):  # nanoseconds end in 2262
+        try:
+            plain = pc.if_else(zoned, None, values).cast(pa.timestamp(unit))
+            utc = pc.if_else(zoned, values, None).cast(pa.timestamp(unit, "UTC")).cast(pa.timestamp(unit))
+        except pa.ArrowInvalid:
+            continue
+        return pc.coalesce(plain, utc).to_numpy(zero_copy_only=False)
+    return None
+
+
+def _other_times(values: pa.Array, name: str, where: str) -> np.ndarray:
+    """Dates in words, or with the day or the month first, as pandas reads them."""
+    import pandas as pd  # `datasets` brings it
+
+    texts = values.to_pandas()
+
+    def parse(day_first: bool) -> np.ndarray:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                times = pd.to_datetime(texts, utc=True, dayfirst=day_first)  # fast where all are spelled as the first
+            except (ValueError, OverflowError):
+                times = pd.to_datetime(texts, utc=True, dayfirst=day_first, format="mixed", errors="coerce")
+        return times.dt.tz_localize(None).to_numpy()
+
+    numeric = pc.extract_regex(values, r"^(?P<first>\d{1,2})[/.-](?P<second>\d{1,2})[/.-](?P<rest>\d{4}|\d{2}(?:\D|$))")
+    first, second = (pc.fill_null(pc.struct_field(numeric, part).cast(pa.int64()), 0) for part in ("first", "second"))
+    day_first, month_first = _first(pc.greater(first, 12)), _first(pc.greater(second, 12))
+    if day_first is not None and month_first is not None:
+        raise ValueError(
+            f"time column {name!r} of {where} has the day first in row {day_first} ({values[day_first].as_py()!r}) and the month "
+            f"first in row {month_first} ({values[month_first].as_py()!r}): write dates as 2024-04-25"
+        )
+    times = parse(day_first is not None)
+    # A cell without a year would be taken for a time of today.
+    has_year = pc.match_substring_regex(values, r"\d{4}|\d{1,2}[/.-]\d{1,2}[/.-]\d{2}").to_numpy(zero_copy_only=False)
+    wrong = np.isnat(times) | ~has_year
+    if wrong.any():
+        at = int(np.argmax(wrong))
+        raise ValueError(
+            f"time column {name!r} of {where} holds {values[at].as_py()!r} in row {at}, which is no date or time that can be "
+            "read: write it as 2024-04-25 or 2024-04-25T13:00:00, or as seconds since 1970"
+        )
+    if day_first is None and month_first is None and numeric.null_count < len(numeric):
+        other = np.argsort(parse(True), kind="stable")
+        if not np.array_equal(np.argsort(times, kind="stable"), other):
+            at = next(i for i in range(len(values)) if numeric[i].is_valid)
+            raise ValueError(
+                f"time column {name!r} of {where}: {values[at].as_py()!r} in row {at} has the day first or the month first, and "
+                "no other date of the column tells which: write dates as 2024-04-25"
+            )
+    return times
+
+
+# ---- labels and groups
+
+
+def read_labels(
+    column: Column,
+    name: str = "label",
+    split: str = "the rows",
+    positive_label: str | None = None,
+    positive_above: float | None = None,
+) -> np.ndarray:
+    """(N,) float32 clicks, 0 or 1.
+
+    Args:
+        column: 0 and 1 as numbers or text, or booleans; with `positive_label` any words; with `positive_above` numbers.
+        name: of the column, for messages.
+        split: where it is, for messages, such as "split 'train'".
+        positive_label: the word that is a click; all others are none.
+        positive_above: numbers greater than this are clicks.
+
+    Raises:
+        ValueError: a label is missing, or none of those, or the word does not occur; with row, value and remedy.
+
+    Example:
+        >>> read_labels(pa.array(["yes", "no", "maybe"]), positive_label="yes")
+        array([1., 0., 0.], dtype=float32)
+    """
+    here = f"label column {name!r} of {split}"
+    if positive_label is not None and positive_above is not None:
+        raise ValueError(f"positive_label is {positive_label!r} and positive_above {positive_above}: give one of them")
+    values = _decoded(column)
+    if pa.types.is_nested(values.type) or pa.types.is_binary(values.type):
+        raise ValueError(f"{here} has type {values.type}; labels are numbers, booleans or text")
+    is_missing = _missing(values)
+    if positive_label is not None and pa.types.is_string(values.type):
+        is_missing = pc.and_(is_missing, pc.fill_null(pc.not_equal(values, positive_label), True))
+    at = _first(is_missing)
+    if at is not None:
+        raise ValueError(f"{here} holds a missing value (row {at}): drop such rows or fill them in first")
+    texts = pc.utf8_trim_whitespace(read_column(values, Field(name=name, missing_words=False)).dictionary_decode())
+    if positive_label is not None:
+        wanted = positive_label.lower() if pa.types.is_boolean(values.type) else positive_label.strip()
+        clicks = pc.equal(texts, wanted)
+        if len(clicks) and not pc.any(clicks).as_py():
+            raise ValueError(
+                f"{here} never holds positive_label {positive_label!r}; it holds {_seen(texts, positive_label)}"
+            )
+    elif positive_above is not None:
+        clicks = pc.greater(_numbers(values, texts, here), float(positive_above))
+    else:
+        lower = pc.utf8_lower(texts)
+        is_number = pc.match_substring_regex(texts, NUMBER)
+        numbers = pc.if_else(is_number, texts, None).cast(pa.float64())
+        clicks = pc.if_else(is_number, pc.equal(numbers, 1.0), pc.equal(lower, "true"))
+        known = pc.or_(clicks, pc.if_else(is_number, pc.equal(numbers, 0.0), pc.equal(lower, "false")))
+        at = _first(pc.invert(known))
+        if at is not None:
+            examples = "--positive_above 3 (greater ones are clicks)", "--positive_label yes (the others are none)"
+            first, second = examples if is_number[at].as_py() else examples[::-1]
+            raise ValueError(
+                f"{here} holds {texts[at].as_py()!r} (row {at}); labels are 0 or 1, and these are {_seen(texts)}: say which "
+                f"are clicks, such as {first} or {second}"
+            )
+    return clicks.to_numpy(zero_copy_only=False).astype(np.float32)
+
+
+def _numbers(values: pa.Array, texts: pa.Array, here: str) -> pa.Array:
+    if pa.types.is_string(values.type):
+        at = _first(pc.invert(pc.match_substring_regex(texts, NUMBER)))
+        if at is not None:
+            raise ValueError(
+                f"{here} holds {texts[at].as_py()!r} (row {at}), which is no number: positive_above is for ratings; for words "
+                "give positive_label"
+            )
+    return (texts if pa.types.is_string(values.type) else values).cast(pa.float64())
+
+
+def _seen(texts: pa.Array, near: str | None = None) -> str:
+    """Up to ten distinct values, the nearest first."""
+    distinct = texts.unique()
+    shown = distinct[:1000].to_pylist()
+    if near is not None:
+        likeness = {text: difflib.SequenceMatcher(None, near.lower(), text.lower()).ratio() for text in shown}
+        shown.sort(key=lambda text: -likeness[text])
+    more = f", … ({len(distinct):,} in all)" if len(distinct) > 10 else ""
+    return ", ".join(map(repr, shown[:10])) + more
+
+
+def group_codes(splits: Mapping[str, pa.Table], group_column: str) -> dict[str, np.ndarray]:
+    """For each split the (N,) int64 codes of a column's values, such as users, for gAUC; rows without a value have -1.
+
+    Raises:
+        ValueError: a split has no such column, with the nearest that it has.
+    """
+    codes = {}
+    for split, rows in splits.items():
+        _check_column(rows, group_column, "group_column", f"split {split!r}")
+        column = rows[group_column].combine_chunks()
+        column = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+        codes[split] = pc.fill_null(column.indices.cast(pa.int64()), -1).to_numpy(zero_copy_only=False)
+    return codes
