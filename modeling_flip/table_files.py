@@ -182,11 +182,17 @@ def _split_files(folder: Path) -> dict[str | None, list[Path]]:
     for file in files:
         found.setdefault(split_of(names[file]), []).append(file)
     if None in found and len(found) > 1:
-        named = next(file for file in files if split_of(names[file]))
+        one = next(file for file in files if split_of(names[file]))
         raise ValueError(
-            f"{folder} holds {named.name}, which is named for a split, and {found[None][0].name}, which is not: move one of "
+            f"{folder} holds {one.name}, which is named for a split, and {found[None][0].name}, which is not: move one of "
             "them out"
         )
+    for split, named in found.items():
+        words = {names[file].lower().partition(".")[0].rstrip("-_0123456789of"): names[file] for file in named}
+        if split is not None and len(words) > 1:
+            raise ValueError(
+                f"{folder} holds {' and '.join(words.values())}, all named for {split}: move one of them out"
+            )
     order = ["train", "validation", "test", None]
     return {split: found[split] for split in order if split in found}
 
@@ -328,6 +334,8 @@ def detect_encoding(path: Path) -> str:
                     for mark, encoding in BOMS.items():
                         if chunk.startswith(mark):
                             return encoding
+                    if chunk.count(0) > len(chunk) // 4:
+                        raise ValueError(f"{path} is no text in UTF-8: say its encoding, such as utf-16-le")
                 size += len(chunk)
                 decoder.decode(chunk)
             if size < ENCODING_SAMPLE:
@@ -355,7 +363,7 @@ class _Utf8(io.RawIOBase):
         self.offset = self.lines = 0
         self.started = self.ended = False
         self.waiting = b""
-        self.last = ""  # last character that is no end of line
+        self.end = ""  # the last of what has been read
 
     def readable(self) -> bool:
         return True
@@ -389,7 +397,7 @@ class _Utf8(io.RawIOBase):
         if not self.started and text:
             self.started, text = True, text.removeprefix("\ufeff")
         self.lines += text.count("\n")
-        self.last = text.rstrip("\r\n")[-1:] or self.last
+        self.end = (self.end + text)[-(1 << 16) :]
         return text
 
 
@@ -485,13 +493,21 @@ def _csv_batches(
                     if seen > done:
                         new, done = seen - done, seen
                         yield batch.slice(len(batch) - new).select(wanted)
-                if batch is not None and "\n" in (batch[names[-1]][-1].as_py() or "") and raw.last != '"':
+                if batch is not None and _is_open(batch[names[-1]][-1].as_py() or "", raw.end, delimiter):
                     raise pa.ArrowInvalid("a quote is not closed")
                 return
         except pa.ArrowInvalid as error:
             if "straddl" not in str(error) or block == LONGEST_ROW:
                 raise _csv_error(path, encoding, delimiter, names, error) from error
             block *= 8  # a row is longer than a block: begin anew with a larger one, and pass over what has been read
+
+
+def _is_open(last_cell: str, end: str, delimiter: str) -> bool:
+    """Whether the quote that opens in a file's last cell is never closed, which Arrow does not mind."""
+    if "\n" in last_cell:
+        return not end.rstrip("\r\n").endswith('"')
+    opened = '"' + last_cell.replace('"', '""')
+    return end.endswith((delimiter + opened, "\n" + opened))
 
 
 def _csv_error(path: Path, encoding: str, delimiter: str, names: list[str], error: Exception) -> ValueError:
@@ -578,7 +594,7 @@ def _json_row(line: bytes, path: Path, number: int) -> dict[str, Any]:
         row = json.loads(line.decode())
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"{path}, line {number}: {_shown(line)} is no JSON object ({error}); write one object a line"
+            f"{path}, line {number}: {_shown(line)} is no JSON object ({getattr(error, 'msg', error)}); write one object a line"
         ) from error
     if not isinstance(row, dict):
         raise ValueError(

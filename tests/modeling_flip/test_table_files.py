@@ -128,6 +128,10 @@ def test_batches_can_be_read_again_and_are_small(tmp_path: Path) -> None:
         ("a,b\n", []),
         ("a,b", []),
         (",b\n0,2\n1,3\n", [{"Unnamed: 0": "0", "b": "2"}, {"Unnamed: 0": "1", "b": "3"}]),  # as pandas calls it
+        ('a,b\n1,""', [{"a": "1", "b": None}]),
+        ('a,b\n1,"x"""', [{"a": "1", "b": 'x"'}]),
+        ('a,b\n1,"x\n"', [{"a": "1", "b": "x\n"}]),
+        ('a,b\n1,5"', [{"a": "1", "b": '5"'}]),
         ('a,b\n5" screen,x\n', [{"a": '5" screen', "b": "x"}]),
     ],
 )
@@ -169,6 +173,9 @@ def test_cp1252_is_found_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixtu
         ("a,b\n" + "1,2\n" * 100_000 + "3\n" + "1,2\n" * 9, "rows.csv, line 100002: 1 cells where"),
         ('a,b\n1,2\n"3,4\n5,6\n', "rows.csv, line 3: 1 cells where .* a quote in it may not be closed"),
         ('a,b\n1,"2\n3,4\n5,6\n', "rows.csv, line 2: a quote that opens in this row is not closed"),
+        ('a,b\n1,2\n3,"cut of', "rows.csv, line 3: a quote that opens in this row is not closed"),
+        ('a,b\n1,2\n3,"', "rows.csv, line 3: a quote that opens"),
+        ('a\n"', "rows.csv, line 2: a quote that opens"),
         ('"a,b\n1,2\n', "rows.csv, line 1: a quote in the header is not closed"),
     ],
     ids=lambda value: str(value)[:20],
@@ -202,6 +209,10 @@ def test_bytes_of_another_encoding_are_named_by_line_and_offset(
     monkeypatch.setattr(table_files, "ENCODING_SAMPLE", 1 << 20)  # what lies behind the sample is found in reading
     with pytest.raises(ValueError, match="line 500002"):
         open_table(path).to_table()
+    path.write_bytes("a,b\n1,2\n".encode("utf-16-le"))
+    with pytest.raises(ValueError, match=r"rows.csv is no text in UTF-8: say its encoding, such as utf-16-le"):
+        open_table(path)
+    assert open_table(path, encoding="utf-16-le").to_table().to_pylist() == [{"a": "1", "b": "2"}]
     path.write_bytes(b"a,b\nx\x81,2\n")
     with pytest.raises(ValueError, match=r"line 2 \(byte 5\): 0x81 is not cp1252; say"):
         open_table(path).to_table()
@@ -389,6 +400,7 @@ def test_json_files_of_a_folder_agree_on_types(tmp_path: Path) -> None:
         ({"a.csv": "x\n", "b.csv": "x,z\n"}, r"b\.csv has a column 'z', which .*a\.csv has not"),
         ({"a.csv": "title\n", "b.csv": "titel\n"}, r"b\.csv has no column 'title', .*did you mean 'titel'"),
         ({"a.csv": "x\n", "b.jsonl": "{}"}, r"holds a\.csv and b\.jsonl: one table is made of files of one kind"),
+        ({"dev.csv": "x\n", "valid.csv": "x\n"}, r"holds dev\.csv and valid\.csv, all named for validation"),
         ({"a.md": "x\n"}, r"holds no file that is read \(\.csv.*it holds \['a\.md'\]"),
         (
             {"train.csv": "x\n", "more.csv": "x\n"},
@@ -433,6 +445,15 @@ def test_splits_of_a_folder(names: tuple[str, ...], tmp_path: Path) -> None:
     splits = open_splits(tmp_path)
     assert list(splits) == ["train", "validation", "test"][: len(names)]
     assert [table.to_table()["x"].to_pylist() for table in splits.values()] == [[name] for name in names]
+
+
+def test_shards_of_a_split_are_one_table(tmp_path: Path) -> None:
+    for i in range(3):
+        write(tmp_path / f"train-{i:05}-of-00003.csv", f"x\n{i}\n")
+    write(tmp_path / "test.csv", "x\n9\n")
+    splits = open_splits(tmp_path)
+    assert splits["train"].to_table()["x"].to_pylist() == ["0", "1", "2"]
+    assert splits["test"].to_table()["x"].to_pylist() == ["9"]
 
 
 def test_what_save_to_disk_wrote(tmp_path: Path) -> None:
