@@ -193,34 +193,44 @@ def literal(row: dict[str, str]) -> str:
 
 
 def top_values(processor: Any, field: str) -> list[str]:
-    """The values seen most often in training."""
+    """The values, or members of lists, seen most often in training; of text, which is not kept, none."""
     vocabulary = processor.vocabulary
     order = np.argsort(-vocabulary.counts[field], kind="stable")[:EXAMPLES]
     return [vocabulary.values[field][int(i)].as_py() for i in order]
 
 
 def field_table(processor: Any) -> str:
+    """A line for each field that is read, and what was left out of the training rows, and why."""
     vocabulary = processor.vocabulary
-    offsets = vocabulary.feature_offsets
-    lines = ["| field | in the sentence | values | features | seen most often |", "| --- | --- | --- | --- | --- |"]
-    for i, field in enumerate(vocabulary.fields):
+    sizes = np.diff(vocabulary.feature_offsets)
+    header = ("field", "kind", "in the sentence", "values", "features", "seen most often")
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    for field, size in zip(vocabulary.columns, sizes, strict=True):
+        kind = {"numeric": f"numeric, {size - 1} buckets", "list": f"list of at most {field.max_items}"}.get(
+            field.kind, field.kind
+        )
         cells = [
-            f"`{field}`",
-            f"{processor.display_names[field]} is …",
-            f"{len(vocabulary.values[field]):,}",
-            f"{offsets[i + 1] - offsets[i]:,}",
-            ", ".join(cell(value) for value in top_values(processor, field)),
+            f"`{field.name}`",
+            kind,
+            f"{field.words} is …",
+            "–" if field.kind == "text" else f"{len(vocabulary.values[field.name]):,}",
+            f"those of `{field.features_of}`" if field.features_of else f"{size:,}",
+            ", ".join(cell(value) for value in top_values(processor, field.name)),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", f"{vocabulary.num_features:,} features in all, an unknown one for each field and one mask included."]
-    if vocabulary.min_count > 1:
-        lines[-1] += f" Values seen fewer than {vocabulary.min_count} times share their field's unknown feature."
+    if rare := {f.min_count for f in vocabulary.columns} - {1}:
+        lines[-1] += f" Values seen fewer than {max(rare)} times share their field's unknown feature."
+    ignored = [field for field in vocabulary.schema if field.kind == "ignored"]
+    if ignored:
+        lines += ["", "Left out of the training rows:", ""]
+        lines += [f"- `{field.name}`: {cell(field.reason, 200)}" for field in ignored]
     return "\n".join(lines)
 
 
-def cell(value: str) -> str:
-    """A value as it may stand in a table of Markdown, cut to 40 characters."""
-    short = value if len(value) <= 40 else value[:39] + "…"
+def cell(value: str, length: int = 40) -> str:
+    """A value as it may stand in a table of Markdown, cut to so many characters."""
+    short = value if len(value) <= length else value[: length - 1] + "…"
     return re.sub(r"([\\`*_{}\[\]<>|~])", r"\\\1", " ".join(short.split()))
 
 

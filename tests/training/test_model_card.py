@@ -81,8 +81,8 @@ def test_every_tower_that_was_measured_has_a_row() -> None:
 
 def test_fields_have_sizes_and_examples_that_break_no_table(processor: FlipProcessor, tiny_text_model: Path) -> None:
     card = model_card(make(FlipForCTR, processor, tiny_text_model), processor, "me/flip")
-    assert "| `user` | user is … | 2 | 3 | 1, 2 |" in card
-    assert rf"| `title` | title is … | 2 | 3 | a \| b \*c\*, {'x' * 39}… |" in card
+    assert "| `user` | categorical | user is … | 2 | 3 | 1, 2 |" in card
+    assert rf"| `title` | categorical | title is … | 2 | 3 | a \| b \*c\*, {'x' * 39}… |" in card
     assert "7 features in all" in card
     assert cell("two\nlines `x` <b>") == r"two lines \`x\` \<b\>"
 
