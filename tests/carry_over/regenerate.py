@@ -64,6 +64,10 @@ def regenerate(folder: Path) -> None:
         "flip-pretraining": FlipForPreTraining.from_text_pretrained(text_model, processor, **settings),
         "morec": MoRecForCTR.from_text_pretrained(text_model, processor, item_fields=[2], **settings),
     }
+    towers: dict[str, dict[str, Any]] = {"deepfm": {}, "afn": {}, "autoint": {"attention_size": 4, "num_attention_layers": 2}}
+    for tower, own in towers.items():
+        own = {"towers": "tabular", "tabular_tower": tower, **own}
+        made[tower] = FlipForCTR.from_text_pretrained(None, processor, **settings, **own)
     for name, model in made.items():
         for parameter in model.parameters():  # away from zeros and from what initialisation may become
             torch.nn.init.normal_(parameter, std=0.3)
