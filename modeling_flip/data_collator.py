@@ -63,7 +63,7 @@ class PretrainingCollator:
         text_mask_ratio: the share of fields whose value's tokens are all replaced by the mask token, in the text.
         tabular_mask_ratio: the share of fields whose feature is replaced by `<MASK>`, in the table. On either side
             max(1, round(ratio F)) fields of each row.
-        num_noise_features: K, noise features drawn for each row from the features' training frequency.
+        num_noise_features: K, noise features drawn for each masked field from the features' training frequency.
         text_masking: "field", or "token" for the ablation that masks random tokens wherever they stand.
         seed: of masks and noise.
     """
@@ -82,7 +82,7 @@ class PretrainingCollator:
 
     def __call__(self, rows: FlipDataset) -> dict[str, torch.Tensor]:
         """`feature_ids`, `masked_feature_ids`, `mtm_labels` (B, F), the feature where masked, else -100;
-        `noise_feature_ids` (B, K); `input_ids`, `masked_input_ids`, `attention_mask`, `mlm_labels` (B, L) likewise."""
+        `noise_feature_ids` (B, F_masked, K); `input_ids`, `masked_input_ids`, `attention_mask`, `mlm_labels` (B, L) likewise."""
         num_fields = rows.value_ids.shape[1]
         feature_ids = self.processor.feature_ids(rows)
         sentences = self.processor.sentences(rows)
@@ -99,7 +99,8 @@ class PretrainingCollator:
             draw = uniforms(self.seed, rows.epoch, TEXT_TOKENS, rows.row_ids, input_ids.shape[1])
             is_masked_token = (draw < self.text_mask_ratio) & (sentences["attention_mask"] == 1) & ~special
         is_masked_field = self._choose_fields(rows, TABULAR_FIELDS, num_fields, self.tabular_mask_ratio)
-        noise = uniforms(self.seed, rows.epoch, NOISE, rows.row_ids, self.num_noise_features)
+        shape = (len(rows.row_ids), num_chosen(self.tabular_mask_ratio, num_fields), self.num_noise_features)
+        noise = uniforms(self.seed, rows.epoch, NOISE, rows.row_ids, shape[1] * shape[2]).reshape(shape)
 
         batch = {
             "feature_ids": feature_ids,
@@ -117,7 +118,11 @@ class PretrainingCollator:
         """(B, F) bool, max(1, round(ratio F)) chosen fields in each row."""
         draw = uniforms(self.seed, rows.epoch, stream, rows.row_ids, num_fields)
         rank = draw.argsort(axis=1).argsort(axis=1)
-        return rank < max(1, round(ratio * num_fields))
+        return rank < num_chosen(ratio, num_fields)
+
+
+def num_chosen(ratio: float, num_fields: int) -> int:
+    return max(1, round(ratio * num_fields))
 
 
 def check_masking(text_mask_ratio: float, tabular_mask_ratio: float, text_masking: str) -> None:

@@ -22,12 +22,14 @@ from huggingface_hub import ModelCard
 from transformers import AutoConfig
 from transformers.utils import logging
 
-from .configuration_flip import FlipConfig
+from .configuration_flip import FlipConfig, flat_settings
+from .ctr_models import CTR_MODELS
 from .feature_vocabulary import did_you_mean
 from .hub import push_error
-from .modeling_baselines import CTR_MODELS, MoRecConfig, check_has_decoder
+from .modeling_morec import MoRecConfig
+from .modeling_p5 import check_has_decoder
 from .processing_flip import read_labels
-from .tabular_towers import TABULAR_TOWERS
+from .tabular_towers import TABULAR_TOWERS, setting_names, tower_settings
 from .trainer_flip import FlipTrainingArguments
 
 logger = logging.get_logger(__name__)
@@ -35,12 +37,14 @@ logger = logging.get_logger(__name__)
 SPLITS = ("train", "validation", "test")
 # Where a run is pushed to; another place is no other run.
 HUB_KEYS = ("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_revision", "license")
+# Those of a recipe's section `model` that are FlipConfig's; beside them stand the settings of the tower.
 MODEL_KEYS = [
     name
     for name in (*FlipConfig.__annotations__, "freeze_text_tower")
     if name
     not in (
-        *("text_config", "towers", "tabular_tower", "item_fields", "num_features", "num_fields"),
+        *("text_config", "towers", "tabular_tower", "tower_settings", "item_fields", "list_fields"),
+        *("num_features", "num_fields"),
         *("vocabulary_fingerprint", "format_version", "remote_classes"),
     )
 ]
@@ -81,7 +85,7 @@ SHOWN = {
     "early_stopping_patience": "evaluations without a better validation AUC before training stops",
     "text_mask_ratio": "share of fields masked in the text",
     "tabular_mask_ratio": "share of fields masked in the table",
-    "num_noise_features": "K, noise features drawn per row for MTM",
+    "num_noise_features": "K, noise features drawn per masked field for MTM",
     "text_masking": "field, or token for the ablation",
 }
 PRETRAINING_ONLY = {"text_mask_ratio", "tabular_mask_ratio", "num_noise_features", "text_masking"}
@@ -117,7 +121,7 @@ class Recipe:
         hub_private_repo: make the repo private, if it has to be created.
         hub_revision: the branch to push to.
         license: of the model, for its card; one of the Hub's identifiers.
-        model: settings of FlipConfig.
+        model: settings of FlipConfig, and of the tabular tower.
         pretraining: training arguments of the alignment stage; without any there is none.
         finetuning: training arguments of the click prediction stage.
     """
@@ -198,6 +202,12 @@ def recipe_parser() -> RecipeParser:
         "--push_to_hub", action=jsonargparse.ActionYesNo, help="push to the Hub, while training and at the end"
     )
     parser.add_class_arguments(MoRecConfig, "model", skip={f.name for f in fields(MoRecConfig)} - set(MODEL_KEYS))
+    added: set[str] = set()
+    for name, tower in TABULAR_TOWERS.items():  # towers may share a setting
+        (parser.groups or {})["model"].add_class_arguments(
+            tower.settings_class, "model", as_group=False, skip=set(added)
+        )
+        added |= set(setting_names(name))
     for stage in STAGE_DEFAULTS:
         others = PRETRAINING_ONLY if stage == "finetuning" else FINETUNING_ONLY
         skip = {"output_dir", "seed", "data_seed", "use_cpu"} | others
@@ -248,6 +258,21 @@ def parse_recipe(arguments: Sequence[str]) -> Recipe:
 # ---- what it asks for
 
 
+def model_settings(recipe: Recipe) -> dict[str, Any]:
+    """Its section `model` as FlipConfig takes it, with the tower's name, and the settings of the tower apart.
+
+    Raises:
+        ValueError: a setting is not the tower's, or cannot be.
+    """
+    flat = flat_settings(
+        set(recipe.model) - set(setting_names(recipe.tabular_tower))
+    )  # FlipConfig knows whose they are
+    own = {key: value for key, value in recipe.model.items() if key not in (*MODEL_KEYS, *flat)}
+    tower_settings(recipe.tabular_tower, own)
+    settings = {key: value for key, value in recipe.model.items() if key not in own}
+    return {"tabular_tower": recipe.tabular_tower, "tower_settings": own, **settings}
+
+
 def hub_repo(recipe: Recipe) -> str:
     return recipe.hub_model_id or Path(recipe.output_dir).absolute().name
 
@@ -277,7 +302,8 @@ def check_recipe(recipe: Recipe) -> None:
         raise ValueError(
             "freeze_text_tower is morec's; to hold another text tower still, set its text_learning_rate to 0"
         )
-    config = FlipConfig(towers=recipe.towers, **recipe.model)
+    settings = model_settings(recipe)
+    config = FlipConfig(towers=recipe.towers, **settings)
     if recipe.hub_strategy not in ("every_save", "end", "checkpoint"):
         raise ValueError(f"hub_strategy is {recipe.hub_strategy!r}; it must be one of every_save, end, checkpoint")
     if recipe.push_to_hub and recipe.license != Recipe.license:
@@ -297,18 +323,20 @@ def check_recipe(recipe: Recipe) -> None:
                 f"text model {text_model!r} cannot be loaded: it is no folder with a config.json, and the Hub does not give "
                 f"it ({str(error).splitlines()[0]}); set --text_model_name_or_path to a Hub id or a folder that exists"
             ) from error
-        FlipConfig(text_config=text_config, **recipe.model)
+        FlipConfig(text_config=text_config, **settings)
         if recipe.model_type == "p5":
             check_has_decoder(text_config)
     if (pretrained := recipe.pretrained_model_name_or_path) is not None:
         try:
-            config = FlipConfig.from_pretrained(pretrained)
+            pretrained_config = FlipConfig.from_pretrained(pretrained)
         except OSError as error:
             raise ValueError(f"pretrained_model_name_or_path {pretrained!r} does not exist; pretrain first") from error
-        for key, value in {"tabular_tower": recipe.tabular_tower, **recipe.model}.items():
-            if key not in FREE_MODEL_KEYS and getattr(config, key) != value:
+        theirs = vars(pretrained_config) | (pretrained_config.tower_settings or {})
+        ours = vars(config) | (config.tower_settings or {})
+        for key in ("tabular_tower", *recipe.model):
+            if key in ours and key not in FREE_MODEL_KEYS and ours[key] != theirs.get(key):
                 raise ValueError(
-                    f"{key} is {value!r}, but {pretrained} was pretrained with {getattr(config, key)!r}; "
+                    f"{key} is {ours[key]!r}, but {pretrained} was pretrained with {theirs.get(key)!r}; "
                     "take that, or pretrain anew"
                 )
 

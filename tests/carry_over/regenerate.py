@@ -64,7 +64,11 @@ def regenerate(folder: Path) -> None:
         "flip-pretraining": FlipForPreTraining.from_text_pretrained(text_model, processor, **settings),
         "morec": MoRecForCTR.from_text_pretrained(text_model, processor, item_fields=[2], **settings),
     }
-    towers: dict[str, dict[str, Any]] = {"deepfm": {}, "afn": {}, "autoint": {"attention_size": 4, "num_attention_layers": 2}}
+    towers: dict[str, dict[str, Any]] = {
+        "deepfm": {},
+        "afn": {},
+        "autoint": {"attention_size": 4, "num_attention_layers": 2},
+    }
     for tower, own in towers.items():
         own = {"towers": "tabular", "tabular_tower": tower, **own}
         made[tower] = FlipForCTR.from_text_pretrained(None, processor, **settings, **own)

@@ -94,7 +94,7 @@ model, processor = FlipForCTR.from_pretrained({folder!r}), FlipProcessor.from_pr
 result = {{"main": scores(model, processor)}}
 commit = model.push_to_hub("me/private", processor, private=True, commit_message="First")
 result["sha"] = commit.oid
-model.flip.tabular_tower.embedding.weight.data.add_(0.1)
+model.flip.feature_embeddings.embedding.weight.data.add_(0.1)
 result["branch"] = scores(model, processor)
 model.push_to_hub("me/private", processor, revision="warmer", max_shard_size="20KB")
 model.push_to_hub("me/sharded", processor, max_shard_size="20KB")

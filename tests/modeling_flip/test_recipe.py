@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset, DatasetDict, load_dataset
 from transformers import T5Config
 
-from modeling_flip.modeling_baselines import CTR_MODELS
+from modeling_flip.ctr_models import CTR_MODELS
 from modeling_flip.recipe import (
     SPLITS,
     Recipe,
