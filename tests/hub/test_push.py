@@ -67,7 +67,8 @@ def test_one_call_pushes_both_with_code_and_card(every_model: dict[str, Path], h
             "processor.sha256",
         }
         assert code | data | {"README.md"} <= set(files), name
-        assert ("modeling_baselines.py" in files) == (not name.startswith("flip")), name
+        for baseline in ("ctr_bert", "morec", "p5"):
+            assert (f"modeling_{baseline}.py" in files) == (baseline == name.replace("-", "_")), name
         assert not {
             "trainer_flip.py",
             "recipe.py",

@@ -231,6 +231,20 @@ def test_each_objective_reads_its_own_masked_copy_and_the_other_view_unmasked(
     assert {name for name in losses if not torch.equal(output[name], changed[name])} == changed_losses
 
 
+def test_pretraining_reads_the_lists_of_each_view() -> None:
+    model, plain = make_model(FlipForPreTraining, list_fields=[1]), make_model(FlipForPreTraining)
+    batch = make_pretraining_batch()
+    lists = {
+        "list_feature_ids": batch["feature_ids"][:, 1].view(-1, 1, 1),
+        "masked_list_feature_ids": batch["masked_feature_ids"][:, 1].view(-1, 1, 1),
+    }
+    output = model(**batch, **lists)
+    assert_same_outputs(output, plain(**batch))  # lists of one
+    for name, losses in {"list_feature_ids": {"mlm_loss", "icl_loss"}, "masked_list_feature_ids": {"mtm_loss"}}.items():
+        changed = model(**batch, **lists | {name: lists[name].flip(0)})
+        assert {loss for loss in output if loss != "loss" and not torch.equal(output[loss], changed[loss])} == losses
+
+
 def test_pretraining_with_nothing_to_learn_is_refused() -> None:
     with pytest.raises(ValueError, match="mlm_weight, mtm_weight and icl_weight are all 0"):
         make_model(FlipForPreTraining, mlm_weight=0.0, mtm_weight=0.0, icl_weight=0.0)
