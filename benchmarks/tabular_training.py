@@ -45,7 +45,7 @@ def bare_loop(model: FlipForCTR, feature_ids: torch.Tensor, labels: torch.Tensor
     for step in range(steps):
         batch = order[step * batch_size : (step + 1) * batch_size]
         loss = torch.nn.functional.binary_cross_entropy_with_logits(
-            model.flip.tabular_tower(feature_ids[batch])[1], labels[batch]
+            model.flip(feature_ids[batch]).tabular_logit, labels[batch]
         )
         loss.backward()
         optimizer.step()

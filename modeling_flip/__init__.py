@@ -13,19 +13,14 @@ from transformers import (
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_flip import FlipConfig
+from .ctr_models import CTR_MODELS
 from .data_collator import FlipDataCollator, PretrainingCollator
 from .feature_vocabulary import FeatureVocabulary
 from .fields import Field
-from .modeling_baselines import (
-    CTR_MODELS,
-    CTRBertConfig,
-    CTRBertForCTR,
-    MoRecConfig,
-    MoRecForCTR,
-    P5Config,
-    P5ForCTR,
-)
+from .modeling_ctr_bert import CTRBertConfig, CTRBertForCTR
 from .modeling_flip import FlipForCTR, FlipForPreTraining, FlipModel, FlipPreTrainedModel
+from .modeling_morec import MoRecConfig, MoRecForCTR
+from .modeling_p5 import P5Config, P5ForCTR
 from .pipeline_flip import CtrPredictionPipeline
 from .processing_flip import FlipProcessor
 from .row_dataset import FlipDataset

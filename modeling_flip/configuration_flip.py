@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations` here: `strict` reads the types of the fields, and skips types that are strings.
 import os
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
@@ -12,9 +13,26 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 # Of a checkpoint's files. Raised when a change makes older code read them wrongly.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+# Settings of the package's towers that stood flat in format 1, where each config.json has all of them, and that may still be
+# given flat. What they are, the towers say (tabular_towers.py).
+FLAT_SETTINGS: dict[str, tuple[str, ...]] = {
+    "wide_deep": (),
+    "deepfm": (),
+    "afm": ("attention_size",),
+    "pnn": ("pnn_product",),
+    "dcn": ("num_cross_layers",),
+    "dcnv2": ("num_cross_layers",),
+    "dcn_mix": ("num_cross_layers", "num_experts", "cross_rank"),
+    "xdeepfm": ("cin_sizes",),
+    "afn": ("num_logarithmic_neurons",),
+    "autoint": ("num_attention_layers", "num_attention_heads", "attention_size"),
+}
 # Where this file was loaded from a checkpoint instead of an installed package.
 IS_REMOTE_CODE = __name__.startswith("transformers_modules.")
 PIPELINE_TASK, CLICK_AUTO_CLASS = "ctr-prediction", "AutoModelForSequenceClassification"
@@ -36,6 +54,8 @@ class FlipConfig(PreTrainedConfig):
         text_config: configuration of any encoder that AutoModel knows; not used where `towers` is "tabular".
         towers: "both" (FLIP), "tabular" (FLIP_ID, or an ID model from scratch) or "text" (FLIP_PLM).
         tabular_tower: name of a registered tabular tower, such as "dcnv2", "deepfm" or "autoint".
+        tower_settings: of that tower alone, such as {"num_cross_layers": 2}; a model adds the defaults of what is left out.
+            The package's own may also be given flat: `FlipConfig(tabular_tower="dcn", num_cross_layers=2)`.
         item_fields: positions in the sentence of the fields that describe the item; the others describe the user. Read by the
             models that keep the two apart (CTR-BERT, MoRec).
         num_features: M, features of all fields, unknown features and `<MASK>` included.
@@ -45,18 +65,11 @@ class FlipConfig(PreTrainedConfig):
         embedding_size: D, of a feature.
         hidden_sizes: layers of the tabular tower's MLP.
         activation: of that MLP, a name that transformers' ACT2FN knows.
-        batch_norm: whether that MLP normalises each layer's outputs over the batch.
+        batch_norm: whether that MLP normalises each layer's outputs over the batch; by default as the tower's authors do,
+            which is AFN's yes and the others' no.
         dropout: of that MLP, and of AFM's pooled products.
-        embedding_l2: λ of the penalty λ/2 ‖E‖² on the tabular tower's embeddings, added to the finetuning loss.
-        num_cross_layers: of DCN, DCNv2 and DCN-Mix.
-        num_experts: of a cross layer of DCN-Mix.
-        cross_rank: of an expert's matrices.
-        num_attention_layers: of AutoInt.
-        num_attention_heads: of AutoInt.
-        attention_size: of one head of AutoInt, and of AFM's attention.
-        pnn_product: "inner" or "outer".
-        cin_sizes: feature maps of each layer of xDeepFM's CIN.
-        num_logarithmic_neurons: of AFN.
+        embedding_l2: λ of the penalty λ/2 Σ (‖e‖² + w²) over the features that a batch names, on their embeddings and
+            first-order weights, added to the finetuning loss.
         text_pooling: "cls", the first token, "mean", of the tokens that are not padding, or "last" of these; by default the
             family's own: last for a decoder, mean for the encoder of an encoder-decoder, else cls.
         projection_size: of the space where ICL compares the towers, and of MTM's hidden layer.
@@ -76,6 +89,7 @@ class FlipConfig(PreTrainedConfig):
     text_config: PreTrainedConfig | dict | None = None
     towers: str = "both"
     tabular_tower: str = "dcnv2"
+    tower_settings: dict[str, Any] | None = None
     item_fields: list[int] | tuple[int, ...] = ()
     num_features: int = 2
     num_fields: int = 1
@@ -84,18 +98,9 @@ class FlipConfig(PreTrainedConfig):
     embedding_size: int = 32
     hidden_sizes: list[int] | tuple[int, ...] = (300, 300, 128)
     activation: str = "relu"
-    batch_norm: bool = False
+    batch_norm: bool | None = None
     dropout: float | int = 0.0
     embedding_l2: float | int = 0.0
-    num_cross_layers: int = 3
-    num_experts: int = 4
-    cross_rank: int = 32
-    num_attention_layers: int = 3
-    num_attention_heads: int = 2
-    attention_size: int = 32
-    pnn_product: str = "inner"
-    cin_sizes: list[int] | tuple[int, ...] = (32, 32)
-    num_logarithmic_neurons: int = 64
     text_pooling: str | None = None
     projection_size: int = 128
     temperature: float | int = 0.7
@@ -117,16 +122,41 @@ class FlipConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Raises ValueError where the checkpoint was written by a later version that this one would misread."""
+        """As in transformers, from a config.json of any format up to this one.
+
+        Raises:
+            ValueError: it was written by a later version that this one would misread.
+        """
         version = config_dict.get("format_version", FORMAT_VERSION)
         if not isinstance(version, int) or version > FORMAT_VERSION:
             raise ValueError(
                 f"config.json has format version {version!r}, this modeling_flip reads up to {FORMAT_VERSION}; upgrade "
                 "modeling_flip"
             )
-        return super().from_dict({**config_dict, "format_version": FORMAT_VERSION}, **kwargs)
+        settings = {**config_dict, "format_version": FORMAT_VERSION}
+        if version == 1:
+            tower = settings.get("tabular_tower", cls.tabular_tower)
+            for name in set(flat_settings(settings)) - set(FLAT_SETTINGS.get(tower, ())):
+                del settings[name]
+            settings.setdefault("batch_norm", False)
+            if tower == "autoint":
+                settings["tower_settings"] = {"deep": False}
+        # Arguments of from_pretrained: those that are no attributes would go to the model, and the others replace it whole.
+        settings |= {name: kwargs.pop(name) for name in flat_settings(kwargs)}
+        settings["tower_settings"] = {
+            **(settings.get("tower_settings") or {}),
+            **(kwargs.pop("tower_settings", None) or {}),
+        }
+        return super().from_dict(settings, **kwargs)
 
     def __post_init__(self, **kwargs: Any) -> None:
+        flat = {name: kwargs.pop(name) for name in flat_settings(kwargs)}
+        own = FLAT_SETTINGS.get(
+            self.tabular_tower, tuple(flat)
+        )  # a tower from elsewhere says itself which are not its own
+        for name in set(flat) - set(own):
+            logger.warning_once(f"{name} is not read: tabular tower {self.tabular_tower!r} has no such setting")
+        self.tower_settings = {**(self.tower_settings or {}), **{name: flat[name] for name in flat if name in own}}
         if self.towers != "tabular" and self.text_config is None:
             self.text_config = {"model_type": "bert"}
         # Of this code, whatever an older checkpoint says.
@@ -163,7 +193,6 @@ class FlipConfig(PreTrainedConfig):
         choices = {
             "towers": ("both", "tabular", "text") if type(self) is FlipConfig else (type(self).towers,),
             "text_pooling": (None, "cls", "mean", "last"),
-            "pnn_product": ("inner", "outer"),
             "activation": tuple(ACT2FN),
         }
         for name, allowed in choices.items():
@@ -183,12 +212,10 @@ class FlipConfig(PreTrainedConfig):
         for name in ("mlm_weight", "mtm_weight", "icl_weight", "embedding_l2"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
-        for name in ("hidden_sizes", "cin_sizes"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} is empty; one layer or more is needed")
-        for name in ("embedding_size", "num_experts", "cross_rank", "num_logarithmic_neurons", "attention_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        if not self.hidden_sizes:
+            raise ValueError("hidden_sizes is empty; one layer or more is needed")
+        if self.embedding_size < 1:
+            raise ValueError(f"embedding_size is {self.embedding_size}; it must be 1 or more")
         if self.icl_subspaces < 1 or self.projection_size % self.icl_subspaces:
             raise ValueError(
                 f"icl_subspaces is {self.icl_subspaces}; it must divide projection_size ({self.projection_size})"
@@ -198,3 +225,19 @@ class FlipConfig(PreTrainedConfig):
             raise ValueError(
                 f"item_fields is {list(self.item_fields)}; it names positions among the {in_sentence} fields, not all"
             )
+        if list(self.list_fields) != sorted(set(self.list_fields) & set(range(self.num_fields))):
+            raise ValueError(
+                f"list_fields is {list(self.list_fields)}; it names positions below num_fields ({self.num_fields}), in order"
+            )
+
+
+def flat_settings(names: Iterable[str]) -> list[str]:
+    """Those of the names that are settings of towers."""
+    known = {name for settings in FLAT_SETTINGS.values() for name in settings}
+    return [name for name in names if name in known]
+
+
+def check_item_fields(config: FlipConfig) -> None:
+    """Raises ValueError where no field is named as the item's."""
+    if not config.item_fields:
+        raise ValueError(f"{config.model_type} keeps users and items apart: name the item's fields with item_fields")

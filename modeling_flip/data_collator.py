@@ -65,7 +65,7 @@ class PretrainingCollator:
         text_mask_ratio: the share of fields whose value's tokens are all replaced by the mask token, in the text.
         tabular_mask_ratio: the share of fields whose feature is replaced by `<MASK>`, in the table. On either side
             max(1, round(ratio F)) fields of each row.
-        num_noise_features: K, noise features drawn for each masked feature from the features' training frequency.
+        num_noise_features: K, noise features drawn for each masked field from the features' training frequency.
         text_masking: "field", or "token" for the ablation that masks random tokens wherever they stand.
         seed: of masks and noise.
     """
@@ -137,7 +137,11 @@ class PretrainingCollator:
         """(B, F) bool, max(1, round(ratio F)) chosen fields in each row."""
         draw = self._draw(rows, stream, num_fields)
         rank = draw.argsort(axis=1).argsort(axis=1)
-        return rank < max(1, round(ratio * num_fields))
+        return rank < num_chosen(ratio, num_fields)
+
+
+def num_chosen(ratio: float, num_fields: int) -> int:
+    return max(1, round(ratio * num_fields))
 
 
 def check_masking(text_mask_ratio: float, tabular_mask_ratio: float, text_masking: str) -> None:

@@ -12,13 +12,15 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
 from transformers.utils import ModelOutput, logging
 
 from .checkpoint_files import CheckpointMixin
 from .configuration_flip import FlipConfig
+from .feature_embeddings import FeatureEmbeddings
 from .objectives import InstanceContrastiveLearning, MaskedLanguageModeling, MaskedTabularModeling
 from .processing_flip import FlipProcessor
-from .tabular_layers import BatchNorm, FieldwiseLinear
 from .tabular_towers import create_tabular_tower
 
 logger = logging.get_logger(__name__)
@@ -85,31 +87,15 @@ class FlipPreTrainedModel(CheckpointMixin, PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Layers of this package; the text tower initialises its own."""
+        """Layers of torch; the text tower initialises its own, and so does whatever has `init_parameters`."""
         if isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, std=0.01)
-        elif isinstance(module, FieldwiseLinear):
-            for weight in module.weight:
-                init.xavier_uniform_(weight)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, BatchNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-            init.zeros_(module.running_mean)
-            init.ones_(module.running_var)
-            init.zeros_(module.num_batches_tracked)
-        elif isinstance(module, nn.ParameterList):  # DCN's biases
-            for bias in module:
-                init.zeros_(bias)
-        elif isinstance(module, MaskedLanguageModeling):
-            init.zeros_(module.bias)
-        elif isinstance(module, FlipForCTR) and module.config.towers == "both":
-            init.zeros_(module.alpha_logit)
+        elif (fill := getattr(module, "init_parameters", None)) is not None:
+            fill()
 
     @classmethod
     def from_text_pretrained(
@@ -145,21 +131,38 @@ class FlipPreTrainedModel(CheckpointMixin, PreTrainedModel):
         """The text towers that `from_text_pretrained` fills."""
         return [self.base_model.text_tower]
 
-    def embedding_penalty(self) -> torch.Tensor | float:
-        """λ/2 ‖E‖² of the tabular tower's embeddings, in training; 0 in evaluation and where λ is 0."""
-        tower = getattr(self.base_model, "tabular_tower", None)
-        if tower is None or not (self.training and self.config.embedding_l2):
+    def embedding_penalty(
+        self, feature_ids: torch.Tensor | None, list_feature_ids: torch.Tensor | None = None
+    ) -> torch.Tensor | float:
+        """λ/2 Σ (‖e‖² + w²) over the features that the batch looks up, in training; 0 in evaluation, and where λ is 0."""
+        features = getattr(self.base_model, "feature_embeddings", None)
+        if features is None or not (self.training and self.config.embedding_l2):
             return 0.0
-        tables = [module.weight for module in tower.modules() if isinstance(module, nn.Embedding)]
-        return 0.5 * self.config.embedding_l2 * torch.stack([table.square().sum() for table in tables]).sum()
+        return 0.5 * self.config.embedding_l2 * features.squared_norm(feature_ids, list_feature_ids)
 
     def get_input_embeddings(self) -> nn.Module:
         if self.config.towers == "tabular":
-            return self.base_model.tabular_tower.embedding
+            return self.base_model.feature_embeddings.embedding
         return self.base_model.text_tower.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.base_model.text_tower.set_input_embeddings(value)
+
+
+class OldName(WeightRenaming):
+    """A weight's name in older checkpoints, for loading; saved it is under the new one."""
+
+    def reverse_transform(self) -> WeightRenaming:
+        return WeightRenaming(r"^(?!)", "")  # matches nothing
+
+
+# In format 1 the tabular tower had the tables of features.
+for model_type in ("flip", "morec"):
+    names = [
+        OldName(rf"tabular_tower\.{table}\.weight", f"feature_embeddings.{table}.weight")
+        for table in ("embedding", "first_order")
+    ]
+    register_checkpoint_conversion_mapping(model_type, names, overwrite=True)  # remote code registers them too
 
 
 def create_text_tower(text_config: PreTrainedConfig) -> PreTrainedModel:
@@ -194,7 +197,9 @@ class FlipModel(FlipPreTrainedModel):
     def __init__(self, config: FlipConfig):
         super().__init__(config)
         if config.towers != "text":
-            self.tabular_tower = create_tabular_tower(config)
+            tower = create_tabular_tower(config)
+            self.feature_embeddings = FeatureEmbeddings(config, tower.first_order)
+            self.tabular_tower = tower
         if config.towers != "tabular":
             if config.text_config is None:
                 raise ValueError(
@@ -208,14 +213,20 @@ class FlipModel(FlipPreTrainedModel):
         feature_ids: torch.Tensor | None = None,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        list_feature_ids: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> FlipModelOutput:
-        """feature_ids (B, F), input_ids (B, L), attention_mask (B, L); a tower without its input is left out."""
+        """feature_ids (B, F), input_ids (B, L), attention_mask (B, L), and where there are list fields list_feature_ids
+        (B, number of them, longest list); a tower without its input is left out."""
         output = FlipModelOutput()
         if self.config.towers != "text" and feature_ids is not None:
             # In fp32 under autocast too: next to nothing of the time, and bf16 would round logits to three digits.
             with torch.autocast(feature_ids.device.type, enabled=False):
-                output.tabular_representation, output.tabular_logit = self.tabular_tower(feature_ids)
+                embeddings = self.feature_embeddings(feature_ids, list_feature_ids)  # (B, F, D)
+                output.tabular_representation, logit = self.tabular_tower(embeddings)
+                if self.tabular_tower.first_order:
+                    logit = logit + self.feature_embeddings.linear_term(feature_ids, list_feature_ids)
+                output.tabular_logit = logit
         if self.config.towers != "tabular" and input_ids is not None:
             if attention_mask is None:
                 attention_mask = torch.ones_like(input_ids)
@@ -259,6 +270,8 @@ class FlipForPreTraining(FlipPreTrainedModel):
         mtm_labels: torch.Tensor,
         mlm_labels: torch.Tensor,
         noise_feature_ids: torch.Tensor,
+        list_feature_ids: torch.Tensor | None = None,
+        masked_list_feature_ids: torch.Tensor | None = None,
     ) -> FlipForPreTrainingOutput:
         """What `PretrainingCollator` gives → the losses."""
         config, output = self.config, FlipForPreTrainingOutput()
@@ -275,7 +288,7 @@ class FlipForPreTraining(FlipPreTrainedModel):
             text = dict(zip(text_views, passed.text_hidden_states.chunk(len(text_views)), strict=True))
         table = None
         if config.icl_weight or (config.mlm_weight and joint):
-            table = self.flip(feature_ids).tabular_representation
+            table = self.flip(feature_ids, list_feature_ids=list_feature_ids).tabular_representation
 
         losses: list[torch.Tensor] = []
         if config.mlm_weight:
@@ -283,8 +296,8 @@ class FlipForPreTraining(FlipPreTrainedModel):
             output.mlm_loss = self.mlm(text["masked"], table, mlm_labels, token_embeddings)
             losses.append(config.mlm_weight * output.mlm_loss)
         if config.mtm_weight:
-            masked_table = self.flip(masked_feature_ids).tabular_representation
-            output.mtm_loss = self.mtm(masked_table, text.get("clean"), attention_mask, mtm_labels, noise_feature_ids)
+            masked = self.flip(masked_feature_ids, list_feature_ids=masked_list_feature_ids).tabular_representation
+            output.mtm_loss = self.mtm(masked, text.get("clean"), attention_mask, mtm_labels, noise_feature_ids)
             losses.append(config.mtm_weight * output.mtm_loss)
         if config.icl_weight:
             sentence = passed.text_representation.chunk(len(text_views))[-1]  # the clean view stands last
@@ -315,7 +328,7 @@ class FlipForCTR(FlipPreTrainedModel):
         if config.towers == "tabular":
             left_behind |= {r"^flip\.text_tower\.", r"^text_classifier\."}
         if config.towers == "text":
-            left_behind |= {r"^flip\.tabular_tower\."}
+            left_behind |= {r"^flip\.tabular_tower\.", r"^flip\.feature_embeddings\."}
         self.post_init()
         self._keys_to_ignore_on_load_unexpected |= left_behind
 
@@ -331,6 +344,10 @@ class FlipForCTR(FlipPreTrainedModel):
                 "pretraining heads left behind, click heads untrained; finetune before scoring"
             )
         return loaded
+
+    def init_parameters(self) -> None:
+        if self.config.towers == "both":
+            init.zeros_(self.alpha_logit)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -351,9 +368,11 @@ class FlipForCTR(FlipPreTrainedModel):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        list_feature_ids: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> FlipForCTROutput:
-        """feature_ids (B, F), input_ids (B, L), attention_mask (B, L), labels (B,) of 0 and 1."""
+        """feature_ids (B, F), input_ids (B, L), attention_mask (B, L), labels (B,) of 0 and 1, and where there are list fields
+        list_feature_ids (B, number of them, longest list), padded with −1."""
         needed = {"feature_ids": feature_ids, "input_ids": input_ids}
         needed.pop({"tabular": "input_ids", "text": "feature_ids"}.get(self.config.towers, ""), None)
         for name, value in needed.items():
@@ -361,7 +380,7 @@ class FlipForCTR(FlipPreTrainedModel):
                 raise ValueError(
                     f"{name} is missing; towers is {self.config.towers!r}: pass all that FlipProcessor gives"
                 )
-        towers = self.flip(feature_ids, input_ids, attention_mask)
+        towers = self.flip(feature_ids, input_ids, attention_mask, list_feature_ids)
         if self.config.towers == "tabular":
             logits = towers.tabular_logit
         else:
@@ -370,14 +389,16 @@ class FlipForCTR(FlipPreTrainedModel):
                     1
                 )
         if self.config.towers != "both":
-            loss = None if labels is None else click_loss(logits, labels) + self.embedding_penalty()
+            loss = None
+            if labels is not None:
+                loss = click_loss(logits, labels) + self.embedding_penalty(feature_ids, list_feature_ids)
             return FlipForCTROutput(loss=loss, logits=logits)
         each = {"tabular": towers.tabular_logit, "text": logits}
         each["joint"] = self.alpha * each["tabular"] + (1 - self.alpha) * each["text"]
         output = FlipForCTROutput(logits=each["joint"], tabular_logits=each["tabular"], text_logits=each["text"])
         if labels is not None:
             losses = {f"{name}_loss": click_loss(tower_logits, labels) for name, tower_logits in each.items()}
-            loss = torch.stack(list(losses.values())).sum() + self.embedding_penalty()
+            loss = torch.stack(list(losses.values())).sum() + self.embedding_penalty(feature_ids, list_feature_ids)
             output = FlipForCTROutput(loss=loss, **output, **losses)
         return output
 

@@ -13,6 +13,7 @@ import torch.distributed
 import torch.distributed.nn.functional
 from torch import nn
 from torch.nn import functional as F
+from transformers import initialization as init
 
 from .configuration_flip import FlipConfig
 from .tabular_layers import FieldwiseLinear
@@ -39,6 +40,9 @@ class MaskedLanguageModeling(nn.Module):
         self.hidden = nn.Linear(text_size + tabular_size * self.joint, token_size)
         self.bias = nn.Parameter(torch.zeros(vocab_size))
 
+    def init_parameters(self) -> None:
+        init.zeros_(self.bias)
+
     def forward(
         self,
         masked_text: torch.Tensor,
@@ -64,9 +68,9 @@ class MaskedTabularModeling(nn.Module):
     """MTM (Eq. 7-10): recover masked features from the masked table, with the help of the text.
 
     u = softmax(v̂ Q wᵀ / √D_text) w over the sentence's tokens, padding left out; for each masked field f its own MLP of u,
-    scored against an output table by dot product plus bias. Noise-contrastive loss with K features drawn from the
-    training frequency over all M: −log σ(c_t) − Σ_k log(1 − σ(c_k)), averaged over the row's masked fields. Without joint
-    reconstruction the MLPs read v̂ itself.
+    scored against an output table by dot product plus bias. Noise-contrastive loss with K features, drawn for each masked
+    field from the training frequency over all M: −log σ(c_t) − Σ_k log(1 − σ(c_k)), averaged over the row's masked fields.
+    Without joint reconstruction the MLPs read v̂ itself.
     """
 
     def __init__(self, config: FlipConfig, tabular_size: int, text_size: int):
@@ -88,7 +92,8 @@ class MaskedTabularModeling(nn.Module):
         labels: torch.Tensor,
         noise_feature_ids: torch.Tensor,
     ) -> torch.Tensor:
-        """masked_tabular (B, D_tab), text (B, L, D_text), attention_mask (B, L), labels (B, F), noise (B, K) → scalar.
+        """masked_tabular (B, D_tab), text (B, L, D_text), attention_mask (B, L), labels (B, F), noise (B, F_masked, K), the
+        j-th of a row being of its j-th masked field → scalar.
 
         `text` is not read without joint reconstruction.
         """
@@ -100,7 +105,8 @@ class MaskedTabularModeling(nn.Module):
         fields = self.output(F.gelu(self.hidden(x)))  # (B, F, D)
         is_masked = labels != IGNORE
         rows = is_masked.nonzero()[:, 0]  # (n,)
-        candidates = torch.cat([labels[is_masked][:, None], noise_feature_ids[rows]], dim=1)  # (n, 1 + K)
+        nth = (is_masked.cumsum(1) - 1)[is_masked]  # (n,), which of its row's masked fields each is
+        candidates = torch.cat([labels[is_masked][:, None], noise_feature_ids[rows, nth]], dim=1)  # (n, 1 + K)
         with torch.autocast(labels.device.type, enabled=False):
             embeddings, bias = self.feature_embedding(candidates).float(), self.feature_bias(candidates).float()
             scores = torch.einsum("nd,nkd->nk", fields[is_masked].float(), embeddings) + bias.squeeze(-1)

@@ -1,4 +1,8 @@
-"""Layers that the tabular towers share. B rows, F fields, D embedding size."""
+"""Layers that the tabular towers share. B rows, F fields, D embedding size.
+
+A layer with parameters of its own, beside those of the layers in it, fills them in `init_parameters`, with the functions of
+`transformers.initialization`. Models call it when they are made, and in `from_pretrained` where a checkpoint lacks one of them.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from itertools import pairwise
 
 import torch
 from torch import nn
+from transformers import initialization as init
 from transformers.activations import ACT2FN
 
 from .configuration_flip import FlipConfig
@@ -22,17 +27,36 @@ class BatchNorm(nn.BatchNorm1d):
             )
         return super().forward(x)
 
+    def init_parameters(self) -> None:
+        init.ones_(self.weight)
+        init.zeros_(self.bias)
+        init.zeros_(self.running_mean)
+        init.ones_(self.running_var)
+        init.zeros_(self.num_batches_tracked)
+
 
 class MLP(nn.Sequential):
-    """Linear, batch norm if the configuration has it, activation and dropout for each hidden size:
-    (B, input_size) → (B, hidden_sizes[-1])."""
+    """Linear, batch norm, activation and dropout for each hidden size: (B, input_size) → (B, hidden_sizes[-1]).
 
-    def __init__(self, input_size: int, config: FlipConfig):
+    `batch_norm` decides whether there is one where the configuration leaves it open.
+    """
+
+    def __init__(self, input_size: int, config: FlipConfig, batch_norm: bool = False):
         layers: list[nn.Module] = []
+        if config.batch_norm is not None:
+            batch_norm = config.batch_norm
         for size, next_size in pairwise([input_size, *config.hidden_sizes]):
-            norm = [BatchNorm(next_size)] if config.batch_norm else []
+            norm = [BatchNorm(next_size)] if batch_norm else []
             layers += [nn.Linear(size, next_size), *norm, ACT2FN[config.activation], nn.Dropout(config.dropout)]
         super().__init__(*layers)
+
+
+class Biases(nn.ParameterList):
+    """Zeros at first. (transformers never asks a module without parameters of its own, and a list's are not its holder's.)"""
+
+    def init_parameters(self) -> None:
+        for bias in self:
+            init.zeros_(bias)
 
 
 class VectorCrossNetwork(nn.Module):
@@ -41,7 +65,7 @@ class VectorCrossNetwork(nn.Module):
     def __init__(self, size: int, num_layers: int):
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(size, 1, bias=False) for _ in range(num_layers))
-        self.biases = nn.ParameterList(torch.zeros(size) for _ in range(num_layers))
+        self.biases = Biases(torch.zeros(size) for _ in range(num_layers))
 
     def forward(self, x0: torch.Tensor) -> torch.Tensor:
         x = x0
@@ -160,3 +184,9 @@ class FieldwiseLinear(nn.Module):
         equation = "bi,fio->bfo" if x.ndim == 2 else "bfi,fio->bfo"
         product = torch.einsum(equation, x, self.weight)
         return product if self.bias is None else product + self.bias
+
+    def init_parameters(self) -> None:
+        for weight in self.weight:
+            init.xavier_uniform_(weight)
+        if self.bias is not None:
+            init.zeros_(self.bias)

@@ -1,12 +1,16 @@
 """The tabular towers: published ID models, each a short class over shared layers, and their registry.
 
-A tower maps feature ids (B, F) to its representation (B, representation_size), which pretraining aligns with the text, and
-to the published model's own logit (B,).
+A tower maps the embeddings of a row's fields (B, F, D) to its representation (B, representation_size), which pretraining
+aligns with the text, and to the published model's own logit (B,). The embeddings are not its own (feature_embeddings.py).
 """
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -26,16 +30,61 @@ from .tabular_layers import (
 TABULAR_TOWERS: dict[str, type[TabularTower]] = {}
 
 
-def register_tabular_tower(name: str) -> Callable[[type[TabularTower]], type[TabularTower]]:
+@dataclass(frozen=True)
+class NoSettings:
+    """Of a tower that leaves nothing to set."""
+
+
+class TabularTower(nn.Module):
+    """Base of all towers.
+
+    A tower sets `representation_size` and defines `forward(embeddings)`: (B, F, D) → representation
+    (B, representation_size), logit (B,). It is made with the configuration and its settings.
+    Parameters of its own, beside those of layers, it fills in `init_parameters` (tabular_layers.py).
+
+    Attributes:
+        first_order: whether the model adds Σ_f w_f to the logit, w a weight of each feature.
+        settings_class: as registered; a frozen dataclass.
+    """
+
+    first_order: ClassVar[bool] = False
+    settings_class: ClassVar[type] = NoSettings
+    representation_size: int
+
+    def __init__(self, config: FlipConfig, settings: Any):
+        super().__init__()
+
+    def forward(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        raise TypeError(f"{type(self).__name__} must define forward(embeddings) -> (representation, logit)")
+
+
+# ---- the registry
+
+
+def register_tabular_tower(
+    name: str, settings: type = NoSettings
+) -> Callable[[type[TabularTower]], type[TabularTower]]:
     """Class decorator: makes a tower available as `FlipConfig(tabular_tower=name)`.
 
+    Args:
+        name: of the tower.
+        settings: a frozen dataclass of what can be set of this tower, each with a default, and a line in the docstring's Args
+            for --help; its `__post_init__` refuses what cannot be. The tower is made with the configuration and one of these.
+            They are given as `FlipConfig(tower_settings={…})`, and in a recipe's section `model`.
+
     Raises:
-        ValueError: the name is taken.
+        ValueError: the name is taken, or that of a setting is.
     """
 
     def register(tower: type[TabularTower]) -> type[TabularTower]:
         if name in TABULAR_TOWERS:
             raise ValueError(f"tabular tower {name!r} is registered already, as {TABULAR_TOWERS[name].__name__}")
+        taken = {field.name for field in dataclasses.fields(settings)} & set(FlipConfig.__annotations__)
+        if taken:
+            raise ValueError(
+                f"{sorted(taken)[0]} is a setting of FlipConfig already; call that of tower {name!r} otherwise"
+            )
+        tower.settings_class = settings
         TABULAR_TOWERS[name] = tower
         return tower
 
@@ -43,35 +92,59 @@ def register_tabular_tower(name: str) -> Callable[[type[TabularTower]], type[Tab
 
 
 def create_tabular_tower(config: FlipConfig) -> TabularTower:
-    """The tower that `config.tabular_tower` names."""
-    if config.tabular_tower not in TABULAR_TOWERS:
-        raise ValueError(f"tabular_tower is {config.tabular_tower!r}; it must be one of {', '.join(TABULAR_TOWERS)}")
-    return TABULAR_TOWERS[config.tabular_tower](config)
+    """The tower that `config.tabular_tower` names. `config.tower_settings` then has all its settings, defaults too: a
+    checkpoint says what it was made with.
 
-
-class TabularTower(nn.Module):
-    """Base of all towers: it looks the features' embeddings up.
-
-    A tower sets `representation_size` and defines `interact(embeddings, feature_ids)` → (representation, logit).
+    Raises:
+        ValueError: there is no such tower, or its settings cannot be.
     """
+    settings = tower_settings(config.tabular_tower, config.tower_settings or {})
+    values = dataclasses.asdict(settings)
+    config.tower_settings = {
+        key: list(v) if isinstance(v, tuple) else v for key, v in values.items()
+    }  # as JSON has them
+    tower = TABULAR_TOWERS[config.tabular_tower](config, settings)
+    for name, _ in tower.named_children():
+        if name in ("embedding", "first_order"):  # names that checkpoints of format 1 have for the tables of features
+            raise ValueError(
+                f"{type(tower).__name__} has a module {name!r}: features' embeddings and first-order weights are not a tower's "
+                "own (it gets the ones, and sets first_order = True for the others); call any other module otherwise"
+            )
+    return tower
 
-    representation_size: int
 
-    def __init__(self, config: FlipConfig):
-        super().__init__()
-        self.embedding = nn.Embedding(config.num_features, config.embedding_size)
+def tower_settings(name: str, given: dict[str, Any]) -> Any:
+    """The settings of a tower, defaults included, as its own dataclass.
 
-    def forward(
-        self, feature_ids: torch.Tensor, embeddings: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """feature_ids (B, F), and embeddings (B, F, D) where they are not the tower's own → representation
-        (B, representation_size), logit (B,)."""
-        return self.interact(self.embedding(feature_ids) if embeddings is None else embeddings, feature_ids)
-
-    def interact(self, embeddings: torch.Tensor, feature_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        raise TypeError(
-            f"{type(self).__name__} must define interact(embeddings, feature_ids) -> (representation, logit)"
+    Raises:
+        ValueError: there is no such tower, or it has no such setting, or not that value.
+    """
+    if name not in TABULAR_TOWERS:
+        raise ValueError(f"tabular_tower is {name!r}; it must be one of {', '.join(TABULAR_TOWERS)}")
+    known = setting_names(name)
+    for wrong in sorted(set(given) - set(known)):
+        near = difflib.get_close_matches(wrong, known, n=1)
+        raise ValueError(
+            f"tabular tower {name!r} has no setting {wrong!r}"
+            + (f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(known) or 'none'}")
         )
+    return TABULAR_TOWERS[name].settings_class(**given)
+
+
+def setting_names(name: str) -> list[str]:
+    """The names of a registered tower's settings."""
+    return [field.name for field in dataclasses.fields(TABULAR_TOWERS[name].settings_class)]
+
+
+def check_whole_numbers(settings: Any, minimum: int, *names: str) -> None:
+    """Raises ValueError where a setting is no whole number, or below the minimum."""
+    for name in names:
+        value = getattr(settings, name)
+        if not isinstance(value, int) or value < minimum:
+            raise ValueError(f"{name} is {value!r}; it must be a whole number of {minimum} or more")
+
+
+# ---- the published models
 
 
 @register_tabular_tower("wide_deep")
@@ -81,19 +154,34 @@ class WideDeep(TabularTower):
     representation = MLP(e), e the row's embeddings end to end; logit = Σ_i w_i + w · MLP(e) + b.
     """
 
-    def __init__(self, config: FlipConfig):
-        super().__init__(config)
-        self.first_order = nn.Embedding(config.num_features, 1)
+    first_order = True
+
+    def __init__(self, config: FlipConfig, settings: NoSettings):
+        super().__init__(config, settings)
         self.deep = MLP(config.num_fields * config.embedding_size, config)
         self.representation_size = config.hidden_sizes[-1]
         self.output = nn.Linear(self.representation_size, 1)
 
-    def interact(self, embeddings: torch.Tensor, feature_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         deep = self.deep(embeddings.flatten(1))
-        return deep, self.first_order(feature_ids).sum((1, 2)) + self.output(deep).squeeze(1)
+        return deep, self.output(deep).squeeze(1)
 
 
-@register_tabular_tower("pnn")
+@dataclass(frozen=True)
+class PNNSettings:
+    """
+    Args:
+        pnn_product: of PNN, "inner" or "outer".
+    """
+
+    pnn_product: str = "inner"
+
+    def __post_init__(self) -> None:
+        if self.pnn_product not in ("inner", "outer"):
+            raise ValueError(f"pnn_product is {self.pnn_product!r}; it must be one of inner, outer")
+
+
+@register_tabular_tower("pnn", settings=PNNSettings)
 class PNN(TabularTower):
     """PNN (Qu et al., ICDM '16, Eq. 1-2), the products beside the embeddings at the MLP's entrance.
 
@@ -101,16 +189,16 @@ class PNN(TabularTower):
     "outer" (Eq. 11): the superposition f fᵀ, f = Σ_i e_i. representation = MLP([e ⊕ products]); logit = w · MLP(…) + b.
     """
 
-    def __init__(self, config: FlipConfig):
-        super().__init__(config)
-        self.is_outer = config.pnn_product == "outer"
+    def __init__(self, config: FlipConfig, settings: PNNSettings):
+        super().__init__(config, settings)
+        self.is_outer = settings.pnn_product == "outer"
         num_pairs = config.num_fields * (config.num_fields - 1) // 2
         num_products = config.embedding_size**2 if self.is_outer else num_pairs
         self.deep = MLP(config.num_fields * config.embedding_size + num_products, config)
         self.representation_size = config.hidden_sizes[-1]
         self.output = nn.Linear(self.representation_size, 1)
 
-    def interact(self, embeddings: torch.Tensor, feature_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self.is_outer:
             f = embeddings.sum(1)
             products = (f.unsqueeze(2) * f.unsqueeze(1)).flatten(1)  # (B, D D)
@@ -129,21 +217,35 @@ class DeepFM(TabularTower):
     representation = [Σ_{i<j} e_i ⊙ e_j ⊕ MLP(e)]; logit = Σ_i w_i + Σ_{i<j} ⟨e_i, e_j⟩ + w · MLP(e) + b.
     """
 
-    def __init__(self, config: FlipConfig):
-        super().__init__(config)
-        self.first_order = nn.Embedding(config.num_features, 1)
+    first_order = True
+
+    def __init__(self, config: FlipConfig, settings: NoSettings):
+        super().__init__(config, settings)
         self.deep = MLP(config.num_fields * config.embedding_size, config)
         self.representation_size = config.embedding_size + config.hidden_sizes[-1]
         self.output = nn.Linear(config.hidden_sizes[-1], 1)
 
-    def interact(self, embeddings: torch.Tensor, feature_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         interactions = pairwise_interactions(embeddings)  # (B, D)
         deep = self.deep(embeddings.flatten(1))
-        logit = self.first_order(feature_ids).sum((1, 2)) + interactions.sum(1) + self.output(deep).squeeze(1)
+        logit = interactions.sum(1) + self.output(deep).squeeze(1)
         return torch.cat([interactions, deep], dim=1), logit
 
 
-@register_tabular_tower("afm")
+@dataclass(frozen=True)
+class AFMSettings:
+    """
+    Args:
+        attention_size: of AFM's attention, and of one head of AutoInt.
+    """
+
+    attention_size: int = 32
+
+    def __post_init__(self) -> None:
+        check_whole_numbers(self, 1, "attention_size")
+
+
+@register_tabular_tower("afm", settings=AFMSettings)
 class AFM(TabularTower):
     """AFM (Xiao et al., IJCAI '17, Eq. 4-6): pairs of features, weighed by attention.
 
@@ -151,123 +253,206 @@ class AFM(TabularTower):
     logit = Σ_i w_i + p · representation + b.
     """
 
-    def __init__(self, config: FlipConfig):
-        super().__init__(config)
-        self.first_order = nn.Embedding(config.num_features, 1)
-        self.attention = nn.Linear(config.embedding_size, config.attention_size)
-        self.score = nn.Linear(config.attention_size, 1, bias=False)
+    first_order = True
+
+    def __init__(self, config: FlipConfig, settings: AFMSettings):
+        super().__init__(config, settings)
+        self.attention = nn.Linear(config.embedding_size, settings.attention_size)
+        self.score = nn.Linear(settings.attention_size, 1, bias=False)
         self.dropout = nn.Dropout(config.dropout)
         self.representation_size = config.embedding_size
         self.output = nn.Linear(self.representation_size, 1)
 
-    def interact(self, embeddings: torch.Tensor, feature_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         num_fields = embeddings.shape[1]
         i, j = torch.triu_indices(num_fields, num_fields, offset=1, device=embeddings.device)
         products = embeddings[:, i] * embeddings[:, j]  # (B, F (F - 1) / 2, D)
         weights = self.score(self.attention(products).relu()).softmax(1)
         representation = self.dropout((weights * products).sum(1))
-        return representation, self.first_order(feature_ids).sum((1, 2)) + self.output(representation).squeeze(1)
+        return representation, self.output(representation).squeeze(1)
+
+
+@dataclass(frozen=True)
+class CrossSettings:
+    """
+    Args:
+        num_cross_layers: of DCN, DCNv2 and DCN-Mix.
+    """
+
+    num_cross_layers: int = 3
+
+    def __post_init__(self) -> None:
+        check_whole_numbers(self, 0, "num_cross_layers")
 
 
 class ParallelCross(TabularTower):
     """A cross network beside an MLP: representation = [cross(e) ⊕ MLP(e)], e the row's embeddings end to end;
     logit = w · representation + b."""
 
-    def __init__(self, config: FlipConfig, cross: Callable[[int], nn.Module]):
-        super().__init__(config)
+    def __init__(self, config: FlipConfig, settings: CrossSettings, cross: Callable[[int], nn.Module]):
+        super().__init__(config, settings)
         size = config.num_fields * config.embedding_size
         self.cross = cross(size)
         self.deep = MLP(size, config)
         self.representation_size = size + config.hidden_sizes[-1]
         self.output = nn.Linear(self.representation_size, 1)
 
-    def interact(self, embeddings: torch.Tensor, feature_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x = embeddings.flatten(1)  # (B, F D)
         representation = torch.cat([self.cross(x), self.deep(x)], dim=1)
         return representation, self.output(representation).squeeze(1)
 
 
-@register_tabular_tower("dcn")
+@register_tabular_tower("dcn", settings=CrossSettings)
 class DCN(ParallelCross):
     """DCN (Wang et al., ADKDD '17, Eq. 3-5): cross layers with one weight vector each."""
 
-    def __init__(self, config: FlipConfig):
-        super().__init__(config, lambda size: VectorCrossNetwork(size, config.num_cross_layers))
+    def __init__(self, config: FlipConfig, settings: CrossSettings):
+        super().__init__(config, settings, lambda size: VectorCrossNetwork(size, settings.num_cross_layers))
 
 
-@register_tabular_tower("dcnv2")
+@register_tabular_tower("dcnv2", settings=CrossSettings)
 class DCNv2(ParallelCross):
     """DCN-V2, parallel (Wang et al., WWW '21, Eq. 1-2): cross layers with a full-rank matrix each."""
 
-    def __init__(self, config: FlipConfig):
-        super().__init__(config, lambda size: CrossNetwork(size, config.num_cross_layers))
+    def __init__(self, config: FlipConfig, settings: CrossSettings):
+        super().__init__(config, settings, lambda size: CrossNetwork(size, settings.num_cross_layers))
 
 
-@register_tabular_tower("dcn_mix")
+@dataclass(frozen=True)
+class DCNMixSettings(CrossSettings):
+    """
+    Args:
+        num_cross_layers: of DCN, DCNv2 and DCN-Mix.
+        num_experts: of a cross layer of DCN-Mix.
+        cross_rank: of an expert's matrices.
+    """
+
+    num_experts: int = 4
+    cross_rank: int = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole_numbers(self, 1, "num_experts", "cross_rank")
+
+
+@register_tabular_tower("dcn_mix", settings=DCNMixSettings)
 class DCNMix(ParallelCross):
     """DCN-Mix, parallel (Wang et al., WWW '21, Eq. 3-5): cross layers that mix `num_experts` matrices of rank `cross_rank`."""
 
-    def __init__(self, config: FlipConfig):
-        layers, experts, rank = config.num_cross_layers, config.num_experts, config.cross_rank
-        super().__init__(config, lambda size: MixtureCrossNetwork(size, layers, experts, rank))
+    def __init__(self, config: FlipConfig, settings: DCNMixSettings):
+        layers, experts, rank = settings.num_cross_layers, settings.num_experts, settings.cross_rank
+        super().__init__(config, settings, lambda size: MixtureCrossNetwork(size, layers, experts, rank))
 
 
-@register_tabular_tower("xdeepfm")
+@dataclass(frozen=True)
+class XDeepFMSettings:
+    """
+    Args:
+        cin_sizes: feature maps of each layer of xDeepFM's CIN.
+    """
+
+    cin_sizes: list[int] | tuple[int, ...] = (32, 32)
+
+    def __post_init__(self) -> None:
+        if not self.cin_sizes:
+            raise ValueError("cin_sizes is empty; one layer or more is needed")
+
+
+@register_tabular_tower("xdeepfm", settings=XDeepFMSettings)
 class XDeepFM(TabularTower):
     """xDeepFM (Lian et al., KDD '18, Eq. 6-9).
 
     representation = [CIN ⊕ MLP(e)]; logit = Σ_i w_i + w · representation + b.
     """
 
-    def __init__(self, config: FlipConfig):
-        super().__init__(config)
-        self.first_order = nn.Embedding(config.num_features, 1)
-        self.cin = CompressedInteractionNetwork(config.num_fields, config.cin_sizes)
+    first_order = True
+
+    def __init__(self, config: FlipConfig, settings: XDeepFMSettings):
+        super().__init__(config, settings)
+        self.cin = CompressedInteractionNetwork(config.num_fields, settings.cin_sizes)
         self.deep = MLP(config.num_fields * config.embedding_size, config)
-        self.representation_size = sum(config.cin_sizes) + config.hidden_sizes[-1]
+        self.representation_size = sum(settings.cin_sizes) + config.hidden_sizes[-1]
         self.output = nn.Linear(self.representation_size, 1)
 
-    def interact(self, embeddings: torch.Tensor, feature_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         representation = torch.cat([self.cin(embeddings), self.deep(embeddings.flatten(1))], dim=1)
-        return representation, self.first_order(feature_ids).sum((1, 2)) + self.output(representation).squeeze(1)
+        return representation, self.output(representation).squeeze(1)
 
 
-@register_tabular_tower("afn")
+@dataclass(frozen=True)
+class AFNSettings:
+    """
+    Args:
+        num_logarithmic_neurons: of AFN.
+    """
+
+    num_logarithmic_neurons: int = 64
+
+    def __post_init__(self) -> None:
+        check_whole_numbers(self, 1, "num_logarithmic_neurons")
+
+
+@register_tabular_tower("afn", settings=AFNSettings)
 class AFN(TabularTower):
-    """AFN (Cheng et al., AAAI '20, Eq. 6-9): products of features to learned powers, then an MLP.
+    """AFN (Cheng et al., AAAI '20, Eq. 6-9): products of features to learned powers, then an MLP, with batch norm as its
+    authors have it.
 
     representation = MLP(logarithmic neurons, end to end); logit = w · representation + b.
     """
 
-    def __init__(self, config: FlipConfig):
-        super().__init__(config)
-        self.logarithmic = LogarithmicLayer(config.num_fields, config.num_logarithmic_neurons)
-        self.deep = MLP(config.num_logarithmic_neurons * config.embedding_size, config)
+    def __init__(self, config: FlipConfig, settings: AFNSettings):
+        super().__init__(config, settings)
+        num_neurons = settings.num_logarithmic_neurons
+        self.logarithmic = LogarithmicLayer(config.num_fields, num_neurons)
+        self.deep = MLP(num_neurons * config.embedding_size, config, batch_norm=True)
         self.representation_size = config.hidden_sizes[-1]
         self.output = nn.Linear(self.representation_size, 1)
 
-    def interact(self, embeddings: torch.Tensor, feature_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         deep = self.deep(self.logarithmic(embeddings).flatten(1))
         return deep, self.output(deep).squeeze(1)
 
 
-@register_tabular_tower("autoint")
-class AutoInt(TabularTower):
-    """AutoInt (Song et al., CIKM '19, Eq. 5-9): self-attention between fields, no MLP.
-
-    representation = the last layer's fields end to end; logit = w · representation + b.
+@dataclass(frozen=True)
+class AutoIntSettings:
+    """
+    Args:
+        num_attention_layers: of AutoInt.
+        num_attention_heads: of AutoInt.
+        attention_size: of AFM's attention, and of one head of AutoInt.
+        deep: whether AutoInt has an MLP beside its attention (AutoInt+).
     """
 
-    def __init__(self, config: FlipConfig):
-        super().__init__(config)
-        size = config.num_attention_heads * config.attention_size
-        sizes = [config.embedding_size] + [size] * config.num_attention_layers
-        self.layers = nn.Sequential(
-            *(InteractingLayer(s, config.num_attention_heads, config.attention_size) for s in sizes[:-1])
-        )
-        self.representation_size = config.num_fields * sizes[-1]
+    num_attention_layers: int = 3
+    num_attention_heads: int = 2
+    attention_size: int = 32
+    deep: bool = True
+
+    def __post_init__(self) -> None:
+        check_whole_numbers(self, 0, "num_attention_layers")
+        check_whole_numbers(self, 1, "num_attention_heads", "attention_size")
+
+
+@register_tabular_tower("autoint", settings=AutoIntSettings)
+class AutoInt(TabularTower):
+    """AutoInt+ (Song et al., CIKM '19, Eq. 5-9 and §5.5): self-attention between fields beside an MLP.
+
+    representation = [the last layer's fields, end to end ⊕ MLP(e)]; logit = w · representation + b. Without `deep`, AutoInt:
+    no MLP.
+    """
+
+    def __init__(self, config: FlipConfig, settings: AutoIntSettings):
+        super().__init__(config, settings)
+        heads, head_size = settings.num_attention_heads, settings.attention_size
+        sizes = [config.embedding_size] + [heads * head_size] * settings.num_attention_layers
+        self.layers = nn.Sequential(*(InteractingLayer(size, heads, head_size) for size in sizes[:-1]))
+        self.deep = MLP(config.num_fields * config.embedding_size, config) if settings.deep else None
+        self.representation_size = config.num_fields * sizes[-1] + (config.hidden_sizes[-1] if settings.deep else 0)
         self.output = nn.Linear(self.representation_size, 1)
 
-    def interact(self, embeddings: torch.Tensor, feature_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         representation = self.layers(embeddings).flatten(1)
+        if self.deep is not None:
+            representation = torch.cat([representation, self.deep(embeddings.flatten(1))], dim=1)
         return representation, self.output(representation).squeeze(1)

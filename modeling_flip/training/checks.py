@@ -10,12 +10,13 @@ from transformers import AutoConfig
 from transformers.utils import logging
 
 from ..configuration_flip import FlipConfig
+from ..ctr_models import CTR_MODELS
 from ..fields import did_you_mean
-from ..modeling_baselines import CTR_MODELS, check_has_decoder
+from ..modeling_p5 import check_has_decoder
 from ..row_reader import read_clicks
 from ..tabular_towers import TABULAR_TOWERS
 from .hub import push_error
-from .recipe import FREE_MODEL_KEYS, SPLITS, STAGE_DEFAULTS, Recipe, needs_text, stage_arguments
+from .recipe import FREE_MODEL_KEYS, SPLITS, STAGE_DEFAULTS, Recipe, model_settings, needs_text, stage_arguments
 
 logger = logging.get_logger(__name__)
 
@@ -45,7 +46,8 @@ def check_recipe(recipe: Recipe) -> None:
         raise ValueError(
             "freeze_text_tower is morec's; to hold another text tower still, set its text_learning_rate to 0"
         )
-    config = FlipConfig(towers=recipe.towers, **recipe.model)
+    settings = model_settings(recipe)
+    config = FlipConfig(towers=recipe.towers, **settings)
     if recipe.hub_strategy not in ("every_save", "end", "checkpoint"):
         raise ValueError(f"hub_strategy is {recipe.hub_strategy!r}; it must be one of every_save, end, checkpoint")
     if recipe.push_to_hub and recipe.license != Recipe.license:
@@ -65,18 +67,20 @@ def check_recipe(recipe: Recipe) -> None:
                 f"text model {text_model!r} cannot be loaded: it is no folder with a config.json, and the Hub does not give "
                 f"it ({str(error).splitlines()[0]}); set --text_model_name_or_path to a Hub id or a folder that exists"
             ) from error
-        FlipConfig(text_config=text_config, **recipe.model)
+        FlipConfig(text_config=text_config, **settings)
         if recipe.model_type == "p5":
             check_has_decoder(text_config)
     if (pretrained := recipe.pretrained_model_name_or_path) is not None:
         try:
-            config = FlipConfig.from_pretrained(pretrained)
+            pretrained_config = FlipConfig.from_pretrained(pretrained)
         except OSError as error:
             raise ValueError(f"pretrained_model_name_or_path {pretrained!r} does not exist; pretrain first") from error
-        for key, value in {"tabular_tower": recipe.tabular_tower, **recipe.model}.items():
-            if key not in FREE_MODEL_KEYS and getattr(config, key) != value:
+        theirs = vars(pretrained_config) | (pretrained_config.tower_settings or {})
+        ours = vars(config) | (config.tower_settings or {})
+        for key in ("tabular_tower", *recipe.model):
+            if key in ours and key not in FREE_MODEL_KEYS and ours[key] != theirs.get(key):
                 raise ValueError(
-                    f"{key} is {value!r}, but {pretrained} was pretrained with {getattr(config, key)!r}; "
+                    f"{key} is {ours[key]!r}, but {pretrained} was pretrained with {theirs.get(key)!r}; "
                     "take that, or pretrain anew"
                 )
 

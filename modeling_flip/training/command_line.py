@@ -12,7 +12,8 @@ from typing import NoReturn
 
 import jsonargparse
 
-from ..modeling_baselines import MoRecConfig
+from ..modeling_morec import MoRecConfig
+from ..tabular_towers import TABULAR_TOWERS, setting_names
 from .arguments import FlipTrainingArguments
 from .recipe import MODEL_KEYS, STAGE_DEFAULTS, Recipe
 
@@ -36,7 +37,7 @@ SHOWN = {
     "early_stopping_patience": "evaluations without a better validation AUC before training stops",
     "text_mask_ratio": "share of fields masked in the text",
     "tabular_mask_ratio": "share of fields masked in the table",
-    "num_noise_features": "K, noise features drawn per row for MTM",
+    "num_noise_features": "K, noise features drawn per masked field for MTM",
     "text_masking": "field, or token for the ablation",
 }
 PRETRAINING_ONLY = {"text_mask_ratio", "tabular_mask_ratio", "num_noise_features", "text_masking"}
@@ -77,6 +78,12 @@ def recipe_parser() -> RecipeParser:
         "--push_to_hub", action=jsonargparse.ActionYesNo, help="push to the Hub, while training and at the end"
     )
     parser.add_class_arguments(MoRecConfig, "model", skip={f.name for f in fields(MoRecConfig)} - set(MODEL_KEYS))
+    added: set[str] = set()
+    for name, tower in TABULAR_TOWERS.items():  # towers may share a setting
+        (parser.groups or {})["model"].add_class_arguments(
+            tower.settings_class, "model", as_group=False, skip=set(added)
+        )
+        added |= set(setting_names(name))
     for stage in STAGE_DEFAULTS:
         others = PRETRAINING_ONLY if stage == "finetuning" else FINETUNING_ONLY
         skip = {"output_dir", "seed", "data_seed", "use_cpu"} | others

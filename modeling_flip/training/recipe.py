@@ -12,19 +12,21 @@ from typing import Any
 import torch
 import yaml
 
-from ..configuration_flip import FlipConfig
+from ..configuration_flip import FlipConfig, flat_settings
+from ..tabular_towers import setting_names, tower_settings
 from .arguments import FlipTrainingArguments
 
 SPLITS = ("train", "validation", "test")
 # Where a run is pushed to; another place is no other run.
 HUB_KEYS = ("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_revision", "license")
+# Those of a recipe's section `model` that are FlipConfig's; beside them stand the settings of the tower.
 MODEL_KEYS = [
     name
     for name in (*FlipConfig.__annotations__, "freeze_text_tower")
     if name
     not in (
-        *("text_config", "towers", "tabular_tower", "item_fields", "num_features", "num_fields"),
-        *("vocabulary_fingerprint", "format_version", "remote_classes"),
+        *("text_config", "towers", "tabular_tower", "tower_settings", "item_fields", "list_fields", "text_fields"),
+        *("num_features", "num_fields", "vocabulary_fingerprint", "format_version", "remote_classes"),
     )
 ]
 # What finetuning may set otherwise than pretraining: it changes no weights.
@@ -75,7 +77,7 @@ class Recipe:
         hub_private_repo: make the repo private, if it has to be created.
         hub_revision: the branch to push to.
         license: of the model, for its card; one of the Hub's identifiers.
-        model: settings of FlipConfig.
+        model: settings of FlipConfig, and of the tabular tower.
         pretraining: training arguments of the alignment stage; without any there is none.
         finetuning: training arguments of the click prediction stage.
     """
@@ -120,6 +122,20 @@ class Recipe:
 
 
 # ---- what it asks for
+
+
+def model_settings(recipe: Recipe) -> dict[str, Any]:
+    """Its section `model` as FlipConfig takes it, with the tower's name, and the settings of the tower apart.
+
+    Raises:
+        ValueError: a setting is not the tower's, or cannot be.
+    """
+    # FlipConfig knows whose the flat ones are.
+    flat = flat_settings(set(recipe.model) - set(setting_names(recipe.tabular_tower)))
+    own = {key: value for key, value in recipe.model.items() if key not in (*MODEL_KEYS, *flat)}
+    tower_settings(recipe.tabular_tower, own)
+    settings = {key: value for key, value in recipe.model.items() if key not in own}
+    return {"tabular_tower": recipe.tabular_tower, "tower_settings": own, **settings}
 
 
 def hub_repo(recipe: Recipe) -> str:

@@ -21,7 +21,7 @@ from accelerate import PartialState
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging
 
-from ..modeling_baselines import CTR_MODELS
+from ..ctr_models import CTR_MODELS
 from ..modeling_flip import FlipForCTR, FlipForPreTraining
 from ..processing_flip import FlipProcessor
 from ..row_dataset import FlipDataset
@@ -42,6 +42,7 @@ from .recipe import (
     SPLITS,
     Recipe,
     hub_repo,
+    model_settings,
     needs_pretraining,
     needs_text,
     stage_arguments,
@@ -111,7 +112,7 @@ def run(recipe: Recipe, data: datasets.DatasetDict) -> dict[str, Any]:
         free = {key: value for key, value in recipe.model.items() if key in FREE_MODEL_KEYS}
         model = FlipForCTR.from_pretrained(pretrained, towers=recipe.towers, **free)
     else:
-        settings = {"tabular_tower": recipe.tabular_tower, **recipe.model}
+        settings = model_settings(recipe)
         if recipe.model_type == "flip":
             settings["towers"] = recipe.towers
         if recipe.item_fields:
@@ -199,9 +200,7 @@ def make_processor(recipe: Recipe, data: datasets.DatasetDict) -> FlipProcessor:
 def pretrain(recipe: Recipe, processor: FlipProcessor, encoded: dict[str, FlipDataset], folder: Path) -> list[str]:
     """Align the two towers on the training rows; checkpoint and figures go to `folder`. Returns the pushes that failed."""
     started = time.perf_counter()
-    model = FlipForPreTraining.from_text_pretrained(
-        recipe.text_model_name_or_path, processor, tabular_tower=recipe.tabular_tower, **recipe.model
-    )
+    model = FlipForPreTraining.from_text_pretrained(recipe.text_model_name_or_path, processor, **model_settings(recipe))
     arguments = stage_arguments(recipe, "pretraining")
     trainer = FlipTrainer(model, arguments, processor, encoded["train"], encoded["validation"])
     trainer.facts = run_facts(recipe)

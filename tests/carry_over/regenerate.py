@@ -23,17 +23,27 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from modeling_flip import FlipDataCollator, FlipForCTR, FlipForPreTraining, FlipProcessor, MoRecForCTR
+from modeling_flip import Field, FlipDataCollator, FlipForCTR, FlipForPreTraining, FlipProcessor, MoRecForCTR
 from modeling_flip.configuration_flip import FORMAT_VERSION
 
 HERE = Path(__file__).parent
+# Format 1 knows the first three columns alone, as categories; format 2 has fields of each kind.
 ROWS: list[dict[str, Any]] = [
-    {"user_id": 7, "gender": "female", "title": "Toy Story"},
-    {"user_id": 8, "gender": None, "title": "Amélie"},
-    {"user_id": 7, "gender": "male", "title": "東京物語"},
+    {"user_id": 7, "gender": "female", "title": "Toy Story", "price": 3.5, "tags": ["toy", "new"], "note": "is a toy"},
+    {"user_id": 8, "gender": None, "title": "Amélie", "price": None, "tags": [], "note": None},
+    {"user_id": 7, "gender": "male", "title": "東京物語", "price": 12, "tags": ["new"], "note": "title a is of b"},
+]
+FIELDS = [
+    Field(name="user_id", type="integer", side="user", words="user"),
+    Field(name="gender", side="user"),
+    Field(name="title", side="item"),
+    Field(name="price", kind="numeric", type="number", side="item"),
+    Field(name="tags", kind="list", separator="|"),
+    Field(name="note", kind="text", max_words=3),
+    Field(name="when", kind="ignored", reason="moments that never come again"),
 ]
 # Scored beside the rows of training: nothing in it was seen.
-UNSEEN = {"user_id": 9, "title": "Toy and Story"}
+UNSEEN = {"user_id": 9, "title": "Toy and Story", "price": "7.25", "tags": "new|other"}
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -57,13 +67,21 @@ def regenerate(folder: Path) -> None:
     torch.manual_seed(0)
     text_model = folder / ".text_model"
     BertModel(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **sizes)).save_pretrained(text_model)
-    processor = FlipProcessor.fit(ROWS, list(ROWS[0]), tokenizer, display_names={"user_id": "user"})
+    processor = FlipProcessor.fit(ROWS, FIELDS, tokenizer)
     settings = {"embedding_size": 4, "hidden_sizes": [8, 4], "projection_size": 8}
     made = {
         "flip": FlipForCTR.from_text_pretrained(text_model, processor, **settings),
         "flip-pretraining": FlipForPreTraining.from_text_pretrained(text_model, processor, **settings),
         "morec": MoRecForCTR.from_text_pretrained(text_model, processor, item_fields=[2], **settings),
     }
+    towers: dict[str, dict[str, Any]] = {
+        "deepfm": {},
+        "afn": {},
+        "autoint": {"attention_size": 4, "num_attention_layers": 2},
+    }
+    for tower, own in towers.items():
+        own = {"towers": "tabular", "tabular_tower": tower, **own}
+        made[tower] = FlipForCTR.from_text_pretrained(None, processor, **settings, **own)
     for name, model in made.items():
         for parameter in model.parameters():  # away from zeros and from what initialisation may become
             torch.nn.init.normal_(parameter, std=0.3)

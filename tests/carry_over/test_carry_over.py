@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import load_file, save_file
 
+import modeling_flip
 from modeling_flip import FlipForCTR, FlipProcessor
 from modeling_flip.configuration_flip import FORMAT_VERSION
 from tests.carry_over.regenerate import ROWS, regenerate, scores
@@ -32,6 +36,39 @@ def test_it_scores_what_it_scored(folder: Path) -> None:
 def test_a_pretraining_checkpoint_can_still_be_finetuned(folder: Path) -> None:
     model, processor = FlipForCTR.from_pretrained(folder), FlipProcessor.from_pretrained(folder)
     assert model(**processor(ROWS)).logits.shape == (3,)
+
+
+@pytest.mark.parametrize("folder", CHECKPOINTS, ids=lambda folder: f"{folder.parent.name}-{folder.name}")
+@pytest.mark.parametrize("shard_size", ["1KB", "1GB"])
+def test_in_shards_or_saved_again_it_scores_the_same(folder: Path, shard_size: str, tmp_path: Path) -> None:
+    """Weights that have other names now: under the old ones in shards, and under the new ones when saved."""
+    expected = pytest.approx(json.loads((folder.parent / "scores.json").read_text())[folder.name], abs=1e-5)
+    sharded, again = tmp_path / "sharded", tmp_path / "again"
+    shutil.copytree(folder, sharded, ignore=shutil.ignore_patterns("model*"))
+    weights = load_file(folder / "model.safetensors")
+    shards = split_torch_state_dict_into_shards(weights, max_shard_size=shard_size)
+    for file, names in shards.filename_to_tensors.items():
+        save_file({name: weights[name] for name in names}, sharded / file, {"format": "pt"})
+    if shards.is_sharded:
+        index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
+        (sharded / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert scores(sharded) == expected
+
+    architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
+    model, report = getattr(modeling_flip, architecture).from_pretrained(sharded, output_loading_info=True)
+    assert not (report["missing_keys"] or report["unexpected_keys"])
+    shutil.copytree(folder, again, ignore=shutil.ignore_patterns("model*", "config.json"))
+    model.save_pretrained(again, max_shard_size=shard_size)
+    names = {name for file in again.glob("model*.safetensors") for name in load_file(file)}
+    assert names == set(model.state_dict())
+    assert scores(again) == expected
+
+
+@pytest.mark.parametrize("towers", ["both", "tabular", "text"])
+@pytest.mark.parametrize("folder", [f for f in CHECKPOINTS if f.name == "flip"], ids=lambda f: f.parent.name)
+def test_one_tower_of_it_leaves_nothing_over(folder: Path, towers: str) -> None:
+    _, report = FlipForCTR.from_pretrained(folder, towers=towers, output_loading_info=True)
+    assert not (report["missing_keys"] or report["unexpected_keys"])
 
 
 def test_the_command_writes_what_is_kept(tmp_path: Path) -> None:

@@ -52,11 +52,19 @@ def test_the_new_tower_trains_from_a_recipe(folder: Path) -> None:
         "--max_train_samples",
         "500",
     ]
-    quick += ["--pretraining.max_steps", "2", "--pretraining.per_device_train_batch_size", "8"]
+    quick += [
+        "--model.num_factors",
+        "4",
+        "--pretraining.max_steps",
+        "2",
+        "--pretraining.per_device_train_batch_size",
+        "8",
+    ]
     command = [sys.executable, "my_train.py", recipe, *quick, "--output_dir", str(folder / "model")]
     run = subprocess.run(command, cwd=folder, env=environment(str(ROOT)), capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert json.loads((folder / "model" / "config.json").read_text())["tabular_tower"] == "fm"
+    config = json.loads((folder / "model" / "config.json").read_text())
+    assert (config["tabular_tower"], config["tower_settings"]) == ("fm", {"num_factors": 4})
     assert 0 < json.loads((folder / "model" / "all_results.json").read_text())["test_auc"] < 1
 
 

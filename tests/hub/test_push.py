@@ -69,7 +69,8 @@ def test_one_call_pushes_both_with_code_and_card(every_model: dict[str, Path], h
             "processor.sha256",
         }
         assert code | data | {"README.md"} <= set(files), name
-        assert ("modeling_baselines.py" in files) == (not name.startswith("flip")), name
+        for baseline in ("ctr_bert", "morec", "p5"):
+            assert (f"modeling_{baseline}.py" in files) == (baseline == name.replace("-", "_")), name
         assert not AT_HOME & set(files), name
         assert check_card(files["README.md"].decode(), "model") == ([], [])
         folder = {path.name: path.read_bytes() for path in every_model[name].iterdir()}
@@ -88,7 +89,7 @@ model, processor = FlipForCTR.from_pretrained({folder!r}), FlipProcessor.from_pr
 result = {{"main": scores(model, processor)}}
 commit = model.push_to_hub("me/private", processor, private=True, commit_message="First")
 result["sha"] = commit.oid
-model.flip.tabular_tower.embedding.weight.data.add_(0.1)
+model.flip.feature_embeddings.embedding.weight.data.add_(0.1)
 result["branch"] = scores(model, processor)
 model.push_to_hub("me/private", processor, revision="warmer", max_shard_size="20KB")
 model.push_to_hub("me/sharded", processor, max_shard_size="20KB")

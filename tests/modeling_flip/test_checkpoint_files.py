@@ -36,5 +36,5 @@ def test_code_is_all_that_the_model_and_the_pipeline_reach(tmp_path: Path) -> No
     } <= copied
     at_home = {path.name for folder in ("training", "serving") for path in (package / folder).iterdir()}
     assert {"__init__.py", "trainer.py", "hub.py", "score.py"} <= at_home
-    assert not (at_home | {"modeling_baselines.py"}) & copied
+    assert not (at_home | {"modeling_morec.py"}) & copied
     assert all((tmp_path / name).read_bytes() == (package / name).read_bytes() for name in copied)

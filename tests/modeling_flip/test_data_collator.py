@@ -213,7 +213,7 @@ def test_another_epoch_or_seed_chooses_anew(
 
 
 def draw_noise(processor: FlipProcessor, rows: dict[str, list[Any]], copies: int) -> np.ndarray:
-    """(N, 25) noise features of the rows, repeated."""
+    """(N, 1, 25) noise features of the rows, repeated."""
     dataset = processor.encode({field: values * copies for field, values in rows.items()})
     return PretrainingCollator(processor)(dataset)["noise_feature_ids"].numpy()
 
@@ -224,7 +224,7 @@ def test_noise_follows_the_training_frequency(wordpiece: PreTrainedTokenizerFast
     # gender: one null, f, m; city: "rare" is unknown, x, y; <MASK> never
     assert processor.vocabulary.feature_counts.tolist() == [1, 6, 3, 1, 5, 4, 0]
     drawn = draw_noise(processor, rows, copies=200)
-    assert drawn.shape == (2000, 25)
+    assert drawn.shape == (2000, 1, 25)
     share = np.bincount(drawn.ravel(), minlength=7) / drawn.size
     assert share[:6] == pytest.approx(np.array([1, 6, 3, 1, 5, 4]) / 20, abs=0.012)  # six standard deviations
     assert share[6] == 0
@@ -235,6 +235,18 @@ def test_noise_is_never_a_feature_that_training_did_not_see(wordpiece: PreTraine
     processor = FlipProcessor.fit(rows, ["gender", "city"], wordpiece)
     # unknown, f, m, unknown, x, <MASK>
     assert set(draw_noise(processor, rows, copies=100).ravel().tolist()) == {1, 2, 4}
+
+
+@pytest.mark.parametrize(("ratio", "num_masked"), [(0.15, 1), (0.4, 2), (1.0, 5)])
+def test_each_masked_field_has_noise_of_its_own(
+    processors: dict[str, FlipProcessor], datasets: dict[str, FlipDataset], ratio: float, num_masked: int
+) -> None:
+    batch = collate(PretrainingCollator(processors["wordpiece"], 0.15, ratio), datasets["wordpiece"], list(range(16)))
+    noise = batch["noise_feature_ids"]
+    assert noise.shape == (16, num_masked, 25)
+    assert ((batch["mtm_labels"] != -100).sum(1) == num_masked).all()
+    draws = {row.tobytes() for row in noise.reshape(-1, 25)}
+    assert len(draws) == 16 * num_masked
 
 
 # ---- random numbers
@@ -288,7 +300,7 @@ def test_batches_of_no_row_and_of_one(
     collator = PretrainingCollator(processors["wordpiece"], num_noise_features=7, text_masking=text_masking)
     batch = collate(collator, datasets["wordpiece"], list(range(size)))
     assert batch["masked_feature_ids"].shape == batch["mtm_labels"].shape == (size, 5)
-    assert batch["noise_feature_ids"].shape == (size, 7)
+    assert batch["noise_feature_ids"].shape == (size, 1, 7)
     assert batch["masked_input_ids"].shape == batch["mlm_labels"].shape == batch["input_ids"].shape
     assert {value.dtype for value in batch.values()} == {np.dtype(np.int64)}
 

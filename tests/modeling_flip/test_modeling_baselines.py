@@ -228,15 +228,18 @@ def test_ctr_berts_towers_start_alike_and_learn_apart(
 
 
 def morec_logits_by_hand(model: MoRecForCTR, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    tower, pooling = model.tabular_tower, model.config.text_pooling
+    tower, features, pooling = model.tabular_tower, model.feature_embeddings, model.config.text_pooling
     weight, bias = weights_of(model)["item_projection.weight"], weights_of(model)["item_projection.bias"]
     logits = []
     for ids, i in zip(batch["feature_ids"], batch["item_index"].tolist(), strict=True):
         words = sentence(model.text_tower, batch["item_input_ids"][i], batch["item_attention_mask"][i], pooling)
         item = torch.from_numpy(weight @ words + bias)
-        user = [tower.embedding.weight[ids[f]] for f in USER_FIELDS]
-        features = [ids[f].item() for f in USER_FIELDS] + [model.config.num_features - 1]  # <MASK>
-        logits.append(tower.interact(torch.stack([*user, item])[None], torch.tensor([features]))[1])
+        user = [features.embedding.weight[ids[f]] for f in USER_FIELDS]
+        logit = tower(torch.stack([*user, item])[None])[1]
+        if tower.first_order:
+            named = [ids[f].item() for f in USER_FIELDS] + [model.config.num_features - 1]  # <MASK>
+            logit = logit + features.first_order.weight[named].sum()
+        logits.append(logit)
     return torch.cat(logits)
 
 
@@ -289,8 +292,9 @@ def test_morecs_embeddings_are_penalised_in_training(
 ) -> None:
     model = make("morec", tabular_tower="deepfm", embedding_l2=0.02, freeze_text_tower=True)
     batch = collate(model)
-    tables = [model.tabular_tower.embedding.weight, model.tabular_tower.first_order.weight]
-    penalty = sum(0.01 * table.square().sum() for table in tables)
+    tables = [model.feature_embeddings.embedding.weight, model.feature_embeddings.first_order.weight]
+    looked_up = batch["feature_ids"][:, USER_FIELDS].unique()
+    penalty = sum(0.01 * table[looked_up].square().sum() for table in tables)
     torch.testing.assert_close(model.train()(**batch).loss - model.eval()(**batch).loss, penalty)
 
 
@@ -372,6 +376,123 @@ def test_what_a_frozen_text_tower_said_is_cast_with_the_model(
     model = make("morec", freeze_text_tower=True)
     logits = model(**collate(model)).logits
     torch.testing.assert_close(model.double()(**collate(model)).logits, logits.double(), rtol=1e-4, atol=1e-5)
+
+
+def edit_in_place(model: MoRecForCTR) -> None:
+    with torch.no_grad():
+        model.text_tower.embeddings.LayerNorm.bias.add_(0.3)
+
+
+def edit_data(model: MoRecForCTR) -> None:
+    for parameter in model.text_tower.parameters():
+        parameter.data += 0.1
+
+
+def load(model: MoRecForCTR) -> None:
+    model.load_state_dict({name: weight + 0.1 for name, weight in model.state_dict().items()})
+
+
+def load_and_assign(model: MoRecForCTR) -> None:
+    model.load_state_dict({name: weight + 0.1 for name, weight in model.state_dict().items()}, assign=True)
+
+
+def step(model: MoRecForCTR) -> None:
+    model.text_tower.requires_grad_(True)
+    for parameter in model.text_tower.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    torch.optim.SGD(model.text_tower.parameters(), lr=0.1).step()
+    model.train(model.training)
+
+
+def replace_tower(model: MoRecForCTR) -> None:
+    model.text_tower = copy.deepcopy(model.text_tower)
+    edit_in_place(model)
+
+
+def round_trip(model: MoRecForCTR) -> None:
+    model.half()
+    model.float()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [edit_in_place, edit_data, load, load_and_assign, step, replace_tower, round_trip],
+    ids=lambda f: f.__name__,
+)
+def test_what_a_frozen_text_tower_said_is_forgotten_when_its_weights_change(
+    make: Callable[..., Any], collate: Callable[..., dict[str, torch.Tensor]], change: Callable[[MoRecForCTR], None]
+) -> None:
+    model = make("morec", freeze_text_tower=True)
+    batch = collate(model)
+    before = model(**batch).logits
+    change(model)
+    fresh = MoRecForCTR(model.config)
+    fresh.load_state_dict(model.state_dict())
+    after = model(**batch).logits
+    assert torch.equal(after, fresh.eval()(**batch).logits)
+    assert not torch.equal(after, before)
+    with counting_rows(model.text_tower) as counts:
+        assert torch.equal(model(**batch).logits, after)
+    assert counts == []
+
+
+def test_a_frozen_text_tower_says_in_fp32_what_it_said_under_autocast_anew(
+    make: Callable[..., Any], collate: Callable[..., dict[str, torch.Tensor]]
+) -> None:
+    model, other = make("morec", freeze_text_tower=True), make("morec", freeze_text_tower=True)
+    batch = collate(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        model(**batch)
+    assert torch.equal(model(**batch).logits, other(**batch).logits)
+
+
+def test_a_frozen_text_tower_remembers_under_inference_mode(
+    make: Callable[..., Any], collate: Callable[..., dict[str, torch.Tensor]]
+) -> None:
+    model = make("morec", freeze_text_tower=True)
+    batch = collate(model)
+    with torch.inference_mode(), counting_rows(model.text_tower) as counts:
+        model(**batch)
+        model(**batch)
+    assert counts == [len(ITEMS)]
+    model(**batch).loss.backward()  # what inference mode made has no part in a gradient
+    assert model.item_projection.weight.grad.any()
+
+
+def test_a_frozen_text_tower_remembers_so_many_sentences_the_last_asked_for(
+    make: Callable[..., Any], collate: Callable[..., dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MoRecForCTR, "max_remembered", 2)
+    model = make("morec", freeze_text_tower=True)
+    expected = make("morec")(**collate(model)).logits
+    torch.testing.assert_close(model(**collate(model)).logits, expected, rtol=1e-5, atol=1e-6)  # four items at once
+    assert len(model._remembered) == 2
+    items = [next(row for row in ROWS if row["title"] == title) for title, _ in ITEMS]
+    with counting_rows(model.text_tower) as counts:
+        for asked, is_new in [(0, 1), (1, 1), (0, 0), (2, 1), (0, 0), (1, 1)]:
+            before = len(counts)
+            model(**collate(model, [items[asked]]))
+            assert len(counts) - before == is_new, (asked, is_new)
+    assert len(model._remembered) == 2
+
+
+@pytest.mark.parametrize("tower", ["deepfm", "dcnv2"])
+@pytest.mark.parametrize("list_fields", [[2], [0, 1], [1, 2, 3]], ids=str)
+def test_morec_reads_the_users_lists_and_none_of_the_items(
+    make: Callable[..., Any], collate: Callable[..., dict[str, torch.Tensor]], tower: str, list_fields: list[int]
+) -> None:
+    plain = make("morec", tabular_tower=tower)
+    model = MoRecForCTR(MoRecConfig.from_dict(plain.config.to_dict() | {"list_fields": list_fields})).eval()
+    model.load_state_dict(plain.state_dict())
+    batch = collate(model)
+    members = batch["feature_ids"][:, list_fields, None]
+    logits = model(**batch, list_feature_ids=members).logits  # lists of one
+    torch.testing.assert_close(logits, plain(**batch).logits)
+    for n, field in enumerate(list_fields):
+        changed = torch.cat([members, torch.full_like(members, -1)], dim=2)
+        changed[:, n, 1] = 1
+        differ = logits != model(**batch, list_feature_ids=changed).logits
+        assert differ.any() == (field in USER_FIELDS)
 
 
 # ---- P5
@@ -579,7 +700,7 @@ def test_a_model_of_users_and_items_must_be_told_the_items_fields(
     with pytest.raises(ValueError, match=message):
         MODELS[name](config_class(num_fields=3))
     for wrong in ([0, 1, 2], [3], [-1]):
-        with pytest.raises(ValueError, match=r"item_fields is .* it names positions below num_fields \(3\), not all"):
+        with pytest.raises(ValueError, match=r"item_fields is .* it names positions among the 3 fields, not all"):
             config_class(num_fields=3, item_fields=wrong)
 
 

@@ -149,7 +149,9 @@ def test_mlm_makes_nothing_of_size_batch_by_length_by_vocabulary() -> None:
 # ---- masked tabular modelling
 
 MTM_LABELS = torch.tensor([[3, _, 8], [_, _, _], [_, 5, _]])
-NOISE = torch.tensor([[0, 3, 7, 7], [1, 2, 3, 4], [5, 6, 0, 2]])
+NOISE = torch.tensor(  # the j-th of a row is of its j-th masked field, and the rest of none
+    [[[0, 3, 7, 7], [4, 4, 1, 2]], [[1, 2, 3, 4], [0, 0, 0, 0]], [[5, 6, 0, 2], [7, 7, 7, 7]]]
+)
 ATTENTION_MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]])
 
 
@@ -182,6 +184,7 @@ def test_mtm_is_the_noise_contrastive_loss_of_each_rows_masked_fields(joint: boo
         for f, label in enumerate(MTM_LABELS[b].tolist()):
             if label == -100:
                 continue
+            noise = NOISE[b, len(field_losses)]
             hidden = gelu(x @ numpy(mtm.hidden.weight[f]) + numpy(mtm.hidden.bias[f]))
             field = hidden @ numpy(mtm.output.weight[f]) + numpy(mtm.output.bias[f])
 
@@ -189,10 +192,21 @@ def test_mtm_is_the_noise_contrastive_loss_of_each_rows_masked_fields(joint: boo
                 score = field @ numpy(mtm.feature_embedding.weight[feature]) + mtm.feature_bias.weight[feature].item()
                 return 1 / (1 + math.exp(-score))
 
-            noise_losses = [math.log(1 - sigma(k)) for k in NOISE[b].tolist()]
+            noise_losses = [math.log(1 - sigma(k)) for k in noise.tolist()]
             field_losses.append(-math.log(sigma(label)) - sum(noise_losses))
         row_losses.append(sum(field_losses) / len(field_losses) if field_losses else 0.0)
     assert mtm(**inputs).item() == pytest.approx(sum(row_losses) / 3, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("noise", "is_read"),
+    [((0, 0), True), ((0, 1), True), ((1, 0), False), ((1, 1), False), ((2, 0), True), ((2, 1), False)],
+)
+def test_each_masked_field_is_held_against_noise_of_its_own(noise: tuple[int, int], is_read: bool) -> None:
+    mtm, inputs = make_mtm(), mtm_inputs()
+    other = NOISE.clone()
+    other[noise] = 8 - other[noise]
+    assert (mtm(**inputs) != mtm(**inputs | {"noise_feature_ids": other})) == is_read
 
 
 def test_mtm_without_joint_reconstruction_needs_no_text() -> None:
@@ -240,7 +254,7 @@ def test_mtm_makes_nothing_as_wide_as_all_features_for_each_row() -> None:
             draw(size, 4, D_TEXT).requires_grad_(),
             torch.ones(size, 4, dtype=torch.long),
             labels,
-            torch.arange(size * 25).view(size, 25),
+            torch.arange(size * 25).view(size, 1, 25),
         ).backward()
     assert largest.numel == num_features * embedding_size  # the gradient of the output table
     assert largest.numel < size * num_features  # and so no softmax over all features, even of one field a row

@@ -85,6 +85,16 @@ def test_mlp_with_batch_norm_normalises_before_each_activation(
         np.testing.assert_allclose(actual, row, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("configured", [None, True, False])
+@pytest.mark.parametrize("by_default", [True, False])
+def test_the_configuration_decides_whether_an_mlp_has_batch_norm_and_the_tower_where_it_does_not(
+    configured: bool | None, by_default: bool
+) -> None:
+    mlp = MLP(4, mlp_config(hidden_sizes=[3, 2], batch_norm=configured), batch_norm=by_default)
+    expected = by_default if configured is None else configured
+    assert sum(isinstance(layer, BatchNorm) for layer in mlp) == 2 * expected
+
+
 def test_mlp_drops_out_in_training_only() -> None:
     mlp = MLP(3, mlp_config(hidden_sizes=[4000], dropout=0.25))
     x = torch.randn(1, 3)

@@ -188,7 +188,7 @@ def test_a_family_pretrains(text_model: Callable[[str], TextModel], family: str)
     assert all(loss.isfinite() for loss in output.values())
     output.loss.backward()
     assert without_gradient(model.flip.text_tower) == []
-    assert without_gradient(model.flip.tabular_tower.embedding) == []
+    assert without_gradient(model.flip.feature_embeddings.embedding) == []
 
 
 @ALL_FAMILIES
@@ -354,7 +354,7 @@ def test_a_tabular_tower_pretrains_beside_a_text_tower(text_model: Callable[[str
     assert all(loss.isfinite() for loss in output.values())
     output.loss.backward()
     assert without_gradient(model.flip.text_tower) == []
-    assert without_gradient(model.flip.tabular_tower.embedding) == []
+    assert without_gradient(model.flip.feature_embeddings.embedding) == []
 
 
 @ALL_TOWERS

@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset, DatasetDict, load_dataset
 from transformers import T5Config
 
-from modeling_flip.modeling_baselines import CTR_MODELS
+from modeling_flip.ctr_models import CTR_MODELS
 from modeling_flip.training.checks import check_data, check_recipe
 from modeling_flip.training.recipe import SPLITS, Recipe
 

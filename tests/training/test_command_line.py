@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from modeling_flip import FlipConfig
+from modeling_flip.tabular_towers import TABULAR_TOWERS, TabularTower, register_tabular_tower
+from modeling_flip.training.checks import check_recipe
 from modeling_flip.training.command_line import parse_recipe, recipe_parser
-from modeling_flip.training.recipe import stage_arguments
+from modeling_flip.training.recipe import model_settings, stage_arguments
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "configuration").rglob("*.yaml"))
@@ -36,6 +40,58 @@ def test_arguments_override_the_recipe(recipe_file: Path) -> None:
     assert recipe.model == {"dropout": 0.1}
     assert stage_arguments(recipe, "finetuning").learning_rate == 2e-3
     assert stage_arguments(recipe, "finetuning").seed == 7
+
+
+@pytest.mark.parametrize("given", ["recipe", "arguments"])
+def test_a_towers_own_settings_stand_beside_the_models(given: str, recipe_file: Path) -> None:
+    if given == "recipe":
+        recipe_file.write_text(
+            recipe_file.read_text() + "model: {num_attention_layers: 2, deep: false, dropout: 0.1}\n"
+        )
+        arguments = []
+    else:
+        arguments = ["--model.num_attention_layers", "2", "--model.deep", "false", "--model.dropout", "0.1"]
+    recipe = parse_recipe([str(recipe_file), "--tabular_tower", "autoint", *arguments])
+    assert recipe.model == {"num_attention_layers": 2, "deep": False, "dropout": 0.1}
+    config = FlipConfig(towers="tabular", **model_settings(recipe))
+    assert config.tower_settings == {"num_attention_layers": 2, "deep": False}
+    assert config.dropout == 0.1
+
+
+def test_a_setting_that_the_tower_has_not_is_refused_and_one_that_once_was_everybodys_ignored(
+    recipe_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = parse_recipe([str(recipe_file), "--towers", "tabular", "--model.deep", "true"])
+    with pytest.raises(ValueError, match="tabular tower 'dcnv2' has no setting 'deep'; it has num_cross_layers"):
+        check_recipe(recipe)
+    recipe = parse_recipe([str(recipe_file), "--towers", "tabular", "--model.pnn_product", "outer"])
+    check_recipe(recipe)
+    assert "pnn_product is not read: tabular tower 'dcnv2' has no such setting" in caplog.text
+    recipe = parse_recipe([str(recipe_file), "--towers", "tabular", "--model.num_cross_layers", "-1"])
+    with pytest.raises(ValueError, match="num_cross_layers is -1; it must be a whole number of 0 or more"):
+        check_recipe(recipe)
+
+
+def test_a_tower_from_elsewhere_is_set_from_a_recipe(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True)
+    class Settings:
+        """
+        Args:
+            num_factors: of the new tower.
+        """
+
+        num_factors: int = 4
+        attention_size: int = 2  # as others have
+
+    with monkeypatch.context() as patch:
+        patch.setitem(TABULAR_TOWERS, "new", None)  # forgotten after the test
+        del TABULAR_TOWERS["new"]
+        register_tabular_tower("new", settings=Settings)(type("New", (TabularTower,), {}))
+        arguments = ["--tabular_tower", "new", "--model.num_factors", "3", "--model.attention_size", "5"]
+        recipe = parse_recipe([str(recipe_file), *arguments])
+        config = FlipConfig(towers="tabular", **model_settings(recipe))
+        assert "of the new tower. (default: 4)" in recipe_parser().format_help()
+    assert config.tower_settings == {"num_factors": 3, "attention_size": 5}
 
 
 def test_without_a_pretraining_section_there_is_no_pretraining(recipe_file: Path) -> None:

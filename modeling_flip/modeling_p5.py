@@ -1,0 +1,131 @@
+"""P5, a baseline: an encoder-decoder that reads a prompt and the row, and answers yes or no."""
+
+# No `from __future__ import annotations` here: `strict` reads the types of the fields, and skips types that are strings.
+import os
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import nn
+from transformers import AutoConfig, AutoModelForSeq2SeqLM
+
+from .configuration_flip import CLICK_AUTO_CLASS, FlipConfig
+from .modeling_flip import FlipForCTROutput, FlipPreTrainedModel
+from .processing_flip import FlipProcessor
+
+PROMPTS = (
+    "will the user like this item? answer yes or no:",
+    "read who the user is and what is offered, then say yes if they would click and no if not:",
+    "is the item below a good recommendation for the user below, yes or no?",
+    "predict the click, yes or no:",
+)
+ANSWERS = ("yes", "no")
+
+
+@strict
+class P5Config(FlipConfig):
+    """FlipConfig of `P5ForCTR`.
+
+    Args:
+        prompt_ids: tokens of each prompt template.
+        answer_ids: tokens of the two answers, yes and no.
+    """
+
+    model_type = "p5"
+    remote_classes = {
+        "AutoConfig": "modeling_p5.P5Config",
+        CLICK_AUTO_CLASS: "modeling_p5.P5ForCTR",
+    }
+    towers: str = "text"
+    prompt_ids: list[list[int]] | None = None
+    answer_ids: list[list[int]] | None = None
+
+
+class P5ForCTR(FlipPreTrainedModel):
+    """P5 (Geng et al., RecSys '22): an encoder-decoder reads a prompt and the row's sentence, and says yes or no.
+
+    Trained as a language model: loss = −log p(right answer). The click's logit is log p(yes) − log p(no). In training each
+    row draws one of the prompts; scoring uses the first.
+    """
+
+    config_class = P5Config
+    inputs = ("sentence",)
+
+    def __init__(self, config: P5Config):
+        super().__init__(config)
+        check_has_decoder(config.text_config)
+        if not config.prompt_ids or not config.answer_ids:
+            raise ValueError("prompt_ids and answer_ids are missing; P5ForCTR.from_text_pretrained makes them")
+        self.text_tower = AutoModelForSeq2SeqLM.from_config(config.text_config, dtype=torch.get_default_dtype())
+        self.post_init()
+
+    @classmethod
+    def from_text_pretrained(
+        cls, text_model_name_or_path: str | os.PathLike | None, processor: FlipProcessor, **config_kwargs: Any
+    ) -> Self:
+        """A model around a pretrained encoder-decoder, with the prompts as the processor's tokenizer spells them."""
+        tokenizer = processor.tokenizer
+        if text_model_name_or_path is None or tokenizer is None:
+            raise ValueError("a text tower needs text_model_name_or_path and a processor with a tokenizer")
+        check_has_decoder(AutoConfig.from_pretrained(text_model_name_or_path))
+        source = AutoModelForSeq2SeqLM.from_pretrained(
+            text_model_name_or_path, dtype=torch.float32, use_safetensors=True
+        )
+        if len(tokenizer) > source.get_input_embeddings().num_embeddings:
+            source.resize_token_embeddings(len(tokenizer))
+        prompt_ids, answer_ids = (tokenizer(list(t), add_special_tokens=False)["input_ids"] for t in (PROMPTS, ANSWERS))
+        config = P5Config(
+            text_config=source.config,
+            prompt_ids=prompt_ids,
+            answer_ids=answer_ids,
+            **processor.config_settings,
+            **config_kwargs,
+        )
+        model = cls(config)
+        model.text_tower.load_state_dict(source.state_dict())
+        return model
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_tower.get_input_embeddings()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> FlipForCTROutput:
+        """input_ids (B, L), attention_mask (B, L), labels (B,) of 0 and 1."""
+        prompts: Sequence[Sequence[int]] = self.config.prompt_ids
+        width = max(map(len, prompts))
+        # Padding stands before a prompt, so that it joins its sentence; T5's positions are relative.
+        padded = input_ids.new_tensor([[0] * (width - len(p)) + list(p) for p in prompts])
+        mask = attention_mask.new_tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+        rows = len(input_ids)
+        chosen = torch.randint(len(prompts) if self.training else 1, (rows,), device=input_ids.device)
+        mask = torch.cat([mask[chosen], attention_mask], dim=1)
+        encoded = self.text_tower.get_encoder()(torch.cat([padded[chosen], input_ids], dim=1), attention_mask=mask)
+
+        start = self.text_tower.config.decoder_start_token_id
+        likelihoods: dict[int, torch.Tensor] = {}
+        # Answers that share what the decoder reads, as answers of one token do, share its pass.
+        reads = [(start, *answer[:-1]) for answer in self.config.answer_ids]
+        for read in dict.fromkeys(reads):
+            decoder_ids = input_ids.new_tensor(read).expand(rows, -1)
+            logits = self.text_tower(
+                encoder_outputs=encoded, attention_mask=mask, decoder_input_ids=decoder_ids, use_cache=False
+            ).logits
+            log_probabilities = logits.float().log_softmax(-1)  # (B, answer tokens, V)
+            for k, answer in enumerate(self.config.answer_ids):
+                if reads[k] == read:
+                    likelihoods[k] = log_probabilities[:, range(len(answer)), answer].sum(1)
+        yes, no = likelihoods[0], likelihoods[1]
+        loss = None if labels is None else -torch.where(labels > 0.5, yes, no).mean()
+        return FlipForCTROutput(loss=loss, logits=yes - no)
+
+
+def check_has_decoder(text_config: Any) -> None:
+    """Raises ValueError where a text model cannot write an answer to what it reads."""
+    if not getattr(text_config, "is_encoder_decoder", False):
+        raise ValueError(f"P5 writes its answer: text model {text_config.model_type!r} has no decoder; use a T5")
