@@ -22,9 +22,10 @@ class FlipDataCollator:
 
     Args:
         processor: makes the rows' sentences.
-        inputs: any of "feature_ids": `feature_ids` (B, F), and where there are list fields `list_feature_ids` (B, L, K); "sentence": `input_ids` and `attention_mask` (B, L); "user_sentence" and
-            "item_sentence": the distinct sentences of the user's or the item's fields, `item_input_ids` and
-            `item_attention_mask` (U, L), and which of them each row has, `item_index` (B,). A model's are its `inputs`.
+        inputs: any of "feature_ids": `feature_ids` (B, F), and where there are list fields `list_feature_ids` (B, L, K);
+            "sentence": `input_ids` and `attention_mask` (B, L); "user_sentence" and "item_sentence": the distinct sentences
+            of the user's or the item's fields, `item_input_ids` and `item_attention_mask` (U, L), and which of them each row
+            has, `item_index` (B,). A model's are its `inputs`.
         item_fields: positions in the sentence of the item's fields; the others are the user's.
     """
 

@@ -93,7 +93,7 @@ class FeatureVocabulary:
         object.__setattr__(self, "orders", dict(self.orders or {}))
 
     @classmethod
-    def fit(cls, rows: Any, schema: Sequence[str | Field], min_count: int = 1) -> FeatureVocabulary:
+    def fit(cls, rows: Any, schema: Sequence[str | Mapping[str, Any] | Field], min_count: int = 1) -> FeatureVocabulary:
         """Count the values of the fields in `rows`, anything that `read_columns` reads. A name alone is a categorical field of
         text; `min_count` is that of each field that says nothing else."""
         made = tuple(with_min_count([make_field(field) for field in schema], min_count))
