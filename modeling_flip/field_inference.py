@@ -279,7 +279,7 @@ def _type_of(values: Any, name: str) -> tuple[str | None, str, str | None]:
     """Kind where the container tells it ("list"), type, and the separator of a list that is written as text."""
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks() if values.num_chunks != 1 else values.chunk(0)
-    if hasattr(values, "array") and getattr(values, "dtype", None) != object:  # pandas
+    if hasattr(values, "array") and str(getattr(values, "dtype", "")) != "object":  # pandas
         try:
             values = pa.Array.from_pandas(values)
         except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):

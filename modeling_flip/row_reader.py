@@ -7,6 +7,7 @@ field of integers. Identifiers stay text to the digit.
 
 from __future__ import annotations
 
+import ast
 import datetime
 import decimal
 import json
@@ -179,6 +180,8 @@ def _pieces(values: Any, field: Field) -> list[tuple[pa.Array, np.ndarray | None
         values = values.to_pylist()
     if isinstance(values, pa.Array):
         return [(values, None)]
+    if hasattr(values, "cat") and len(set(map(type, values.cat.categories))) > 1:
+        values = values.astype(object)  # Arrow would make all categories one type
     if hasattr(values, "dtype") and hasattr(values, "array") and values.dtype != object:  # pandas.Series
         try:
             values = pa.Array.from_pandas(values)
@@ -226,7 +229,7 @@ def to_arrow(values: Sequence[Any], field: Field) -> pa.Array:
             return pa.array([v if v is None else v.encode(errors="replace").decode() for v in values], pa.string())
     if isinstance(first, (bool, np.bool_)):
         return pa.array([None if v is None else bool(v) for v in values], pa.bool_())
-    if isinstance(first, (int, np.integer)):
+    if isinstance(first, (int, np.integer)) and not isinstance(first, np.timedelta64):
         try:
             return pa.array([None if v is None else int(v) for v in values], pa.int64())
         except (OverflowError, pa.ArrowInvalid):  # more than 64 bits
@@ -422,14 +425,26 @@ def _moments_of_text(values: pa.Array, kind: str) -> pa.Array:
     is_iso = pc.match_substring_regex(values, ISO)
 
     def read(found: pa.Array) -> pa.Array:
-        try:
-            return _moment_text(found.cast(pa.timestamp("us")), kind)
-        except pa.ArrowInvalid:  # one of them is no date, such as 2024-02-30
-            return pa.array([_moment(text, kind) for text in found.to_pylist()], pa.string())
+        return pc.coalesce(_moment_text(_timestamps(found), kind), found)
 
     other = pc.and_(pc.invert(pc.fill_null(is_iso, False)), values.is_valid())
     values = _where(is_iso, read, values)
     return _where(other, lambda found: pa.array([_moment(t, kind) for t in found.to_pylist()], pa.string()), values)
+
+
+def _timestamps(texts: pa.Array) -> pa.Array:
+    """(N,) text in the spelling of `ISO` → (N,) timestamps in microseconds, null of a day that there is not."""
+    try:
+        return texts.cast(pa.timestamp("us"))
+    except pa.ArrowInvalid:  # one of them is such as 2024-02-30
+        return pa.array([_microseconds(text) for text in texts], pa.int64()).cast(pa.timestamp("us"))
+
+
+def _microseconds(text: pa.Scalar) -> int | None:
+    try:
+        return text.cast(pa.timestamp("us")).value
+    except pa.ArrowInvalid:
+        return None
 
 
 def _moment(text: str, kind: str) -> str:
@@ -474,7 +489,12 @@ def as_numbers(texts: pa.Array, kind: str) -> np.ndarray:
     numbers = np.full(len(texts), np.nan)
     if kind in ("date", "timestamp"):
         found = pc.fill_null(pc.match_substring_regex(texts, ISO), False)
-        moments = texts.filter(found).cast(pa.timestamp("us")).cast(pa.int64()).to_numpy()
+        moments = (
+            _timestamps(texts.filter(found))
+            .cast(pa.int64())
+            .cast(pa.float64(), safe=False)
+            .to_numpy(zero_copy_only=False)
+        )
         numbers[found.to_numpy(zero_copy_only=False)] = moments / (86_400e6 if kind == "date" else 1e6)
         return numbers
     found = pc.fill_null(pc.match_substring_regex(texts, NUMBER), False)
@@ -558,10 +578,12 @@ def _from_cells(cells: pa.Array, field: Field) -> pa.Array:
 
 
 def _json_list(text: str) -> list[Any]:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):  # a Python list in a CSV has single quotes
-        return [member.strip().strip("'\"") for member in text.strip()[1:-1].split(",")]
+    for read in (json.loads, ast.literal_eval):  # a Python list in a CSV has single quotes
+        try:
+            return list(read(text.strip()))
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return [member.strip().strip("'\"") for member in text.strip()[1:-1].split(",")]
 
 
 def _member(field: Field) -> Field:
