@@ -204,13 +204,15 @@ class FeatureVocabulary:
             numbers, counts = as_numbers(self.values[field.name], field.type), self.counts[field.name]
             order = np.argsort(numbers)
             order = order[~np.isnan(numbers[order])]
-            numbers, cumulative = numbers[order], np.cumsum(counts[order])
+            numbers, below = numbers[order], np.concatenate([[0], np.cumsum(counts[order])])
             if len(numbers) <= field.num_buckets:
                 made[field.name] = numbers[1:]
                 continue
-            ranks = cumulative[-1] * np.arange(1, field.num_buckets) / field.num_buckets
-            bounds = np.unique(numbers[np.searchsorted(cumulative, ranks, side="right")])
-            made[field.name] = bounds[bounds > numbers[0]]
+            # Each cut is at the number's edge that is nearest to the quantile, so that one number of many rows stands alone.
+            ranks = below[-1] * np.arange(1, field.num_buckets) / field.num_buckets
+            above = np.searchsorted(below, ranks)
+            cuts = np.unique(np.where(ranks - below[above - 1] <= below[above] - ranks, above - 1, above))
+            made[field.name] = numbers[cuts[(cuts > 0) & (cuts < len(numbers))]]
         return made
 
     @cached_property
