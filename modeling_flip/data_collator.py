@@ -105,7 +105,7 @@ class PretrainingCollator:
             draw = self._draw(rows, TEXT_TOKENS, input_ids.shape[1])
             is_masked_token = (draw < self.text_mask_ratio) & (sentences["attention_mask"] == 1) & ~special
         is_masked_field = self._choose_fields(rows, TABULAR_FIELDS, num_fields, self.tabular_mask_ratio)
-        num_masked = int(is_masked_field[0].sum()) if len(rows) else 1
+        num_masked = min(num_fields, num_chosen(num_fields, self.tabular_mask_ratio))
         noise = self._draw(rows, NOISE, num_masked * self.num_noise_features)
         noise = noise.reshape(len(rows), num_masked, self.num_noise_features)
 
@@ -137,7 +137,12 @@ class PretrainingCollator:
         """(B, F) bool, max(1, round(ratio F)) chosen fields in each row."""
         draw = self._draw(rows, stream, num_fields)
         rank = draw.argsort(axis=1).argsort(axis=1)
-        return rank < max(1, round(ratio * num_fields))
+        return rank < num_chosen(num_fields, ratio)
+
+
+def num_chosen(num_fields: int, ratio: float) -> int:
+    """How many fields of a row are masked."""
+    return max(1, round(ratio * num_fields))
 
 
 def check_masking(text_mask_ratio: float, tabular_mask_ratio: float, text_masking: str) -> None:
