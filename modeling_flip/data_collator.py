@@ -80,7 +80,7 @@ class PretrainingCollator:
     def __post_init__(self) -> None:
         check_masking(self.text_mask_ratio, self.tabular_mask_ratio, self.text_masking)
         counts = self.processor.vocabulary.feature_counts
-        self._noise_distribution = np.cumsum(counts) / counts.sum()
+        self._noise_distribution = np.cumsum(counts) / max(1, counts.sum())
 
     def __call__(self, rows: FlipDataset) -> dict[str, torch.Tensor]:
         """`feature_ids`, `masked_feature_ids`, `mtm_labels` (B, F), the feature where masked, else -100, of a masked list one of

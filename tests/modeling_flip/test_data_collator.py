@@ -345,8 +345,8 @@ KIND_ROWS: list[dict[str, Any]] = [
     {"movie": 2, "title": "Heat", "price": 4, "tags": "b", "history": []},
     {"movie": 3, "title": None, "price": None, "tags": None, "history": [1, 1, 2, 99]},
 ]
-# movie: unknown 0, 1 2 3 99 in the order in which rows have them: 1, 2, 3, 99; price: unknown 5, 6, 7; tags: unknown 8, a 9, b 10, c 11;
-# <MASK> 12. Title is in the sentence alone; the history has the movies' features.
+# movie: unknown 0, 1 2 3 99 in the order of the rows; price: unknown 5, 6, 7; tags: unknown 8, a 9, b 10, c 11; <MASK> 12.
+# Title is in the sentence alone; the history has the movies' features.
 FEATURES = [[1, 6, 9, 2], [2, 7, 10, 0], [3, 5, 8, 1]]
 LISTS = [
     [[9, 10, 11, -1], [2, 3, -1, -1]],
