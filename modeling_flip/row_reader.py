@@ -97,7 +97,8 @@ def open_rows(rows: Any, schema: Sequence[Field] | None = None) -> tuple[Sequenc
         table = rows.select_columns(wanted).with_format("arrow")[:] if wanted else pa.table({})
         return present, len(rows), table.column
     if isinstance(rows, Mapping):
-        if not _holds_columns(rows, [Field(name=name) for name in rows] if schema is None else schema):
+        of_lists = {name: False for name in rows} if schema is None else {f.name: f.kind == "list" for f in schema}
+        if not _holds_columns(rows, of_lists):
             rows = [rows]
         else:
             wanted = [name for name in rows if schema is None or any(field.name == name for field in schema)]
@@ -125,11 +126,12 @@ def _check_unique(names: Sequence[Any]) -> None:
         raise ValueError(f"the rows have more than one column {twice!r}; rename one")
 
 
-def _holds_columns(rows: Mapping[str, Any], schema: Sequence[Field]) -> bool:
-    """Whether a dict holds columns; otherwise it is one row, in which a list is the members of a list field."""
+def _holds_columns(rows: Mapping[str, Any], of_lists: Mapping[str, bool]) -> bool:
+    """Whether a dict holds columns; otherwise it is one row, in which a list is the members of a list field (of which
+    `of_lists` tells)."""
     arrays = (pa.Array, pa.ChunkedArray)
-    wanted = [(rows[field.name], field.kind == "list") for field in schema if field.name in rows]
-    scalars = [values for values, of_lists in wanted if not of_lists]
+    wanted = [(rows[name], is_list) for name, is_list in of_lists.items() if name in rows]
+    scalars = [values for values, is_list in wanted if not is_list]
     if scalars:
         return all(isinstance(values, (list, tuple, np.ndarray, *arrays)) for values in scalars)
     return bool(wanted) and all(
