@@ -23,8 +23,8 @@ class FlipDataCollator:
     Args:
         processor: makes the rows' sentences.
         inputs: any of "feature_ids": `feature_ids` (B, F), and where there are list fields `list_feature_ids` (B, L, K);
-            "sentence": `input_ids` and `attention_mask` (B, L); "user_sentence" and "item_sentence": the distinct sentences of
-            the user's or the item's fields, `item_input_ids` and `item_attention_mask` (U, L), and which of them each row
+            "sentence": `input_ids` and `attention_mask` (B, L); "user_sentence" and "item_sentence": the distinct sentences
+            of the user's or the item's fields, `item_input_ids` and `item_attention_mask` (U, L), and which of them each row
             has, `item_index` (B,). A model's are its `inputs`.
         item_fields: positions in the sentence of the item's fields; the others are the user's.
     """
@@ -65,7 +65,7 @@ class PretrainingCollator:
         text_mask_ratio: the share of fields whose value's tokens are all replaced by the mask token, in the text.
         tabular_mask_ratio: the share of fields whose feature is replaced by `<MASK>`, in the table. On either side
             max(1, round(ratio F)) fields of each row.
-        num_noise_features: K, noise features drawn for each masked field from the features' training frequency.
+        num_noise_features: K, noise features drawn for each masked feature from the features' training frequency.
         text_masking: "field", or "token" for the ablation that masks random tokens wherever they stand.
         seed: of masks and noise.
     """
@@ -80,7 +80,7 @@ class PretrainingCollator:
     def __post_init__(self) -> None:
         check_masking(self.text_mask_ratio, self.tabular_mask_ratio, self.text_masking)
         counts = self.processor.vocabulary.feature_counts
-        self._noise_distribution = np.cumsum(counts) / counts.sum()
+        self._noise_distribution = np.cumsum(counts) / max(1, counts.sum())
 
     def __call__(self, rows: FlipDataset) -> dict[str, torch.Tensor]:
         """`feature_ids`, `masked_feature_ids`, `mtm_labels` (B, F), the feature where masked, else -100, of a masked list one of
@@ -105,7 +105,7 @@ class PretrainingCollator:
             draw = self._draw(rows, TEXT_TOKENS, input_ids.shape[1])
             is_masked_token = (draw < self.text_mask_ratio) & (sentences["attention_mask"] == 1) & ~special
         is_masked_field = self._choose_fields(rows, TABULAR_FIELDS, num_fields, self.tabular_mask_ratio)
-        num_masked = int(is_masked_field[0].sum()) if len(rows) else 1
+        num_masked = min(num_fields, num_chosen(num_fields, self.tabular_mask_ratio))
         noise = self._draw(rows, NOISE, num_masked * self.num_noise_features)
         noise = noise.reshape(len(rows), num_masked, self.num_noise_features)
 
@@ -137,10 +137,11 @@ class PretrainingCollator:
         """(B, F) bool, max(1, round(ratio F)) chosen fields in each row."""
         draw = self._draw(rows, stream, num_fields)
         rank = draw.argsort(axis=1).argsort(axis=1)
-        return rank < num_chosen(ratio, num_fields)
+        return rank < num_chosen(num_fields, ratio)
 
 
-def num_chosen(ratio: float, num_fields: int) -> int:
+def num_chosen(num_fields: int, ratio: float) -> int:
+    """How many fields of a row are masked."""
     return max(1, round(ratio * num_fields))
 
 

@@ -103,7 +103,7 @@ class FeatureVocabulary:
     @classmethod
     def of_columns(cls, columns: Mapping[str, pa.DictionaryArray], schema: Sequence[Field]) -> FeatureVocabulary:
         """The same of columns that have been read."""
-        seen: dict[str, list[tuple[pa.Array, np.ndarray]]] = {field.name: [] for field in used(schema)}
+        seen: dict[str, list[tuple[pa.Array, np.ndarray, np.ndarray]]] = {field.name: [] for field in used(schema)}
         nulls = {}
         for field in used(schema):
             column = columns[field.name]
@@ -111,15 +111,19 @@ class FeatureVocabulary:
             if field.kind == "text":
                 continue
             counts = np.bincount(column.indices.drop_null().to_numpy(), minlength=len(column.dictionary))
-            texts = column.dictionary
+            texts, rows = column.dictionary, _first_rows(column)
             if field.kind == "list":
                 lists = pc.split_pattern(texts, MEMBER_SEPARATOR)
-                counts = counts[pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)]
-                texts = pc.list_flatten(lists)
-            seen[field.features_of or field.name].append((texts, counts))
+                parents = pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)
+                counts, rows, texts = counts[parents], rows[parents], pc.list_flatten(lists)
+            seen[field.features_of or field.name].append((texts, counts, rows))
         values, counted = {}, {}
         for name, parts in seen.items():
-            values[name], counted[name] = _count(parts)
+            # Fields that share values take turns, row by row: so rows that come in parts are merged to the same order.
+            order = np.argsort(np.concatenate([[], *(rows for _, _, rows in parts)]), kind="stable")
+            texts = pa.concat_arrays([pa.array([], pa.string()), *(texts for texts, _, _ in parts)])
+            counts = np.concatenate([np.zeros(0, np.int64), *(counts for _, counts, _ in parts)])
+            values[name], counted[name] = _count([(texts.take(pa.array(order)), counts[order])])
         return cls(tuple(schema), values, counted, nulls)
 
     @classmethod
@@ -200,13 +204,15 @@ class FeatureVocabulary:
             numbers, counts = as_numbers(self.values[field.name], field.type), self.counts[field.name]
             order = np.argsort(numbers)
             order = order[~np.isnan(numbers[order])]
-            numbers, cumulative = numbers[order], np.cumsum(counts[order])
+            numbers, below = numbers[order], np.concatenate([[0], np.cumsum(counts[order])])
             if len(numbers) <= field.num_buckets:
                 made[field.name] = numbers[1:]
                 continue
-            ranks = cumulative[-1] * np.arange(1, field.num_buckets) / field.num_buckets
-            bounds = np.unique(numbers[np.searchsorted(cumulative, ranks, side="right")])
-            made[field.name] = bounds[bounds > numbers[0]]
+            # Each cut is at the number's edge that is nearest to the quantile, so that one number of many rows stands alone.
+            ranks = below[-1] * np.arange(1, field.num_buckets) / field.num_buckets
+            above = np.searchsorted(below, ranks)
+            cuts = np.unique(np.where(ranks - below[above - 1] <= below[above] - ranks, above - 1, above))
+            made[field.name] = numbers[cuts[(cuts > 0) & (cuts < len(numbers))]]
         return made
 
     @cached_property
@@ -475,6 +481,14 @@ class FeatureVocabulary:
                 lists.values.to_numpy(), flags.values.to_numpy(zero_copy_only=False), lists.offsets.to_numpy()
             )
         return cls(schema, values, counts, nulls, tokens, orders)
+
+
+def _first_rows(column: pa.DictionaryArray) -> np.ndarray:
+    """(V,) the row in which each of a column's values stands first."""
+    indices = pc.fill_null(column.indices, len(column.dictionary)).to_numpy()[::-1]
+    first = np.zeros(len(column.dictionary) + 1, np.int64)
+    first[indices] = np.arange(len(indices))[::-1]  # of equal indices the last one stays
+    return first[:-1]
 
 
 def _count(parts: Sequence[tuple[pa.Array, np.ndarray]]) -> tuple[pa.Array, np.ndarray]:

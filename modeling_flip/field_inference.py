@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .fields import Field, check_keys, did_you_mean
+from .fields import OPTIONS_OF_KIND, Field, check_keys, did_you_mean
 from .row_reader import ISO, MEMBER_SEPARATOR, MISSING_WORDS, NUMBER, as_numbers, open_rows, read_column, to_arrow
 
 # Below so many rows nothing is concluded from how often values repeat.
@@ -22,10 +22,15 @@ FEW_VALUES = 20
 UNIQUE = 0.98
 # AUC of one column alone, from which on it is taken for one that is known only after the click.
 GIVES_AWAY = 0.98
-# Values must come so often on average before their click rates say anything.
-ROWS_TO_A_VALUE = 10
+# Fewer clicks, or fewer rows without one, and an AUC says nothing.
+CLICKS_TO_CONCLUDE = 10
 WORDS_OF_TEXT = 4
 SEPARATORS = ("|", ";", ",")
+# 3,50 and 1,234 are no lists.
+WITH_COMMA = r"^[+-]?([0-9]+,[0-9]+|[0-9]{1,3}(,[0-9]{3})*(\.[0-9]+)?)$"
+TIME_WORDS = {"time", "timestamp", "ts", "date", "datetime", "at", "created", "updated"}
+# Whole numbers of a column with such a name are seconds, milliseconds, … since 1970 from here on, as `row_reader` reads them.
+FIRST_MOMENT = 1e8
 
 
 def _words(text: str) -> frozenset[str]:
@@ -85,13 +90,17 @@ def infer_fields(
         exclude: columns to leave out, and why.
 
     Raises:
-        ValueError: a declared or excluded column does not exist (with the nearest), or a setting is impossible.
+        ValueError: a declared or excluded column does not exist (with the nearest) or is both, a setting is impossible, or a
+            column's name is no text.
 
     Example:
         >>> [r.field.kind for r in infer_fields({"price": [3.5, 2.0], "city": ["Rome", "Oslo"]})]
         ['numeric', 'categorical']
     """
     names, length, column_of = open_rows(rows)
+    for name in names:
+        if not isinstance(name, str):
+            raise ValueError(f"the column names must be text; {name!r} is of type {type(name).__name__}: rename it")
     settings: dict[str, dict[str, Any]] = {}
     for one in names if declared is None else declared:
         given = {"name": one} if isinstance(one, str) else one.to_dict() if isinstance(one, Field) else dict(one)
@@ -100,13 +109,16 @@ def infer_fields(
             raise ValueError(f"field {given['name']!r} is declared twice; name each column once")
         settings[given["name"]] = given
     excluded = dict(exclude or {})
+    for name in settings if declared is not None else ():
+        if name in excluded and settings[name].get("kind") != "ignored":
+            raise ValueError(f"column {name!r} is declared as a field, and left out: {excluded[name]}; do one of both")
     for name in (*settings, *excluded):
         if name not in names:
             known = sorted(map(str, names))
             raise ValueError(f"column {name!r} is missing; the columns are {known}{did_you_mean(name, known)}")
     reports = []
     for name, given in settings.items():
-        if name in excluded and declared is None:
+        if name in excluded:
             continue
         reports.append(_report(column_of(name), given, length, labels, may_ignore=declared is None))
     ignored = [Field(name=name, kind="ignored", reason=reason) for name, reason in excluded.items()]
@@ -117,8 +129,17 @@ def _report(
     values: Any, given: Mapping[str, Any], length: int, labels: np.ndarray | None, *, may_ignore: bool
 ) -> FieldReport:
     name = given["name"]
-    kind, type_, separator = _type_of(values, name)
-    kind, type_ = given.get("kind", kind), given.get("type", type_)
+    for option in given:  # one that a single kind has says the kind
+        having = [kind for kind, options in OPTIONS_OF_KIND.items() if option in options]
+        if len(having) == 1:
+            given = {"kind": having[0], **given}
+    found, type_, separator = _type_of(values, name)
+    kind = given.get("kind", found)
+    if found == "list" and kind != "list":  # "a|b" is one value then
+        type_ = "string"
+    elif kind == "list" and (found is None or "separator" in given):
+        type_ = _member_type(values, name, given.get("separator"))
+    type_ = given.get("type", type_)
     options: dict[str, Any] = {"name": name, "type": type_, "side": side_of(name)}
     if kind == "list":
         options |= {"kind": "list", "separator": separator if separator != "," else None}
@@ -129,18 +150,17 @@ def _report(
         probe = replace(probe, kind="categorical", num_buckets=32)
     column = read_column(values, probe)
     facts = _Facts.of(column, probe, labels)
-    if "kind" in given:
-        found, reason, ignore = kind, "said so", ""
-    else:
-        found, reason = _kind_of(facts, probe)
-        ignore = _why_not(facts, probe, found)
+    if "type" not in given and _are_moments(facts, probe):
+        options["type"], probe = "timestamp", replace(probe, type="timestamp")
+    found, reason = (kind, "said so") if "kind" in given else _kind_of(facts, probe)
+    ignore = _why_not(facts, probe, found)
     warning = ""
     if ignore and may_ignore and "kind" not in given:
         found, reason = "ignored", ignore
     elif ignore:
         warning = ignore
     if found == "ignored":
-        field = Field(name=name, kind="ignored", type=type_, side=options["side"], reason=reason)
+        field = Field(name=name, kind="ignored", type=options["type"], side=options["side"], reason=reason)
     else:
         kept = options if found == "list" else {k: v for k, v in options.items() if k not in ("kind", "separator")}
         field = Field(**{**kept, "kind": found, "reason": reason, **given})
@@ -161,7 +181,7 @@ def _type_of(values: Any, name: str) -> tuple[str | None, str, str | None]:
             values = list(values)
     if isinstance(values, pa.Array):
         return _type_of_arrow(values, name)
-    cells = [value for value in values if value is not None]
+    cells = [value for value in values if value is not None and type(value).__name__ not in ("NAType", "NaTType")]
     containers = [isinstance(cell, (list, tuple, set, frozenset, np.ndarray)) for cell in cells]
     if any(containers):
         members = [m for cell, is_list in zip(cells, containers, strict=True) if is_list for m in cell]
@@ -171,6 +191,11 @@ def _type_of(values: Any, name: str) -> tuple[str | None, str, str | None]:
     if len(kinds) == 1:
         return _type_of_arrow(to_arrow(cells, Field(name=name)), name)
     return _type_of_arrow(as_string, name)
+
+
+def _member_type(values: Any, name: str, separator: str | None) -> str:
+    lists = read_column(values, Field(name=name, kind="list", separator=separator)).dictionary
+    return _type_of_text(pc.list_flatten(pc.split_pattern(lists, MEMBER_SEPARATOR)).unique())[1]
 
 
 def _type_of_arrow(values: pa.Array, name: str) -> tuple[str | None, str, str | None]:
@@ -234,7 +259,7 @@ def _type_of_text(texts: pa.Array) -> tuple[str | None, str, str | None]:
 
 def _separator_of(texts: pa.Array) -> str | None:
     """What stands between the members where distinct texts are lists: short members, few of them, in many combinations."""
-    if len(texts) < FEW_VALUES:
+    if len(texts) < FEW_VALUES or pc.all(pc.match_substring_regex(texts, WITH_COMMA)).as_py():
         return None
     for separator in SEPARATORS:
         lists = pc.split_pattern(texts, separator)
@@ -316,6 +341,17 @@ def _kind_of(facts: _Facts, field: Field) -> tuple[str, str]:
     return "categorical", {"boolean": "true or false", "date": "days"}.get(field.type, "values that come again")
 
 
+def _are_moments(facts: _Facts, field: Field) -> bool:
+    if (
+        field.type != "integer"
+        or field.kind == "list"
+        or not facts.present
+        or not TIME_WORDS & set(words_of(field.name))
+    ):
+        return False
+    return bool(as_numbers(facts.texts, field.type).min() >= FIRST_MOMENT)
+
+
 def _is_skewed(facts: _Facts, field: Field) -> bool:
     numbers = as_numbers(facts.texts, field.type)
     order = np.argsort(numbers)
@@ -360,21 +396,27 @@ def _leak(facts: _Facts, field: Field) -> str | None:
         others = facts.labels[facts.codes >= 0]
         if len(np.unique(others)) == 1:
             return "there is a value in just the rows of one label: known only after the click"
-    if used_groups.sum() * ROWS_TO_A_VALUE <= facts.rows:
-        auc = _auc(rows[used_groups], clicks[used_groups], clicks[used_groups] / rows[used_groups])
-    elif field.type in ("integer", "number"):
-        numbers = as_numbers(facts.texts, field.type)
-        ranked = np.append([np.nan], numbers)[used_groups]
-        known = ~np.isnan(ranked)
-        if not known.any():
-            return None
-        auc = _auc(rows[used_groups][known], clicks[used_groups][known], ranked[known])
-        auc = max(auc, 1 - auc)
-    else:
+    if min(facts.labels.sum(), facts.rows - facts.labels.sum()) < CLICKS_TO_CONCLUDE:
         return None
+    auc = _auc_of_rates(groups, facts.labels)
+    if field.type in ("integer", "number"):
+        ranked = np.append([np.nan], as_numbers(facts.texts, field.type))
+        known = used_groups & ~np.isnan(ranked)
+        of_numbers = _auc(rows[known], clicks[known], ranked[known])
+        auc = max(auc, of_numbers, 1 - of_numbers)
     if auc > GIVES_AWAY:
         return f"alone it ranks the clicks with an AUC of {auc:.3f}: known only after the click?"
     return None
+
+
+def _auc_of_rates(groups: np.ndarray, labels: np.ndarray) -> float:
+    """AUC of the click rate of each row's group, the rates of one half of the rows judged by the other half: where clicks are
+    few, a value's rate would tell its own rows well by itself."""
+    half = np.random.default_rng(0).random(len(groups)) < 0.5
+    size = groups.max() + 1
+    rows, others = (np.bincount(groups[h], minlength=size) for h in (half, ~half))
+    clicks, others_clicks = (np.bincount(groups[h], weights=labels[h], minlength=size) for h in (half, ~half))
+    return _auc(others, others_clicks, (clicks + labels.mean()) / (rows + 1))
 
 
 def _auc(rows: np.ndarray, clicks: np.ndarray, scores: np.ndarray) -> float:
@@ -396,7 +438,14 @@ def field_table(reports: Sequence[FieldReport]) -> str:
         field = report.field
         example = report.example if len(report.example) <= 28 else report.example[:27] + "…"
         why = field.reason + (f"; but: {report.warning}" if report.warning else "")
-        cells = (field.name, field.kind, field.type, field.side or "–", f"{report.distinct:,}", f"{report.missing:,}")
+        cells = (
+            " ".join(field.name.split()),
+            field.kind,
+            field.type,
+            field.side or "–",
+            f"{report.distinct:,}",
+            f"{report.missing:,}",
+        )
         lines.append((*cells, " ".join(example.split()), why))
     widths = [max(len(line[i]) for line in lines) for i in range(len(header) - 1)]
     right = {4, 5}

@@ -86,6 +86,10 @@ class Field:
                 raise ValueError(
                     f"field {self.name!r} is {self.kind}: {option} is no option of that kind; leave it out"
                 )
+        if self.features_of is not None and self.min_count != 1:
+            raise ValueError(
+                f"field {self.name!r} shares the features of {self.features_of!r}, and with them its min_count; leave it out"
+            )
         if self.kind == "numeric" and self.type in ("string", "boolean"):
             raise ValueError(
                 f"field {self.name!r} is numeric, but its type is {self.type}; set its type to 'number', or its kind to "

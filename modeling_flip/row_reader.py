@@ -7,9 +7,11 @@ field of integers. Identifiers stay text to the digit.
 
 from __future__ import annotations
 
+import ast
 import datetime
 import decimal
 import json
+import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -32,12 +34,14 @@ TRUE_WORDS, FALSE_WORDS = (
     pa.array(["false", "f", "no", "n", "0", "0.0"]),
 )
 INTEGER = r"^[+-]?[0-9]+(\.0*)?$"
+INFINITY = r"^[+-]?(?i:inf(inity)?)$"
 NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 ISO = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([ T][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?)?$"
 # Between the members of a list in its canonical text; no member holds it.
 MEMBER_SEPARATOR = "\x1f"
 # Below so much a float holds every whole number.
 EXACT = 2.0**53
+OF_LISTS = "declare it as kind: list, whose members are single values"
 
 
 def read_columns(
@@ -93,7 +97,8 @@ def open_rows(rows: Any, schema: Sequence[Field] | None = None) -> tuple[Sequenc
         table = rows.select_columns(wanted).with_format("arrow")[:] if wanted else pa.table({})
         return present, len(rows), table.column
     if isinstance(rows, Mapping):
-        if not _holds_columns(rows, [Field(name=name) for name in rows] if schema is None else schema):
+        of_lists = {name: False for name in rows} if schema is None else {f.name: f.kind == "list" for f in schema}
+        if not _holds_columns(rows, of_lists):
             rows = [rows]
         else:
             wanted = [name for name in rows if schema is None or any(field.name == name for field in schema)]
@@ -121,11 +126,12 @@ def _check_unique(names: Sequence[Any]) -> None:
         raise ValueError(f"the rows have more than one column {twice!r}; rename one")
 
 
-def _holds_columns(rows: Mapping[str, Any], schema: Sequence[Field]) -> bool:
-    """Whether a dict holds columns; otherwise it is one row, in which a list is the members of a list field."""
+def _holds_columns(rows: Mapping[str, Any], of_lists: Mapping[str, bool]) -> bool:
+    """Whether a dict holds columns; otherwise it is one row, in which a list is the members of a list field (of which
+    `of_lists` tells)."""
     arrays = (pa.Array, pa.ChunkedArray)
-    wanted = [(rows[field.name], field.kind == "list") for field in schema if field.name in rows]
-    scalars = [values for values, of_lists in wanted if not of_lists]
+    wanted = [(rows[name], is_list) for name, is_list in of_lists.items() if name in rows]
+    scalars = [values for values, is_list in wanted if not is_list]
     if scalars:
         return all(isinstance(values, (list, tuple, np.ndarray, *arrays)) for values in scalars)
     return bool(wanted) and all(
@@ -172,8 +178,12 @@ def _pieces(values: Any, field: Field) -> list[tuple[pa.Array, np.ndarray | None
     """A column as Arrow arrays of one type each, and which rows each of them is; None where it is all of them."""
     if isinstance(values, pa.ChunkedArray):
         values = pa.concat_arrays([_plain(chunk) for chunk in values.chunks] or [pa.nulls(0, values.type)])
+    if isinstance(values, pa.ExtensionArray) and values.type.extension_name == "arrow.uuid":
+        values = values.to_pylist()
     if isinstance(values, pa.Array):
         return [(values, None)]
+    if hasattr(values, "cat") and len(set(map(type, values.cat.categories))) > 1:
+        values = values.astype(object)  # Arrow would make all categories one type
     if hasattr(values, "dtype") and hasattr(values, "array") and values.dtype != object:  # pandas.Series
         try:
             values = pa.Array.from_pandas(values)
@@ -187,8 +197,11 @@ def _pieces(values: Any, field: Field) -> list[tuple[pa.Array, np.ndarray | None
             values = values.astype(np.float32)
         if values.dtype.kind == "M":
             values = values.astype("datetime64[us]")
-        if values.dtype != object and values.ndim == 1:
-            return [(pa.array(values, from_pandas=True), None)]
+        try:
+            if values.dtype != object and values.ndim == 1:
+                return [(pa.array(values, from_pandas=True), None)]
+        except (pa.ArrowException, UnicodeError):  # complex numbers, lone surrogates
+            pass
         values = list(values)
     types = {type(value) for value in values}
     if len(types - {type(None)}) <= 1:
@@ -218,14 +231,21 @@ def to_arrow(values: Sequence[Any], field: Field) -> pa.Array:
             return pa.array([v if v is None else v.encode(errors="replace").decode() for v in values], pa.string())
     if isinstance(first, (bool, np.bool_)):
         return pa.array([None if v is None else bool(v) for v in values], pa.bool_())
-    if isinstance(first, (int, np.integer)):
+    if isinstance(first, (int, np.integer)) and not isinstance(first, np.timedelta64):
         try:
             return pa.array([None if v is None else int(v) for v in values], pa.int64())
         except (OverflowError, pa.ArrowInvalid):  # more than 64 bits
+            pass
+        try:
             return pa.array([None if v is None else str(int(v)) for v in values], pa.string())
+        except ValueError:
+            raise TypeError(
+                f"field {field.name!r} holds an integer of too many digits; turn it into text first"
+            ) from None
     if isinstance(first, (float, np.floating)):
         wide = isinstance(first, float) or first.dtype.itemsize > 4
-        return pa.array(values, pa.float64() if wide else pa.float32(), from_pandas=True)
+        numbers = [None if v is None else float(v) for v in values]
+        return pa.array(numbers, pa.float64() if wide else pa.float32(), from_pandas=True)
     if isinstance(first, decimal.Decimal):
         texts = pa.array([None if v is None or v.is_nan() else format(v, "f") for v in values], pa.string())
         return _without_zeros(texts)
@@ -235,10 +255,12 @@ def to_arrow(values: Sequence[Any], field: Field) -> pa.Array:
         return pa.array([None if v is None else _in_utc(v) for v in values], pa.timestamp("us"))
     if isinstance(first, datetime.date):
         return pa.array(values, pa.date32())
-    if isinstance(first, (uuid.UUID, datetime.time)):
+    if isinstance(first, datetime.time):
+        return pa.array(values, pa.time64("us"))
+    if isinstance(first, uuid.UUID):
         return pa.array([None if v is None else str(v) for v in values], pa.string())
-    remedy = "; declare it as kind: list" if _is_container(first) else "; turn it into text or numbers first"
-    raise TypeError(f"field {field.name!r} holds a {type(first).__name__}, {_shown(first)}{remedy}")
+    remedy = OF_LISTS if _is_container(first) else "turn it into text or numbers first"
+    raise TypeError(f"field {field.name!r} holds a {type(first).__name__}, {_shown(first)}; {remedy}")
 
 
 def _in_utc(moment: datetime.datetime) -> datetime.datetime:
@@ -248,20 +270,31 @@ def _in_utc(moment: datetime.datetime) -> datetime.datetime:
 
 
 def _is_container(value: Any) -> bool:
-    return isinstance(value, (list, tuple, set, frozenset, np.ndarray))
+    return isinstance(value, (list, tuple, set, frozenset)) or (isinstance(value, np.ndarray) and value.ndim > 0)
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    text = " ".join(repr(value).split())
     return text if len(text) <= 60 else text[:59] + "…"
 
 
 # ---- Arrow to canonical text
 
 
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+# What the values of an Arrow type must be to have a text.
+KINDS_OF_TEXT = (
+    *(_is_text, pa.types.is_null, pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal),
+    *(pa.types.is_date, pa.types.is_timestamp, pa.types.is_time),
+)
+
+
 def _read_scalars(values: Any, field: Field) -> pa.DictionaryArray:
     pieces = _pieces(values, field)
-    read = [_mapped(_encoded(piece), lambda texts: canonical_text(texts, field)) for piece, _ in pieces]
+    read = [_mapped(_encoded(piece, field), lambda texts: canonical_text(texts, field)) for piece, _ in pieces]
     return _joined(read, [rows for _, rows in pieces])
 
 
@@ -273,14 +306,18 @@ def _joined(columns: Sequence[pa.DictionaryArray], rows: Sequence[np.ndarray | N
     return pa.concat_arrays([_plain(column) for column in columns]).take(pa.array(back)).dictionary_encode()
 
 
-def _encoded(values: pa.Array) -> pa.DictionaryArray:
-    """Dictionary-encoded, so that each distinct value is read once; without entries that no row has."""
+def _encoded(values: pa.Array, field: Field) -> pa.DictionaryArray:
+    """Dictionary-encoded, so that each distinct value is read once; without entries that no row has.
+
+    Raises:
+        TypeError: the values have no text: lists, structs, bytes, durations.
+    """
+    kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
+    if not any(is_kind(kind) for is_kind in KINDS_OF_TEXT):
+        remedy = OF_LISTS if _is_list(kind) else "turn it into text or numbers first"
+        raise TypeError(f"field {field.name!r} has type {kind}; {remedy}")
     if not pa.types.is_dictionary(values.type):
-        if pa.types.is_null(values.type):
-            values = values.cast(pa.string())
-        if pa.types.is_nested(values.type):  # the error comes where it is read
-            return pa.DictionaryArray.from_arrays(np.arange(len(values), dtype=np.int32), values)
-        return values.dictionary_encode()
+        return (values.cast(pa.string()) if pa.types.is_null(kind) else values).dictionary_encode()
     # In order of first appearance, as of any other column, whatever order the categories have.
     by_row = values.indices.dictionary_encode()
     return pa.DictionaryArray.from_arrays(by_row.indices, values.dictionary.take(by_row.dictionary))
@@ -294,22 +331,12 @@ def _mapped(column: pa.DictionaryArray, read: Callable[[pa.Array], pa.Array]) ->
 
 
 def canonical_text(values: pa.Array, field: Field) -> pa.Array:
-    """(N,) values of any scalar Arrow type → (N,) their text as the field's type writes it, null where missing.
+    """(N,) values of any Arrow type that has a text → (N,) their text as the field's type writes it, null where missing.
 
     What cannot be read as that type keeps its own text: it is a value never seen in training.
-
-    Raises:
-        TypeError: the values are lists, structs or bytes.
     """
     kind = values.type
-    if pa.types.is_dictionary(kind):
-        values, kind = values.dictionary_decode(), kind.value_type
-    if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        remedy = "declare it as kind: list" if pa.types.is_list(kind) else "turn it into text or numbers first"
-        raise TypeError(f"field {field.name!r} has type {kind}; {remedy}")
-    if pa.types.is_null(kind):
-        return values.cast(pa.string())
-    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    is_text = _is_text(kind)
     if is_text:
         values = values.cast(pa.string())
         if field.type != "string":
@@ -323,28 +350,30 @@ def canonical_text(values: pa.Array, field: Field) -> pa.Array:
         values = pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)
     if pa.types.is_boolean(kind) and field.type in ("integer", "number"):
         return values.cast(pa.int8()).cast(pa.string())
-    if field.type in ("date", "timestamp"):
-        return _as_moments(values, is_text, field.type)
     if pa.types.is_temporal(kind):
-        return _moment_text(values)
+        return _moment_text(values, "date" if field.type == "date" else "timestamp")
     if is_text:
         return _READ_TEXT[field.type](values)
+    if field.type == "number" and pa.types.is_integer(kind):
+        values = values.cast(pa.float64(), safe=False)
     text = _number_text(values, short=field.type == "number")
-    return _as_booleans(text) if field.type == "boolean" else text
+    return text if field.type in ("string", "integer", "number") else _READ_TEXT[field.type](text)
 
 
 def _number_text(values: pa.Array, *, short: bool) -> pa.Array:
     """Numbers as people write them: 25.0 is 25. `short`: of a fraction, the digits that a 32-bit float has, so that 0.1 is
     "0.1" whether it comes with 32 bits or with 64."""
+    texts = values.cast(pa.string())
     if not pa.types.is_floating(values.type):
-        return values.cast(pa.string())
-    is_whole = _is_whole(values)
-    fractions = values
+        return texts
     if short:
-        fractions = values.cast(pa.float32(), safe=False)
-        is_whole = pc.or_(is_whole, _is_whole(fractions))
-    whole = pc.if_else(is_whole, pc.round(values), pa.scalar(0, values.type)).cast(pa.int64())
-    return pc.if_else(is_whole, whole.cast(pa.string()), fractions.cast(pa.string()))
+        narrow = values.cast(pa.float32(), safe=False)
+        fits = pc.is_finite(narrow)
+        texts = pc.if_else(fits, narrow.cast(pa.string()), texts)
+        values = pc.if_else(pc.and_not(fits, _is_whole(values)), narrow.cast(values.type), values)
+    is_whole = _is_whole(values)
+    whole = pc.if_else(is_whole, values, pa.scalar(0, values.type)).cast(pa.int64())
+    return pc.if_else(is_whole, whole.cast(pa.string()), texts)
 
 
 def _is_whole(values: pa.Array) -> pa.Array:
@@ -366,13 +395,16 @@ def _integers_of_text(texts: pa.Array) -> pa.Array:
         return pc.if_else(pc.equal(found, "-0"), "0", found)
 
     texts = _where(is_integer, read, texts)
-    is_other = pc.and_not(pc.match_substring_regex(texts, NUMBER), is_integer)
+    is_other = pc.and_not(_is_number(texts), is_integer)
     return _where(is_other, lambda found: _number_text(_floats(found), short=False), texts)
 
 
 def _numbers_of_text(texts: pa.Array) -> pa.Array:
-    is_number = pc.match_substring_regex(texts, NUMBER)
-    return _where(is_number, lambda found: _number_text(_floats(found), short=True), texts)
+    return _where(_is_number(texts), lambda found: _number_text(_floats(found), short=True), texts)
+
+
+def _is_number(texts: pa.Array) -> pa.Array:
+    return pc.or_(pc.match_substring_regex(texts, NUMBER), pc.match_substring_regex(texts, INFINITY))
 
 
 def _floats(texts: pa.Array) -> pa.Array:
@@ -385,61 +417,69 @@ def _as_booleans(texts: pa.Array) -> pa.Array:
     return pc.if_else(pc.is_in(lower, FALSE_WORDS), "false", texts)
 
 
-_READ_TEXT: dict[str, Callable[[pa.Array], pa.Array]] = {
-    "string": lambda texts: texts,
-    "integer": _integers_of_text,
-    "number": _numbers_of_text,
-    "boolean": _as_booleans,
-}
-
-
 def _without_zeros(texts: pa.Array) -> pa.Array:
     """2.50 is 2.5, 2.00 is 2."""
     return pc.utf8_rtrim(pc.replace_substring_regex(texts, r"(\.[0-9]*?)0+$", r"\1"), ".")
 
 
-def _as_moments(values: pa.Array, is_text: bool, kind: str) -> pa.Array:
+def _moments_of_text(values: pa.Array, kind: str) -> pa.Array:
     """Dates and times in one spelling, in UTC: "2024-01-31", "2024-01-31 12:30:00", with fractions where there are some."""
-    if is_text:
-        is_iso = pc.match_substring_regex(values, ISO)
+    is_iso = pc.match_substring_regex(values, ISO)
 
-        def read(found: pa.Array) -> pa.Array:
-            try:
-                return _moment_text(found.cast(pa.timestamp("us")), kind)
-            except pa.ArrowInvalid:  # one of them is no date, such as 2024-02-30
-                return pa.array([_moment(text, kind) for text in found.to_pylist()], pa.string())
+    def read(found: pa.Array) -> pa.Array:
+        return pc.coalesce(_moment_text(_timestamps(found), kind), found)
 
-        other = pc.and_(pc.invert(pc.fill_null(is_iso, False)), values.is_valid())
-        values = _where(is_iso, read, values)
-        return _where(other, lambda found: pa.array([_moment(t, kind) for t in found.to_pylist()], pa.string()), values)
-    if pa.types.is_temporal(values.type):
-        return _moment_text(values, kind)
-    return pa.array([None if v is None else _moment(str(v), kind) for v in values.to_pylist()], pa.string())
+    other = pc.and_(pc.invert(pc.fill_null(is_iso, False)), values.is_valid())
+    values = _where(is_iso, read, values)
+    return _where(other, lambda found: pa.array([_moment(t, kind) for t in found.to_pylist()], pa.string()), values)
+
+
+def _timestamps(texts: pa.Array) -> pa.Array:
+    """(N,) text in the spelling of `ISO` → (N,) timestamps in microseconds, null of a day that there is not."""
+    try:
+        return texts.cast(pa.timestamp("us"))
+    except pa.ArrowInvalid:  # one of them is such as 2024-02-30
+        return pa.array([_microseconds(text) for text in texts], pa.int64()).cast(pa.timestamp("us"))
+
+
+def _microseconds(text: pa.Scalar) -> int | None:
+    try:
+        return text.cast(pa.timestamp("us")).value
+    except pa.ArrowInvalid:
+        return None
 
 
 def _moment(text: str, kind: str) -> str:
     """One moment in any ISO 8601 spelling, or in seconds, milliseconds, … since 1970; other text as it is."""
-    moment: datetime.datetime | None = None
     try:
-        number = float(text)
-        if kind == "timestamp" and abs(number) >= 1e8:
-            scale = next((s for bound, s in ((1e11, 1), (1e14, 1e3), (1e17, 1e6)) if abs(number) < bound), 1e9)
-            moment = datetime.datetime(1970, 1, 1) + datetime.timedelta(seconds=number / scale)
-    except (ValueError, OverflowError):
-        try:
+        if not re.match(NUMBER, text):
             moment = _in_utc(datetime.datetime.fromisoformat(text))
-        except (ValueError, OverflowError):
-            return text
-    if moment is None:
+        else:
+            number = decimal.Decimal(text)
+            if not 1e8 <= abs(number) < 1e20:  # no moment, such as a year
+                return _number_text(pa.array([float(text)]), short=False)[0].as_py()
+            scale = next((s for bound, s in ((1e11, 1), (1e14, 10**3), (1e17, 10**6)) if abs(number) < bound), 10**9)
+            moment = datetime.datetime(1970, 1, 1) + datetime.timedelta(microseconds=int(number * 10**6 / scale))
+    except (ValueError, OverflowError):
         return text
     return _moment_text(pa.array([moment], pa.timestamp("us")), kind)[0].as_py()
 
 
-def _moment_text(values: pa.Array, kind: str = "timestamp") -> pa.Array:
+_READ_TEXT: dict[str, Callable[[pa.Array], pa.Array]] = {
+    "string": lambda texts: texts,
+    "integer": _integers_of_text,
+    "number": _numbers_of_text,
+    "boolean": _as_booleans,
+    "date": lambda texts: _moments_of_text(texts, "date"),
+    "timestamp": lambda texts: _moments_of_text(texts, "timestamp"),
+}
+
+
+def _moment_text(values: pa.Array, kind: str) -> pa.Array:
     if pa.types.is_date(values.type) and kind == "date":
         return values.cast(pa.date32()).cast(pa.string())
-    if pa.types.is_time(values.type) or pa.types.is_duration(values.type):
-        return values.cast(pa.string())
+    if pa.types.is_time(values.type):
+        return _without_zeros(values.cast(pa.string()))
     texts = values.cast(pa.timestamp("us"), safe=False).cast(pa.string())
     texts = _without_zeros(texts)
     return pc.replace_substring_regex(texts, " 00:00:00$", "") if kind == "date" else texts
@@ -451,7 +491,12 @@ def as_numbers(texts: pa.Array, kind: str) -> np.ndarray:
     numbers = np.full(len(texts), np.nan)
     if kind in ("date", "timestamp"):
         found = pc.fill_null(pc.match_substring_regex(texts, ISO), False)
-        moments = texts.filter(found).cast(pa.timestamp("us")).cast(pa.int64()).to_numpy()
+        moments = (
+            _timestamps(texts.filter(found))
+            .cast(pa.int64())
+            .cast(pa.float64(), safe=False)
+            .to_numpy(zero_copy_only=False)
+        )
         numbers[found.to_numpy(zero_copy_only=False)] = moments / (86_400e6 if kind == "date" else 1e6)
         return numbers
     found = pc.fill_null(pc.match_substring_regex(texts, NUMBER), False)
@@ -495,7 +540,7 @@ def _read_lists(values: Any, field: Field) -> pa.DictionaryArray:
             return _joined([of_lists, rest], [rows, others])
     # Text, or single values, which are lists of one.
     pieces = _pieces(values, field)
-    read = [_mapped(_encoded(piece), lambda cells: _from_cells(cells, field)) for piece, _ in pieces]
+    read = [_mapped(_encoded(piece, field), lambda cells: _from_cells(cells, field)) for piece, _ in pieces]
     return _joined(read, [rows for _, rows in pieces])
 
 
@@ -507,7 +552,9 @@ def _from_lists(lists: pa.Array, field: Field) -> pa.Array:
     """(N,) Arrow lists → (N,) text."""
     if pa.types.is_fixed_size_list(lists.type):
         lists = lists.cast(pa.list_(lists.type.value_type))
-    parents = pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)
+    # A null may have members behind it, which `list_flatten` leaves out, and `list_parent_indices` does not.
+    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
+    parents = np.repeat(np.arange(len(lists)), lengths)
     return _from_members(read_column(pc.list_flatten(lists), _member(field)), parents, len(lists), field)
 
 
@@ -521,10 +568,10 @@ def _from_containers(lists: Sequence[Any], field: Field) -> pa.Array:
 
 def _from_cells(cells: pa.Array, field: Field) -> pa.Array:
     """(N,) text, or single values → (N,) text: a JSON array, or members with the field's separator between them."""
-    if not (pa.types.is_string(cells.type) or pa.types.is_large_string(cells.type)):
+    if not _is_text(cells.type):
         return _from_members(read_column(cells, _member(field)), np.arange(len(cells)), len(cells), field)
     cells = cells.cast(pa.string())
-    is_json = pc.fill_null(pc.match_substring_regex(cells, r"^\s*\[.*\]\s*$"), False).to_numpy(zero_copy_only=False)
+    is_json = pc.fill_null(pc.match_substring_regex(cells, r"(?s)^\s*\[.*\]\s*$"), False).to_numpy(zero_copy_only=False)
     out = _from_lists(pc.split_pattern(cells, field.separator or ","), field)
     if is_json.any():
         loaded = [_json_list(text) for text in cells.filter(pa.array(is_json)).to_pylist()]
@@ -533,10 +580,12 @@ def _from_cells(cells: pa.Array, field: Field) -> pa.Array:
 
 
 def _json_list(text: str) -> list[Any]:
-    try:
-        return json.loads(text)
-    except ValueError:  # a Python list in a CSV has single quotes
-        return [member.strip().strip("'\"") for member in text.strip()[1:-1].split(",")]
+    for read in (json.loads, ast.literal_eval):  # a Python list in a CSV has single quotes
+        try:
+            return list(read(text.strip()))
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return [member.strip().strip("'\"") for member in text.strip()[1:-1].split(",")]
 
 
 def _member(field: Field) -> Field:

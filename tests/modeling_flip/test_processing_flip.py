@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoProcessor, ByT5Tokenizer, PreTrainedTokenizerFast
 
-from modeling_flip import FeatureVocabulary, FlipProcessor
-from modeling_flip.processing_flip import read_labels
+from modeling_flip import FeatureVocabulary, Field, FlipProcessor, processing_flip
+from modeling_flip.processing_flip import ROWS_TO_JUDGE
+from modeling_flip.row_reader import MEMBER_SEPARATOR
 
 FIELDS = ["user_id", "gender", "title"]
 FAMILIES = ["wordpiece", "byte_level_bpe", "unigram"]
@@ -41,14 +42,15 @@ hard_rows = st.lists(st.fixed_dictionaries({field: hard_values for field in FIEL
 
 @pytest.fixture(scope="module")
 def processors(tokenizers: dict[str, PreTrainedTokenizerFast]) -> dict[tuple[str, int], FlipProcessor]:
-    """A processor for each tokenizer and each limit on the length; the last value has more than 12 tokens."""
+    """A processor for each tokenizer and each limit on the length; the last value has more than 12 tokens. "" is a value."""
+    schema = [Field(name=field, missing_words=False) for field in FIELDS]
     seen = {
         "user_id": ["1", "2"],
         "gender": ["female", None],
         "title": ["東京", "many more words than there is room for"],
     }
     return {
-        (family, max_length): FlipProcessor.fit(seen, FIELDS, tokenizer, max_length=max_length)
+        (family, max_length): FlipProcessor.fit(seen, schema, tokenizer, max_length=max_length)
         for family, tokenizer in tokenizers.items()
         for max_length in (12, 128)
     }
@@ -96,13 +98,74 @@ def test_the_tokens_of_a_field_are_those_of_its_value_alone(
     encoded = processors["wordpiece", 128](rows, return_tensors="np")
     for row, ids, fields in zip(rows, encoded["input_ids"], encoded["token_field_ids"], strict=True):
         for i, field in enumerate(FIELDS):
-            value = "unknown" if row[field] is None else row[field]
+            # What separates a list's members is a comma in every sentence.
+            value = "unknown" if row[field] is None else row[field].replace(MEMBER_SEPARATOR, ", ")
             alone = wordpiece(value, add_special_tokens=False, split_special_tokens=True)["input_ids"]
             assert ids[fields == i].tolist() == alone or (ids != wordpiece.pad_token_id).sum() == 128
 
 
+ALL_KINDS = [
+    Field(name="movie", type="integer"),
+    Field(name="price", kind="numeric", type="number", num_buckets=2),
+    Field(name="tags", kind="list", separator="|", max_items=3),
+    Field(name="history", kind="list", type="integer", features_of="movie"),
+    Field(name="title", kind="text", max_words=4),
+    Field(name="day", kind="numeric", type="date"),
+]
+hard_words = st.one_of(hard_values, st.sampled_from(["a|b", "a, b", "1,000", "07", "2024-01-31", "[1, 2]"]))
+hard_rows_of_all_kinds = st.lists(
+    st.fixed_dictionaries(
+        {
+            "movie": st.one_of(st.integers(), hard_words),
+            "price": st.one_of(st.floats(), hard_words),
+            "tags": st.one_of(hard_words, st.lists(hard_words, max_size=4)),
+            "history": st.one_of(st.lists(st.integers(0, 9), max_size=4), hard_words),
+            "title": hard_words,
+            "day": hard_words,
+        }
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+@pytest.fixture(scope="module")
+def processors_of_all_kinds(tokenizers: dict[str, PreTrainedTokenizerFast]) -> dict[tuple[str, int], FlipProcessor]:
+    rows = [
+        {
+            "movie": 7,
+            "price": 3.5,
+            "tags": "fun|old",
+            "history": [8, 9],
+            "title": "Toy Story (1995)",
+            "day": "2024-01-31",
+        },
+        {"movie": 8, "price": None, "tags": None, "history": [], "title": None, "day": None},
+    ]
+    return {
+        (family, max_length): FlipProcessor.fit(rows, ALL_KINDS, tokenizer, max_length=max_length)
+        for family, tokenizer in tokenizers.items()
+        for max_length in (12, 128)
+    }
+
+
+@pytest.mark.parametrize("max_length", [12, 128])
+@pytest.mark.parametrize("family", FAMILIES)
+@given(rows=hard_rows_of_all_kinds)
+def test_gathered_tokens_of_fields_of_all_kinds_are_those_of_the_whole_sentence(
+    processors_of_all_kinds: dict[tuple[str, int], FlipProcessor],
+    family: str,
+    max_length: int,
+    rows: list[dict[str, Any]],
+) -> None:
+    processor = processors_of_all_kinds[family, max_length]
+    assert processor.encode(rows).token_tables is not None  # they are gathered
+    assert_equal_to_the_tokenizer(processor, rows)
+
+
 def test_token_field_ids_mark_the_tokens_of_the_values(wordpiece: PreTrainedTokenizerFast) -> None:
-    processor = FlipProcessor.fit({"gender": ["female", None], "title": ["東京", ""]}, ["gender", "title"], wordpiece)
+    schema = [Field(name="gender"), Field(name="title", missing_words=False)]
+    processor = FlipProcessor.fit({"gender": ["female", None], "title": ["東京", ""]}, schema, wordpiece)
     encoded = processor({"gender": ["female", None], "title": ["東京", ""]}, return_tensors="np")
     tokens = [wordpiece.convert_ids_to_tokens(ids) for ids in encoded["input_ids"]]
     assert tokens == [
@@ -180,6 +243,85 @@ def test_the_sentence_names_each_field_and_its_value(rows: list[dict[str, Any]])
     assert processor.texts(rows)[4] == "gender is unknown. title is It's a Wonderful Life. user id is 3."
 
 
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        (
+            {
+                "movie": "007",
+                "price": 3.50,
+                "tags": "a|b",
+                "history": [8, 9.0],
+                "title": "one  two three four five",
+                "day": "2024-01-31",
+            },
+            "movie is 7. price is 3.5. tags is a, b. history is 8, 9. title is one two three four. day is 2024-01-31.",
+        ),
+        (
+            {
+                "movie": 1e3,
+                "price": 1999.0,
+                "tags": ["x", "y", "z", "w"],
+                "history": "[8]",
+                "title": " one ",
+                "day": None,
+            },
+            "movie is 1000. price is 1999. tags is x, y, z. history is 8. title is one. day is unknown.",
+        ),
+        (
+            {"movie": None, "price": "", "tags": [], "history": "NA", "title": "  "},
+            "movie is unknown. price is unknown. tags is unknown. history is unknown. title is unknown. day is unknown.",
+        ),
+    ],
+    ids=["all there", "other spellings", "all missing"],
+)
+def test_the_sentence_of_numbers_lists_and_text(
+    processors_of_all_kinds: dict[tuple[str, int], FlipProcessor],
+    wordpiece: PreTrainedTokenizerFast,
+    row: dict[str, Any],
+    sentence: str,
+) -> None:
+    processor = processors_of_all_kinds["wordpiece", 128]
+    assert processor.texts([row]) == [sentence]
+    assert processor([row])["input_ids"].tolist() == [wordpiece(sentence)["input_ids"]]
+
+
+def test_the_features_of_all_kinds(processors_of_all_kinds: dict[tuple[str, int], FlipProcessor]) -> None:
+    processor = processors_of_all_kinds["wordpiece", 128]
+    # movie: unknown 0, then 7, 8, 9 in the order of the rows; price: unknown 4, one bucket; tags: unknown 6, fun, old; day
+    assert processor.vocabulary.values["movie"].to_pylist() == ["7", "8", "9"]
+    rows = [
+        {
+            "movie": 9,
+            "price": -2,
+            "tags": ["old", "fun", "x", "fun"],
+            "history": [7, 5],
+            "title": "any",
+            "day": "1999-01-01",
+        },
+        {"movie": 5},
+    ]
+    encoded = processor(rows)
+    assert encoded["feature_ids"].tolist() == [[3, 5, 8, 1, 10], [0, 4, 6, 0, 9]]
+    assert encoded["list_feature_ids"].tolist() == [[[8, 7, 6], [1, 0, -1]], [[6, -1, -1], [0, -1, -1]]]
+    assert processor.config_settings == {
+        **{"num_features": 12, "num_fields": 5, "list_fields": [2, 3]},
+        "vocabulary_fingerprint": processor.vocabulary.fingerprint,
+    }
+
+
+def test_fields_that_are_not_declared_are_inferred(wordpiece: PreTrainedTokenizerFast) -> None:
+    rows = {"user_id": [1, 2, 3], "price": [3.5, None, 2.0], "tags": [["a"], [], ["b", "a"]], "title": ["x", "y", "z"]}
+    everything = FlipProcessor.fit(rows, tokenizer=wordpiece)
+    assert [(field.name, field.kind, field.type) for field in everything.schema] == [
+        *(("user_id", "categorical", "integer"), ("price", "numeric", "number")),
+        *(("tags", "list", "string"), ("title", "categorical", "string")),
+    ]
+    some = FlipProcessor.fit(rows, ["tags", {"name": "price", "kind": "categorical", "words": "cost"}], wordpiece)
+    assert [(field.name, field.kind) for field in some.schema] == [("tags", "list"), ("price", "categorical")]
+    assert some.display_names == {"tags": "tags", "price": "cost"}
+
+
 def test_display_names_replace_the_columns_names(wordpiece: PreTrainedTokenizerFast) -> None:
     processor = FlipProcessor.fit(
         {"user_id": [1], "sex": ["f"]}, ["user_id", "sex"], wordpiece, display_names={"sex": "gender"}
@@ -219,6 +361,34 @@ def test_an_absent_field_is_an_error_where_rows_are_encoded_for_training(rows: l
     processor = FlipProcessor.fit(rows, ["gender", "title"])
     with pytest.raises(ValueError, match=r"column 'title' is missing; the columns are .* did you mean 'titles'"):
         processor.encode({"gender": ["male"], "titles": ["toy"]})
+
+
+@pytest.mark.parametrize(
+    ("fields", "values", "warned"),
+    [
+        (["city"], {"city": [f"v{i}" for i in range(20)]}, True),
+        (["city"], {"city": ["Rome"] * 2 + [f"v{i}" for i in range(18)]}, False),  # nine in ten are new, not more
+        (["city"], {"city": ["Rome"] + [f"v{i}" for i in range(19)]}, True),
+        (["city"], {"city": [f"v{i}" for i in range(19)]}, False),  # too few rows to judge
+        (["city"], {"city": [f"v{i}" for i in range(19)] + [None] * 9}, False),
+        ([Field(name="city", kind="text")], {"city": [f"v{i}" for i in range(20)]}, False),
+        ([Field(name="city", kind="list")], {"city": [f"v{i}" for i in range(20)]}, False),
+    ],
+)
+def test_a_column_of_which_nearly_all_values_are_unseen_is_named(
+    fields: list[Any], values: dict[str, Any], warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert ROWS_TO_JUDGE == 20
+    processing_flip.logger.warning_once.cache_clear()
+    processor = FlipProcessor.fit({"city": ["Rome", "Oslo"] * 9}, fields)
+    for _ in range(2):
+        processor.encode(values)
+    found = [record.message for record in caplog.records if "never seen in training" in record.message]
+    share = {19: "95%", 20: "100%"}.get(sum(str(v).startswith("v") for v in values["city"]))
+    expected = (
+        f"{share} of the values of 'city' were never seen in training, such as 'v0'; there they looked like 'Rome'."
+    )
+    assert found == [f"{expected} Is it the same column?"] * warned
 
 
 @pytest.mark.parametrize(
@@ -328,7 +498,7 @@ def test_a_batch_of_no_rows_where_whole_sentences_are_tokenised(crossing: dict[s
 def test_a_slice_of_a_dataset_keeps_each_rows_values_label_and_number(wordpiece: PreTrainedTokenizerFast) -> None:
     rows = {"title": ["a", "b c", "c d", "a"], "gender": ["male"] * 4, "click": [0, 1, 1, 0]}
     processor = FlipProcessor.fit({"title": ["a", "b c"], "gender": ["male"] * 2}, ["title", "gender"], wordpiece)
-    dataset = processor.encode(rows, label_column="click")
+    dataset = processor.encode(rows, labels="click")
     assert dataset.has_unseen_value.tolist() == [False, False, True, False]
     assert dataset.lengths.tolist() == [8, 9, 9, 8]  # title is a . gender is male .
     batch = dataset.__getitems__([2, 1])
@@ -345,15 +515,6 @@ def test_a_slice_of_a_dataset_keeps_each_rows_values_label_and_number(wordpiece:
 
 
 @pytest.mark.parametrize(
-    "labels", [[1, 0], [True, False], [1.0, 0.0], ["1", "0"], np.array([1, 0], np.int8), [1, False]], ids=str
-)
-def test_labels_are_clicks_in_any_type(labels: Any) -> None:
-    read = read_labels({"click": labels}, "click")
-    assert read.dtype == np.float32
-    assert read.tolist() == [1.0, 0.0]
-
-
-@pytest.mark.parametrize(
     ("labels", "shown"),
     [
         ([0, 1, float("nan")], "a missing value (row 2)"),
@@ -366,15 +527,6 @@ def test_labels_are_clicks_in_any_type(labels: Any) -> None:
 )
 def test_a_label_that_is_no_click_is_shown_with_its_row(labels: list[Any], shown: str) -> None:
     processor = FlipProcessor(vocabulary=FeatureVocabulary.fit({"title": ["a"]}, ["title"]))
-    with pytest.raises(ValueError, match="label column 'click' of rows holds ") as error:
-        processor.encode({"title": ["a"] * len(labels), "click": labels}, label_column="click")
+    with pytest.raises(ValueError, match="label column 'click' holds ") as error:
+        processor.encode({"title": ["a"] * len(labels), "click": labels}, labels="click")
     assert shown in str(error.value)
-
-
-def test_a_missing_label_column_is_named_with_the_nearest() -> None:
-    with pytest.raises(ValueError, match=r"column 'clicks' is missing.*did you mean 'click'"):
-        read_labels({"click": [1]}, "clicks")
-
-
-def test_no_rows_have_no_labels() -> None:
-    assert read_labels({"click": []}, "click").shape == (0,)
