@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +17,8 @@ from safetensors.torch import load_file, save_file
 import modeling_flip
 from modeling_flip import FlipForCTR, FlipProcessor
 from modeling_flip.configuration_flip import FORMAT_VERSION
-from tests.carry_over.regenerate import ROWS, regenerate, scores
+from modeling_flip.hub import copy_code
+from tests.carry_over.regenerate import ROWS, UNSEEN, regenerate, scores
 
 HERE = Path(__file__).parent
 CHECKPOINTS = sorted(path.parent for path in HERE.glob("format-*/*/config.json"))
@@ -62,6 +67,27 @@ def test_in_shards_or_saved_again_it_scores_the_same(folder: Path, shard_size: s
     names = {name for file in again.glob("model*.safetensors") for name in load_file(file)}
     assert names == set(model.state_dict())
     assert scores(again) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", [f for f in CHECKPOINTS if f.name == "flip"], ids=lambda f: f.parent.name)
+def test_beside_carried_code_it_scores_the_same(folder: Path, tmp_path: Path) -> None:
+    here = tmp_path / "checkpoint"
+    shutil.copytree(folder, here)
+    copy_code(here, inspect.getfile(FlipForCTR))
+    code = f"""
+import json, sys
+from transformers import AutoModelForSequenceClassification, AutoProcessor
+model = AutoModelForSequenceClassification.from_pretrained({str(here)!r}, trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained({str(here)!r}, trust_remote_code=True)
+assert "modeling_flip" not in sys.modules
+print(json.dumps(model(**processor({[*ROWS, UNSEEN]!r})).logits.tolist()))
+"""
+    environment = os.environ | {"HF_HOME": str(tmp_path / "home")}
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    expected = json.loads((folder.parent / "scores.json").read_text())[folder.name]
+    assert json.loads(run.stdout.splitlines()[-1]) == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("towers", ["both", "tabular", "text"])
