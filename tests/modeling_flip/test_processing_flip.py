@@ -305,7 +305,7 @@ def test_the_features_of_all_kinds(processors_of_all_kinds: dict[tuple[str, int]
     assert encoded["feature_ids"].tolist() == [[3, 5, 8, 1, 10], [0, 4, 6, 0, 9]]
     assert encoded["list_feature_ids"].tolist() == [[[8, 7, 6], [1, 0, -1]], [[6, -1, -1], [0, -1, -1]]]
     assert processor.config_settings == {
-        **{"num_features": 12, "num_fields": 5, "list_fields": [2, 3]},
+        **{"num_features": 12, "num_fields": 5, "text_fields": [4], "list_fields": [2, 3]},
         "vocabulary_fingerprint": processor.vocabulary.fingerprint,
     }
 
@@ -424,10 +424,13 @@ def test_a_tokenizer_without_mask_and_pad_tokens_gets_them(eos: str | None) -> N
     )
     backend.decoder = decoders.ByteLevel()
     backend.train_from_iterator(["title is x."], trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=eos)
-    size = len(tokenizer)
-    processor = FlipProcessor.fit({"title": ["x", "a long one"]}, ["title"], tokenizer)
+    given = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=eos, truncation_side="left")
+    size = len(given)
+    processor = FlipProcessor.fit({"title": ["x", "a long one"]}, ["title"], given)
 
+    assert (given.mask_token, given.pad_token, given.truncation_side, len(given)) == (None, None, "left", size)
+    tokenizer = processor.tokenizer
+    assert tokenizer is not None
     assert tokenizer.mask_token_id == size
     assert tokenizer.pad_token == (eos or "<pad>")
     assert processor.max_length == 512  # the tokenizer has no limit of its own
