@@ -26,7 +26,6 @@ class FlipTrainingArguments(TrainingArguments):
         float32_matmul_precision: how exact the products of fp32 tensors are, as in `torch.set_float32_matmul_precision`:
             "high" is TF32 on a GPU, "medium" bf16 on a CPU that has it, where tabular towers train up to twice as fast;
             None leaves torch as it is. Only while training.
-        hub_subfolder: folder of the repo where checkpoints go; by default its root.
     """
 
     text_learning_rate: float | None = field(default=None, metadata={"help": "Of the text tower; default: the same."})
@@ -43,9 +42,6 @@ class FlipTrainingArguments(TrainingArguments):
     per_device_eval_batch_size: int = field(default=1024, metadata={"help": "Rows per evaluation step and device."})
     dataloader_pin_memory: bool = field(
         default_factory=torch.accelerator.is_available, metadata={"help": "For the GPU."}
-    )
-    hub_subfolder: str = field(
-        default="", metadata={"help": "Folder of the repo where checkpoints go; default: its root."}
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Batches are not columns of a Dataset."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "It would hide a loss that is not finite."})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import datasets
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import yaml
 from huggingface_hub import ModelCard
@@ -98,7 +100,7 @@ def check_license(identifier: str) -> None:
         logger.warning(f"the Hub does not say whether it knows license {identifier!r}: {push_error(error)}")
 
 
-def check_data(data: datasets.DatasetDict, recipe: Recipe) -> None:
+def check_data(data: Mapping[str, Any], recipe: Recipe) -> None:
     """Raises ValueError where a split is absent or empty, a column is absent, or labels are not clicks."""
     if recipe.model_type in ("ctr_bert", "morec") and not recipe.item_fields:
         raise ValueError(
@@ -123,7 +125,10 @@ def check_data(data: datasets.DatasetDict, recipe: Recipe) -> None:
                     f"column {column!r} is missing in split {split!r}; its columns are {columns}"
                     + did_you_mean(column, columns)
                 )
-        labels = read_clicks(data[split], recipe.label_column)
+        try:
+            labels = read_clicks(data[split], recipe.label_column)
+        except ValueError as error:
+            raise ValueError(f"split {split!r}: {error}") from error
         if len(np.unique(labels)) == 1:
             raise ValueError(
                 f"every label of split {split!r} is {labels[0]:.0f}; clicks and non-clicks are both needed, to learn and for AUC"

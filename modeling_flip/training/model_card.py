@@ -177,8 +177,11 @@ def introduction(
 
 def how_to_use(processor: Any, source: str, revision: str | None) -> str:
     """Code that runs as it stands: a row of the most frequent values, and one of values that nobody has seen."""
-    known = {field: top_values(processor, field)[:1] for field in processor.fields}
-    known_row = {field: values[0] for field, values in known.items() if values}
+    known_row = {
+        field.name: example
+        for field in processor.vocabulary.columns
+        if (example := example_value(processor, field)) is not None
+    }
     first, *others = processor.fields
     unknown_row = {first: "never seen before", **{f: known_row[f] for f in others if f in known_row}}
     branch = f"revision={revision!r}, " if revision else ""
@@ -187,7 +190,17 @@ def how_to_use(processor: Any, source: str, revision: str | None) -> str:
     )
 
 
-def literal(row: dict[str, str]) -> str:
+def example_value(processor: Any, field: Any) -> Any:
+    """A cell that a row may hold: the most frequent value; None where training kept none, as of text."""
+    values = top_values(processor, field.name)
+    if not values:
+        return None
+    if field.kind == "list":
+        return values
+    return json.loads(values[0]) if field.kind == "numeric" and field.type in ("integer", "number") else values[0]
+
+
+def literal(row: dict[str, Any]) -> str:
     """A row as it stands in the list of the example."""
     return textwrap.indent(pformat(row, width=100, sort_dicts=False), "    ").strip()
 
@@ -296,7 +309,7 @@ def training(
     parts.append("\n".join(lines))
     if recipe:
         text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True).rstrip()
-        parts.append(f"The recipe, which `accelerate launch train.py recipe.yaml` runs again:\n\n```yaml\n{text}\n```")
+        parts.append(f"The recipe, which `python train.py recipe.yaml` runs again:\n\n```yaml\n{text}\n```")
     return "\n\n".join(parts)
 
 

@@ -1,4 +1,7 @@
-"""What a repo on the Hub holds: which files of a run, its card and its curve."""
+"""What a repo on the Hub holds, and how it gets there: the one place that lays out, describes and pushes a repo.
+
+Three come here: a training that pushes as it goes (`PublishCallback`), a run that has ended, and `model.push_to_hub`.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +9,35 @@ import fnmatch
 import os
 import re
 import shutil
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import yaml
+from accelerate import PartialState
 from huggingface_hub import CommitInfo, HfApi
+from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import HubStrategy
+from transformers.utils import logging
 
 from ..modeling_flip import FlipPreTrainedModel
 from ..processing_flip import FlipProcessor
-from .hub import create_repo, upload, with_retries
+from .hub import create_repo, is_final, push_error, upload, with_retries
 from .model_card import CURVE_FILE, model_card
 
 if TYPE_CHECKING:
     from .arguments import FlipTrainingArguments
 
+logger = logging.get_logger(__name__)
+
 RECIPE_FILE = "recipe.yaml"
 # Of a checkpoint, what only a resumed training reads.
 STATE_FILES = ("optimizer.*", "scheduler.*", "scaler.*", "rng_state*", "trainer_state.json")
 # Of an output folder, what stays here: the state of a training, and files that are being written.
-UNPUSHED = ("checkpoints/*", "checkpoint-*/*", "runs/*", ".*", "*/.*")
+UNPUSHED = ("checkpoints/*", "checkpoint-*/*", "runs/*", "manifests/*", ".*", "*/.*")
 LAST = "last-checkpoint"
 RESULTS_FILE, PRETRAINING_RESULTS_FILE = "all_results.json", "pretraining_results.json"
 # What a push takes from the repo unless it brings it: of an earlier run there, it would pass for this one's.
@@ -43,6 +54,178 @@ CARD_ARGUMENTS = (
     "bf16",
     "float32_matmul_precision",
 )
+
+
+# ---- pushes
+
+
+class Publisher:
+    """A repo on the Hub and the pushes to it, one after another in the background. What fails is told and kept, and costs no
+    training.
+
+    Args:
+        repo_id: where to push; without an owner, in the namespace of the token.
+        private: make the repo private, if it has to be created.
+        token: by default the one that is logged in.
+        revision: the branch to push to.
+
+    Attributes:
+        repo_id: with its owner, once the Hub has said it.
+        failures: what the Hub answered to each push that failed for good.
+    """
+
+    def __init__(
+        self, repo_id: str, private: bool | None = None, token: str | None = None, revision: str | None = None
+    ):
+        self.repo_id, self.private, self.token, self.revision = repo_id, private, token, revision
+        self.failures: list[str] = []
+        self._last: threading.Thread | None = None
+
+    def create(self) -> None:
+        """Create the repo, before anything is trained. A Hub that cannot be reached stops nothing: each push asks again.
+
+        Raises:
+            ValueError: the Hub refuses it, such as for a token without rights.
+        """
+        try:
+            self.repo_id = create_repo(self.repo_id, self.private, self.token)
+        except Exception as error:
+            if is_final(error):
+                raise ValueError(f"cannot push to {self.repo_id!r}: {push_error(error)}") from error
+            logger.warning(f"training goes on, though {self.repo_id!r} cannot be reached: {push_error(error)}")
+
+    def push(
+        self, folder: Path, message: str, *, ignore: Sequence[str] = (), delete_after: bool = False, **where: Any
+    ) -> threading.Event:
+        """Push a folder in the background, after all pushes before it; the event is set when it has arrived.
+
+        Args:
+            ignore: patterns of files that stay here.
+            delete_after: whether the folder was made for this push alone.
+            where: private, token or revision, other than the publisher's own.
+        """
+        arrived, before = threading.Event(), self._last
+        ours = {"private": self.private, "token": self.token, "revision": self.revision}
+        where = ours | {key: value for key, value in where.items() if value is not None}
+
+        def push() -> None:
+            if before is not None:
+                before.join()  # it would be overtaken
+            try:
+                commit = upload(
+                    folder,
+                    self.repo_id,
+                    commit_message=message,
+                    ignore_patterns=ignore,
+                    delete_patterns=NOT_OF_THIS_RUN,
+                    **where,
+                )
+                arrived.set()
+                logger.warning(f"pushed to {commit.repo_url}: {message}")
+            except Exception as error:  # whatever it is, it must not cost the training
+                self.note_failure(message, error)
+            finally:
+                if delete_after:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+        # A daemon: a process that is told to end need not wait for the Hub, but for a request with a file that has begun.
+        self._last = threading.Thread(target=push, name="push", daemon=True)
+        self._last.start()
+        return arrived
+
+    @property
+    def is_busy(self) -> bool:
+        return self._last is not None and self._last.is_alive()
+
+    def wait(self) -> None:
+        """Wait until all pushes that were started have arrived or failed."""
+        if self._last is not None:
+            if self._last.is_alive():
+                logger.warning("waiting for the push that is under way")
+            self._last.join()
+
+    def note_failure(self, message: str, error: Exception) -> None:
+        self.failures.append(f"{message}: {push_error(error)}")
+        logger.error(f"not pushed to {self.repo_id}: {self.failures[-1]}")
+
+
+class PublishCallback(TrainerCallback):
+    """Pushes the best model so far at each save, with its card, and where `strategy` is "checkpoint" the state to resume from:
+    one commit, in the background.
+
+    Args:
+        publisher: the repo.
+        processor: the model's.
+        strategy: as TrainingArguments' hub_strategy.
+        subfolder: folder of the repo where the model goes; by default its root.
+        folders: further folders of the repo, and where they are here.
+        state_files: files that a resumed training reads beside the state, and their names in it.
+        facts: what the card says of the run beside what its training knows; as in all_results.json.
+        always: whether a save waits for its turn while a push is under way, instead of being left out.
+    """
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        processor: FlipProcessor,
+        strategy: str = "every_save",
+        *,
+        subfolder: str = "",
+        folders: Mapping[str, Path] | None = None,
+        state_files: Mapping[str, Path] | None = None,
+        facts: Mapping[str, Any] | None = None,
+        always: bool = False,
+    ):
+        self.publisher, self.processor, self.strategy = publisher, processor, HubStrategy(strategy)
+        self.subfolder, self.folders, self.state_files = subfolder, folders or {}, state_files or {}
+        self.facts, self.always = facts or {}, always
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            for interrupted in Path(args.output_dir).glob(".push-*"):
+                shutil.rmtree(interrupted, ignore_errors=True)
+
+    def on_save(self, args: FlipTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.strategy == HubStrategy.END:
+            return
+        PartialState().wait_for_everyone()  # every process has written its part of the checkpoint
+        if not state.is_world_process_zero:
+            return
+        step = state.global_step
+        if self.publisher.is_busy and not self.always:
+            logger.warning(f"the push before is still under way: step {step} is not pushed")
+            return
+        staged = Path(str(args.output_dir), f".push-{step}")
+        message = f"Training in progress, step {step}"
+        try:
+            shutil.rmtree(staged, ignore_errors=True)
+            self._lay_out(staged, kwargs["model"], args, state)
+        except Exception as error:  # a full disk, a curve that cannot be drawn: the training is worth more
+            self.publisher.note_failure(message, error)
+            shutil.rmtree(staged, ignore_errors=True)
+        else:
+            self.publisher.push(staged, message, delete_after=True)
+
+    def _lay_out(self, staged: Path, model: Any, args: FlipTrainingArguments, state: TrainerState) -> None:
+        """What the repo is to hold, in hard links: Trainer may delete a checkpoint while it is uploaded."""
+        checkpoint = Path(str(args.output_dir), f"checkpoint-{state.global_step}")
+        shown = checkpoint.with_name(f"checkpoint-{kept_step(args, state)}")
+        if not shown.is_dir():
+            shown = checkpoint
+        link_files(shown, staged / self.subfolder, STATE_FILES)
+        if self.strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            place = staged / (LAST if self.strategy == HubStrategy.CHECKPOINT else checkpoint.name)
+            link_files(checkpoint, place, ())
+            for name, file in self.state_files.items():
+                shutil.copyfile(file, place / name)
+        for name, folder in self.folders.items():
+            link_files(folder, staged / name, ())
+        if "recipe" in self.facts:
+            recipe = yaml.safe_dump(self.facts["recipe"], sort_keys=False, allow_unicode=True)
+            (staged / RECIPE_FILE).write_text(recipe)
+        results = validation_of(state.log_history, step_of(shown)) | dict(self.facts)
+        repo_id, revision = self.publisher.repo_id, self.publisher.revision
+        write_card(staged, model, self.processor, args, results, state.log_history, repo_id, revision)
 
 
 def push_model(
@@ -81,21 +264,45 @@ def push_model(
         )
 
 
+# ---- what a folder holds
+
+
 def write_card(
     folder: Path,
     model: Any,
     processor: FlipProcessor,
-    repo_id: str | None,
-    results: Mapping[str, Any],
     args: FlipTrainingArguments,
+    results: Mapping[str, Any],
+    log_history: Sequence[Mapping[str, float]] = (),
+    repo_id: str | None = None,
     revision: str | None = None,
 ) -> None:
-    """Write README.md beside the training curves that it shows."""
+    """Write README.md and, where there is a history, the training curve that it shows; `results` as in all_results.json.
+
+    The card's example loads the model from the branch `revision` of `repo_id`; without an id, from the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_curve(folder / CURVE_FILE, log_history)
     curves = [f"{sub}{CURVE_FILE}" for sub in ("", "pretraining/") if (folder / sub / CURVE_FILE).exists()]
     hyperparameters = {name: getattr(args, name) for name in CARD_ARGUMENTS if getattr(args, name) is not None}
-    revision = (revision or args.hub_revision) if repo_id else None
+    if model.config.towers == "tabular":
+        hyperparameters.pop("text_learning_rate", None)
+    revision = revision if repo_id else None
     card = model_card(model, processor, repo_id or str(folder), results, hyperparameters, curves, revision=revision)
     (folder / "README.md").write_text(card)
+
+
+def kept_step(args: FlipTrainingArguments, state: TrainerState) -> int:
+    """The step whose weights training ends with: the best that was saved, where that is loaded at the end, or the last."""
+    best = step_of(state.best_model_checkpoint) if args.load_best_model_at_end else None
+    return best or state.global_step
+
+
+def validation_of(log_history: Sequence[Mapping[str, float]], step: int | None) -> dict[str, float]:
+    """What validation gave at a step, named as in all_results.json."""
+    at_step = [entry for entry in log_history if "eval_auc" in entry and entry["step"] == step]
+    measured = at_step[-1] if at_step else {}
+    return {k.replace("eval_", "validation_", 1): v for k, v in measured.items() if k.startswith("eval_")}
 
 
 def step_of(checkpoint: str | os.PathLike | None) -> int | None:

@@ -159,16 +159,11 @@ def uses_cpu(recipe: Recipe) -> bool:
 
 
 def stage_arguments(recipe: Recipe, stage: str) -> FlipTrainingArguments:
+    """Of optimisation alone: where the run is pushed to is the publisher's."""
     given = STAGE_DEFAULTS[stage] | (getattr(recipe, stage) or {})
     return FlipTrainingArguments(
         output_dir=str(Path(recipe.output_dir) / "checkpoints" / stage),
         seed=recipe.seed,
         use_cpu=uses_cpu(recipe),
-        push_to_hub=recipe.push_to_hub,
-        hub_model_id=hub_repo(recipe),
-        hub_strategy=recipe.hub_strategy,
-        hub_private_repo=recipe.hub_private_repo,
-        hub_revision=recipe.hub_revision,
-        hub_subfolder="pretraining" if stage == "pretraining" else "",
         **given,
     )

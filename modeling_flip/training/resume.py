@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from ..checkpoint_files import MODEL, check_files
 from ..modeling_flip import FlipForPreTraining
+from . import manifest
 from .hub import create_repo, is_final, push_error, with_retries
 from .publishing import (
     LAST,
@@ -34,13 +35,6 @@ from .trainer import FlipTrainer
 logger = logging.get_logger(__name__)
 
 STAGES = ("pretraining", "finetuning", "finished")
-
-
-def write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def check_output_dir(recipe: Recipe) -> bool:
@@ -137,7 +131,7 @@ def restore_from_hub(recipe: Recipe) -> None:
                 shutil.copytree(repo / "pretraining", restored / "pretraining")
             if (repo / LAST).exists():
                 restore_checkpoints(repo, restored, recipe)
-        write(restored / RECIPE_FILE, recipe.to_yaml())
+        manifest.write(restored / RECIPE_FILE, recipe.to_yaml())
     if output_dir.exists():
         with contextlib.suppress(OSError):
             output_dir.rmdir()  # it is empty
@@ -177,6 +171,10 @@ def restore_checkpoints(repo: Path, restored: Path, recipe: Recipe) -> None:
     """Lay a repo's `last-checkpoint`, and the best model, which its root or `pretraining/` shows, where Trainer looks."""
     stage = stage_on_hub(repo)
     folder = Path("checkpoints", stage)
+    prepared = repo / LAST / "prepare.json"
+    if prepared.exists():  # what the run was begun with; compared with what it is to go on with
+        (restored / manifest.FOLDER).mkdir()
+        shutil.move(prepared, manifest.path_of(restored, "prepare"))
     state = json.loads((repo / LAST / "trainer_state.json").read_text())
     keeps_best = stage_arguments(recipe, stage).load_best_model_at_end
     last, best = state["global_step"], step_of(state["best_model_checkpoint"]) if keeps_best else None

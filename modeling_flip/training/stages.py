@@ -1,44 +1,45 @@
-"""The run that a recipe describes: from raw rows to one folder with the model, its processor and `all_results.json`."""
+"""The run that a recipe describes, stage by stage: prepare → align → finetune → evaluate → publish.
+
+Each stage takes what it needs and returns what it made; none changes what it was given. What went in and what came out stands in
+`manifests/` of the output folder.
+"""
 
 from __future__ import annotations
 
 import json
-import os
-import platform
 import re
 import shutil
-import subprocess
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import accelerate
-import datasets
 import numpy as np
-import torch
-import transformers
 from accelerate import PartialState
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.utils import logging
 
 from ..ctr_models import CTR_MODELS
-from ..modeling_flip import FlipForCTR, FlipForPreTraining
+from ..modeling_flip import FlipForCTR, FlipForPreTraining, FlipPreTrainedModel
 from ..processing_flip import FlipProcessor
 from ..row_dataset import FlipDataset
-from ..version import __version__
+from . import manifest
 from .checks import check_data, check_recipe
-from .hub import create_repo, push_error, upload
 from .metrics import ctr_metrics
 from .publishing import (
-    NOT_OF_THIS_RUN,
     PRETRAINING_RESULTS_FILE,
     RECIPE_FILE,
     RESULTS_FILE,
     UNPUSHED,
+    PublishCallback,
+    Publisher,
+    kept_step,
     write_card,
 )
 from .recipe import (
     FREE_MODEL_KEYS,
+    HUB_KEYS,
     SPLITS,
     Recipe,
     hub_repo,
@@ -48,130 +49,224 @@ from .recipe import (
     stage_arguments,
     uses_cpu,
 )
-from .resume import check_output_dir, last_checkpoint, restore_from_hub, write
+from .resume import check_output_dir, last_checkpoint, restore_from_hub
 from .trainer import FlipTrainer
 
 logger = logging.get_logger(__name__)
 
+# What of the recipe each stage depends on; `prepare` on all the rest.
+STAGE_KEYS = {
+    "align": ("tabular_tower", "model", "pretraining", "seed"),
+    "finetune": ("model_type", "towers", "tabular_tower", "model", "finetuning", "seed"),
+    "evaluate": (),
+    "publish": HUB_KEYS,
+}
+STAGE_SPLITS = {
+    "prepare": SPLITS,
+    "align": ("train", "validation"),
+    "finetune": ("train", "validation"),
+    "evaluate": ("validation", "test"),
+    "publish": (),
+}
+ELSEWHERE = {"output_dir", "use_cpu"} | {key for keys in STAGE_KEYS.values() for key in keys}
 
-def run(recipe: Recipe, data: datasets.DatasetDict) -> dict[str, Any]:
+
+@dataclass(frozen=True)
+class Prepared:
+    """Rows that models read.
+
+    Attributes:
+        processor: the pretraining checkpoint's, or one fitted on the training rows.
+        splits: encoded rows with their labels, by the names in SPLITS.
+        inputs: what the manifests say of them: `data` (rows and SHA-256 of each split), `vocabulary` and `text_model`.
+        reports: what was found in the data: `rows`, how many each split has, and `cut_fields`, of each field that max_length
+            cuts the share of training rows where it does.
+    """
+
+    processor: FlipProcessor
+    splits: Mapping[str, FlipDataset]
+    inputs: Mapping[str, Any]
+    reports: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """A pretraining checkpoint of this run.
+
+    Attributes:
+        folder: where it is.
+        figures: what all_results.json says of it.
+        seconds: how long it took.
+        resumed: whether it was there already.
+    """
+
+    folder: Path
+    figures: Mapping[str, Any]
+    seconds: float
+    resumed: bool
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """A model that predicts clicks, saved to the output folder.
+
+    Attributes:
+        trainer: holds the model with the weights that were kept, and its processor.
+        figures: what all_results.json says of the training.
+        seconds: how long it took.
+        resumed: whether it went on from a checkpoint.
+    """
+
+    trainer: FlipTrainer
+    figures: Mapping[str, Any]
+    seconds: float
+    resumed: bool
+
+    @property
+    def model(self) -> FlipPreTrainedModel:
+        return self.trainer.accelerator.unwrap_model(self.trainer.model)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every stage is told beside what it works on.
+
+    Attributes:
+        recipe: what was asked for.
+        facts: recipe, seed, commit, versions and hardware, as in all_results.json.
+        publisher: the repo on the Hub; None where nothing is pushed.
+    """
+
+    recipe: Recipe
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    publisher: Publisher | None = None
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.recipe.output_dir)
+
+    def inputs(self, stage: str, prepared: Prepared) -> dict[str, Any]:
+        """What the manifest of a stage says went in."""
+        recipe = self.recipe.to_dict()
+        keys = STAGE_KEYS.get(stage, recipe.keys() - ELSEWHERE)
+        return {
+            "recipe": {key: value for key, value in recipe.items() if key in keys},
+            "data": {split: prepared.inputs["data"][split] for split in STAGE_SPLITS[stage]},
+            "vocabulary": prepared.inputs["vocabulary"],
+            "text_model": prepared.inputs["text_model"],
+            "versions": self.facts["versions"],
+            "commit": self.facts["commit"],
+        }
+
+    def callbacks(self, processor: FlipProcessor, **layout: Any) -> list[TrainerCallback]:
+        """Those of a training: the one that pushes, where that is asked for."""
+        if self.publisher is None:
+            return []
+        state_files = {"prepare.json": manifest.path_of(self.folder, "prepare")}
+        strategy = self.recipe.hub_strategy
+        return [
+            PublishCallback(self.publisher, processor, strategy, state_files=state_files, facts=self.facts, **layout)
+        ]
+
+
+def run(recipe: Recipe, tables: Mapping[str, Any]) -> dict[str, Any]:
     """Pretrain, finetune, evaluate on the untouched test set, and save.
 
     Everything that can be wrong with the input is looked at before training starts. An interrupted run continues where it
     was when run again; a finished one returns its results.
 
+    Args:
+        recipe: what is asked for.
+        tables: the raw rows of each of SPLITS.
+
     Returns:
         what all_results.json holds.
 
     Raises:
-        ValueError: something is wrong with the recipe, the data or the output folder, with the value and the remedy.
+        ValueError: something is wrong with the recipe, the data or the output folder, with the value and the remedy; or they
+            are others than when the run was begun.
     """
     started = time.perf_counter()
-    output_dir = Path(recipe.output_dir)
     check_recipe(recipe)
-    check_data(data, recipe)
+    check_data(tables, recipe)
     state = PartialState(cpu=uses_cpu(recipe))
     with state.main_process_first():
         if recipe.push_to_hub and recipe.hub_strategy == "checkpoint":
             restore_from_hub(recipe)
-    if check_output_dir(recipe) and (output_dir / RESULTS_FILE).exists():
-        logger.warning(f"{output_dir} is finished; delete it to run again")
-        finished = json.loads((output_dir / RESULTS_FILE).read_text())
-        if state.is_main_process:
-            shutil.rmtree(output_dir / "checkpoints", ignore_errors=True)  # it may have been killed just before
-            if recipe.push_to_hub:
-                push_finished(recipe, finished)
-        return finished
+    if check_output_dir(recipe) and (Path(recipe.output_dir) / RESULTS_FILE).exists():
+        return finished(recipe)
+
     set_seed(recipe.seed)
-    processor = make_processor(recipe, data)
-    encoded = {split: processor.encode(data[split], recipe.label_column) for split in SPLITS}
+    prepared = prepare(recipe, tables)
+    publisher = None
+    if recipe.push_to_hub:
+        publisher = Publisher(hub_repo(recipe), recipe.hub_private_repo, revision=recipe.hub_revision)
+    this = Run(recipe, {"recipe": recipe.to_dict(), "seed": recipe.seed} | manifest.environment(), publisher)
     with state.main_process_first():
-        if not check_output_dir(recipe):
-            output_dir.mkdir(parents=True, exist_ok=True)
-            write(output_dir / RECIPE_FILE, recipe.to_yaml())
+        begin(this, prepared)
+    if publisher is not None and state.is_main_process:
+        publisher.create()
 
+    aligned = align(this, prepared) if needs_pretraining(recipe) else None
+    finetuned = finetune(this, prepared, aligned)
+    wall_time = {"finetuning_seconds": finetuned.seconds}
     results: dict[str, Any] = {}
-    wall_time: dict[str, float] = {}
-    failed_pushes: list[str] = []
-    resumed = False
-    pretrained = recipe.pretrained_model_name_or_path
-    if needs_pretraining(recipe):
-        folder = output_dir / "pretraining"
-        resumed = folder.exists()
-        if not resumed:
-            failed_pushes = pretrain(recipe, processor, encoded, folder)
-        pretrained = str(folder)
-        results |= json.loads((folder / PRETRAINING_RESULTS_FILE).read_text())
-        wall_time["pretraining_seconds"] = results.pop("pretraining_seconds")
-        if resumed:
-            started -= wall_time["pretraining_seconds"]
-
-    begun = time.perf_counter()
-    set_seed(recipe.seed)  # finetuning is the same after a resumed pretraining as after a straight one
-    if pretrained is not None:
-        free = {key: value for key, value in recipe.model.items() if key in FREE_MODEL_KEYS}
-        model = FlipForCTR.from_pretrained(pretrained, towers=recipe.towers, **free)
-    else:
-        settings = model_settings(recipe)
-        if recipe.model_type == "flip":
-            settings["towers"] = recipe.towers
-        if recipe.item_fields:
-            settings["item_fields"] = [processor.fields.index(name) for name in recipe.item_fields]
-        model = CTR_MODELS[recipe.model_type].from_text_pretrained(
-            recipe.text_model_name_or_path, processor, **settings
-        )
-    if model.inputs == ("feature_ids",):
-        processor = processor.tabular_only()
-    arguments = stage_arguments(recipe, "finetuning")
-    trainer = FlipTrainer(model, arguments, processor, encoded["train"], encoded["validation"])
-    trainer.facts = run_facts(recipe)
-    trainer.waits_after_training = False  # first of all, what was trained is scored and saved
-    if needs_pretraining(recipe):
-        trainer.other_folders = {"pretraining": output_dir / "pretraining"}
-    last = last_checkpoint(trainer)
-    trainer.train(resume_from_checkpoint=last)
-    wall_time["finetuning_seconds"] = time.perf_counter() - begun
-    results["resumed"] = resumed or last is not None  # then times count the parts that were not lost
-    results["train_samples_per_second"] = trainer.clock.median
-    results["epochs"] = trainer.state.epoch
-    results["best_epoch"] = best_epoch(trainer)
-    results["history"] = [
-        {k.removeprefix("eval_"): v for k, v in entry.items() if re.search(r"auc|logloss|epoch", k)}
-        for entry in trainer.state.log_history
-        if "eval_auc" in entry
-    ]
-    for split in ("validation", "test"):
-        results |= evaluate(trainer, encoded[split], split)
-    if isinstance(model, FlipForCTR):
-        results["alpha"] = model.alpha.item()
-    results["num_parameters"] = model.num_parameters()
-    if model.inputs != ("feature_ids",):
-        # The one whose weights are in the model: a pretraining checkpoint's, whatever the recipe names.
-        results["text_model"] = model.config.text_config.name_or_path
+    if aligned is not None:
+        results |= aligned.figures
+        wall_time = {"pretraining_seconds": aligned.seconds} | wall_time
+        started -= aligned.seconds if aligned.resumed else 0
+    results["resumed"] = finetuned.resumed or (
+        aligned is not None and aligned.resumed
+    )  # then times count what was kept
+    results |= finetuned.figures
+    results |= evaluate(this, prepared, finetuned)
     wall_time["total_seconds"] = time.perf_counter() - started
-    results |= {"wall_time": wall_time} | trainer.facts
-    results["rows"] = {split: len(data[split]) for split in SPLITS}
-
-    trainer.save_model(str(output_dir), _internal_call=True)
-    if trainer.is_world_process_zero():
-        write(output_dir / RESULTS_FILE, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
-        trainer.create_model_card(output_dir, **results)
-    trainer.accelerator.wait_for_everyone()  # the others need not wait for the Hub
-    if trainer.is_world_process_zero():
-        if recipe.push_to_hub:
-            arrived = trainer.push_to_hub("End of training", folder=output_dir)
-            failed_pushes = failed_pushes + trainer.failed_pushes
-            if failed_pushes:
-                logger.warning(f"{len(failed_pushes)} pushes failed:\n  " + "\n  ".join(failed_pushes))
-            if not arrived:
-                logger.error(
-                    f"the finished model is whole in {output_dir}, not on the Hub: run the same command again to push it"
-                )
-        shutil.rmtree(output_dir / "checkpoints", ignore_errors=True)
+    results |= {"wall_time": wall_time} | dict(this.facts) | dict(prepared.reports)
+    publish(this, prepared, finetuned, results)
     return results
 
 
-def make_processor(recipe: Recipe, data: datasets.DatasetDict) -> FlipProcessor:
+# ---- before training
+
+
+def prepare(recipe: Recipe, tables: Mapping[str, Any]) -> Prepared:
+    """Fit the processor on the training rows, or take the pretraining checkpoint's, and encode all rows.
+
+    Args:
+        recipe: says which columns are read, and how.
+        tables: the raw rows of each of SPLITS, anything that the processor reads.
+    """
+    processor = make_processor(recipe, tables["train"])
+    splits = {split: processor.encode(tables[split], recipe.label_column) for split in SPLITS}
+    text_model = None
+    if needs_text(recipe):
+        name = str(recipe.text_model_name_or_path)
+        text_model = manifest.describe_text_model(name, AutoConfig.from_pretrained(name))
+    inputs = {
+        "data": {split: manifest.describe_rows(rows) for split, rows in splits.items()},
+        "vocabulary": processor.vocabulary.fingerprint,
+        "text_model": text_model,
+    }
+    reports: dict[str, Any] = {"rows": {split: len(rows) for split, rows in splits.items()}}
+    if reads_whole_sentences(recipe) and (cut := processor.cut_fields(splits["train"])):
+        reports["cut_fields"] = cut
+        worst = sorted(cut.items(), key=lambda item: -item[1])[:5]
+        logger.warning(
+            f"max_length is {processor.max_length} tokens, and cuts or leaves out the end of sentences: "
+            + ", ".join(f"{name!r} in {share:.1%} of the training rows" for name, share in worst)
+            + ". Give a larger --max_length, shorter fields, or with --fields another order: what matters first"
+        )
+    return Prepared(processor, splits, inputs, reports)
+
+
+def reads_whole_sentences(recipe: Recipe) -> bool:
+    """Whether some text tower reads a row as one sentence of all its fields."""
+    return recipe.model_type == "p5" or (
+        recipe.model_type == "flip" and (needs_text(recipe) or recipe.towers != "tabular")
+    )
+
+
+def make_processor(recipe: Recipe, train: Any) -> FlipProcessor:
     """The pretraining checkpoint's processor, or one fitted on the training rows."""
     if recipe.pretrained_model_name_or_path is not None:
         processor = FlipProcessor.from_pretrained(recipe.pretrained_model_name_or_path)
@@ -190,21 +285,61 @@ def make_processor(recipe: Recipe, data: datasets.DatasetDict) -> FlipProcessor:
         return processor
     tokenizer: PreTrainedTokenizerBase | None = None
     if needs_text(recipe):
-        tokenizer = AutoTokenizer.from_pretrained(recipe.text_model_name_or_path)
-    columns = recipe.fields or [name for name in data["train"].column_names if name != recipe.label_column]
-    return FlipProcessor.fit(
-        data["train"], columns, tokenizer, min_count=recipe.min_count, max_length=recipe.max_length
-    )
+        tokenizer = load_tokenizer(str(recipe.text_model_name_or_path))
+    columns = recipe.fields or [name for name in train.column_names if name != recipe.label_column]
+    return FlipProcessor.fit(train, columns, tokenizer, min_count=recipe.min_count, max_length=recipe.max_length)
 
 
-def pretrain(recipe: Recipe, processor: FlipProcessor, encoded: dict[str, FlipDataset], folder: Path) -> list[str]:
-    """Align the two towers on the training rows; checkpoint and figures go to `folder`. Returns the pushes that failed."""
-    started = time.perf_counter()
+def load_tokenizer(text_model: str) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(text_model)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"text model {text_model!r} has no tokenizer that can be loaded ({str(error).splitlines()[0]}); save it there "
+            "with tokenizer.save_pretrained, or set --text_model_name_or_path to another"
+        ) from error
+
+
+def begin(run: Run, prepared: Prepared) -> None:
+    """Begin the run in its folder, or go on with it there.
+
+    Raises:
+        ValueError: it was begun with another recipe, other data, another vocabulary or another text model.
+    """
+    inputs = run.inputs("prepare", prepared)
+    if check_output_dir(run.recipe):
+        manifest.check_same_inputs(run.folder, "prepare", inputs)
+    elif PartialState().is_main_process:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        manifest.write(run.folder / RECIPE_FILE, run.recipe.to_yaml())
+    if not manifest.path_of(run.folder, "prepare").exists():
+        with manifest.recorded(run.folder, "prepare", inputs) as outputs:
+            outputs.figures = dict(prepared.reports)
+
+
+# ---- training
+
+
+def align(run: Run, prepared: Prepared) -> Aligned:
+    """Align the two towers on the training rows; checkpoint and figures go to `pretraining/`."""
+    folder = run.folder / "pretraining"
+    with manifest.recorded(run.folder, "align", run.inputs("align", prepared)) as outputs:
+        resumed = folder.exists()
+        if not resumed:
+            pretrain(run, prepared, folder)
+        figures = json.loads((folder / PRETRAINING_RESULTS_FILE).read_text())
+        outputs.figures, outputs.files = dict(figures), [file for file in folder.iterdir() if file.is_file()]
+    seconds = figures.pop("pretraining_seconds")
+    return Aligned(folder, figures, seconds, resumed)
+
+
+def pretrain(run: Run, prepared: Prepared, folder: Path) -> None:
+    started, recipe, processor = time.perf_counter(), run.recipe, prepared.processor
     model = FlipForPreTraining.from_text_pretrained(recipe.text_model_name_or_path, processor, **model_settings(recipe))
     arguments = stage_arguments(recipe, "pretraining")
-    trainer = FlipTrainer(model, arguments, processor, encoded["train"], encoded["validation"])
-    trainer.facts = run_facts(recipe)
-    trainer.waits_after_training = False
+    callbacks = run.callbacks(processor, subfolder="pretraining")
+    splits = prepared.splits
+    trainer = FlipTrainer(model, arguments, processor, splits["train"], splits["validation"], callbacks)
     trainer.train(resume_from_checkpoint=last_checkpoint(trainer))
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     figures = {
@@ -214,15 +349,92 @@ def pretrain(recipe: Recipe, processor: FlipProcessor, encoded: dict[str, FlipDa
     }
     unfinished = folder.with_name(f".{folder.name}")  # renamed when whole: the folder is never seen half-written
     trainer.save_model(str(unfinished), _internal_call=True)
-    trainer.create_model_card(unfinished)
     if trainer.is_world_process_zero():
+        card(run, trainer, unfinished, run.facts)
         (unfinished / PRETRAINING_RESULTS_FILE).write_text(json.dumps(figures, indent=2) + "\n")
         unfinished.rename(folder)
     trainer.accelerator.wait_for_everyone()
-    return trainer.failed_pushes
 
 
-def evaluate(trainer: FlipTrainer, dataset: FlipDataset, split: str) -> dict[str, Any]:
+def finetune(run: Run, prepared: Prepared, aligned: Aligned | None) -> Finetuned:
+    """Train a model to predict clicks, from an alignment's checkpoint if there is one, and save it to the output folder."""
+    with manifest.recorded(run.folder, "finetune", run.inputs("finetune", prepared)) as outputs:
+        begun = time.perf_counter()
+        set_seed(run.recipe.seed)  # finetuning is the same after a resumed pretraining as after a straight one
+        model, splits = make_model(run.recipe, prepared.processor, aligned), prepared.splits
+        processor = prepared.processor.tabular_only() if model.inputs == ("feature_ids",) else prepared.processor
+        folders = {} if aligned is None else {"pretraining": aligned.folder}
+        trainer = FlipTrainer(
+            model,
+            stage_arguments(run.recipe, "finetuning"),
+            processor,
+            splits["train"],
+            splits["validation"],
+            run.callbacks(processor, folders=folders),
+        )
+        last = last_checkpoint(trainer)
+        trainer.train(resume_from_checkpoint=last)
+        seconds = time.perf_counter() - begun
+        trainer.save_model(str(run.folder), _internal_call=True)
+        trainer.accelerator.wait_for_everyone()
+        figures = training_figures(trainer)
+        outputs.figures = figures | {"finetuning_seconds": seconds}
+        outputs.files = [file for file in run.folder.iterdir() if file.is_file() and not file.name.startswith(".")]
+    return Finetuned(trainer, figures, seconds, last is not None)
+
+
+def make_model(recipe: Recipe, processor: FlipProcessor, aligned: Aligned | None) -> FlipPreTrainedModel:
+    """The model to finetune: a pretraining checkpoint's towers, or a fresh one around the text model."""
+    pretrained = recipe.pretrained_model_name_or_path if aligned is None else str(aligned.folder)
+    if pretrained is not None:
+        free = {key: value for key, value in recipe.model.items() if key in FREE_MODEL_KEYS}
+        return FlipForCTR.from_pretrained(pretrained, towers=recipe.towers, **free)
+    settings = model_settings(recipe)
+    if recipe.model_type == "flip":
+        settings["towers"] = recipe.towers
+    if recipe.item_fields:
+        settings["item_fields"] = [processor.fields.index(name) for name in recipe.item_fields]
+    model_class = CTR_MODELS[recipe.model_type]
+    return model_class.from_text_pretrained(recipe.text_model_name_or_path, processor, **settings)
+
+
+def training_figures(trainer: FlipTrainer) -> dict[str, Any]:
+    """What all_results.json says of a finetuning."""
+    state = trainer.state
+    evaluated = [entry for entry in state.log_history if "eval_auc" in entry]
+    kept = kept_step(trainer.args, state)
+    return {
+        "train_samples_per_second": trainer.clock.median,
+        "epochs": state.epoch,
+        # The epoch whose weights were kept for being best on validation; None where it was not evaluated.
+        "best_epoch": next((entry["epoch"] for entry in evaluated if entry["step"] == kept), None),
+        "history": [
+            {k.removeprefix("eval_"): v for k, v in entry.items() if re.search(r"auc|logloss|epoch", k)}
+            for entry in evaluated
+        ],
+    }
+
+
+# ---- after training
+
+
+def evaluate(run: Run, prepared: Prepared, finetuned: Finetuned) -> dict[str, Any]:
+    """Metrics on validation and test, and what is known of the model."""
+    model, results = finetuned.model, dict[str, Any]()
+    with manifest.recorded(run.folder, "evaluate", run.inputs("evaluate", prepared)) as outputs:
+        for split in ("validation", "test"):
+            results |= evaluate_split(finetuned.trainer, prepared.splits[split], split)
+        if isinstance(model, FlipForCTR):
+            results["alpha"] = model.alpha.item()
+        results["num_parameters"] = model.num_parameters()
+        if model.inputs != ("feature_ids",):
+            # The one whose weights are in the model: a pretraining checkpoint's, whatever the recipe names.
+            results["text_model"] = model.config.text_config.name_or_path
+        outputs.figures = results
+    return results
+
+
+def evaluate_split(trainer: FlipTrainer, dataset: FlipDataset, split: str) -> dict[str, Any]:
     """Metrics of one split, all towers; on the test split also of the rows with a value never seen in training."""
     output = trainer.predict(dataset, metric_key_prefix=split)
     labels = np.asarray(output.label_ids)
@@ -238,62 +450,64 @@ def evaluate(trainer: FlipTrainer, dataset: FlipDataset, split: str) -> dict[str
     return results
 
 
-def best_epoch(trainer: FlipTrainer) -> float | None:
-    """The epoch whose weights were kept for being best on validation; None where it was not evaluated."""
-    evaluated = [entry for entry in trainer.state.log_history if "eval_auc" in entry]
-    return next((entry["epoch"] for entry in evaluated if entry["step"] == trainer.kept_step), None)
+def publish(run: Run, prepared: Prepared, finetuned: Finetuned, results: Mapping[str, Any]) -> None:
+    """Write card and results, push the output folder where that is asked for, and delete the checkpoints."""
+    trainer, publisher = finetuned.trainer, run.publisher
+    if trainer.is_world_process_zero():
+        with manifest.recorded(run.folder, "publish", run.inputs("publish", prepared)) as outputs:
+            card(run, trainer, run.folder, results)
+            manifest.write(run.folder / RESULTS_FILE, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+            outputs.files = [run.folder / "README.md", run.folder / RESULTS_FILE]
+    trainer.accelerator.wait_for_everyone()  # the others need not wait for the Hub
+    if not trainer.is_world_process_zero():
+        return
+    if publisher is not None:
+        arrived = publisher.push(run.folder, "End of training", ignore=UNPUSHED)
+        publisher.wait()
+        if publisher.failures:
+            logger.warning(f"{len(publisher.failures)} pushes failed:\n  " + "\n  ".join(publisher.failures))
+        if not arrived.is_set():
+            logger.error(
+                f"the finished model is whole in {run.folder}, not on the Hub: run the same command again to push it"
+            )
+    shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
 
 
-def push_finished(recipe: Recipe, results: dict[str, Any]) -> None:
-    """Push the output folder of a run that has ended, with a card that names the repo.
+def card(run: Run, trainer: FlipTrainer, folder: Path, results: Mapping[str, Any]) -> None:
+    """Write README.md and the training curve of what a trainer has trained."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    repo_id = None if run.publisher is None else run.publisher.repo_id
+    history, revision = trainer.state.log_history, run.recipe.hub_revision
+    write_card(folder, model, trainer.processor, trainer.args, results, history, repo_id, revision)
+
+
+def finished(recipe: Recipe) -> dict[str, Any]:
+    """The results of a run that has ended; its folder is pushed where that is asked for.
 
     Raises:
         ValueError: the Hub refuses it, or cannot be reached.
     """
     output_dir = Path(recipe.output_dir)
-    try:
-        repo_id = create_repo(hub_repo(recipe), recipe.hub_private_repo)
-        model = CTR_MODELS[recipe.model_type].from_pretrained(output_dir)
-        processor = FlipProcessor.from_pretrained(output_dir)
-        results = results | {"recipe": results["recipe"] | {"license": recipe.license}}
-        write_card(output_dir, model, processor, repo_id, results, stage_arguments(recipe, "finetuning"))
-        commit = upload(
-            output_dir,
-            repo_id,
-            commit_message="End of training",
-            revision=recipe.hub_revision,
-            ignore_patterns=UNPUSHED,
-            delete_patterns=NOT_OF_THIS_RUN,
-        )
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{output_dir} cannot be pushed to {hub_repo(recipe)!r}: {push_error(error)}") from error
-    logger.warning(f"pushed to {commit.repo_url}")
+    logger.warning(f"{output_dir} is finished; delete it to run again")
+    results: dict[str, Any] = json.loads((output_dir / RESULTS_FILE).read_text())
+    if PartialState().is_main_process:
+        shutil.rmtree(output_dir / "checkpoints", ignore_errors=True)  # it may have been killed just before
+        if recipe.push_to_hub:
+            push_finished(recipe, results)
+    return results
 
 
-def run_facts(recipe: Recipe) -> dict[str, Any]:
-    return {"recipe": recipe.to_dict(), "seed": recipe.seed} | environment()
-
-
-def environment() -> dict[str, Any]:
-    """Commit, versions and hardware."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        # Of the code alone: compare.py writes results and the README between two runs.
-        status = [*git, "status", "--porcelain", "-uno", "--", ":/*.py"]
-        changed = subprocess.run(status, capture_output=True, text=True).stdout.strip()
-        commit += " with uncommitted changes" if changed else ""
-    except (OSError, subprocess.CalledProcessError):
-        commit = None
-    cuda = torch.cuda.is_available()
-    return {
-        "commit": commit,
-        "versions": {"modeling_flip": __version__, "python": platform.python_version()}
-        | {m.__name__: m.__version__ for m in (torch, transformers, datasets, accelerate)},
-        "hardware": {
-            "cpus": os.cpu_count(),
-            "machine": platform.machine(),
-            "gpu": torch.cuda.get_device_name() if cuda else None,
-            "processes": PartialState().num_processes,
-        },
-    }
+def push_finished(recipe: Recipe, results: Mapping[str, Any]) -> None:
+    """Push the output folder of a run that has ended, with a card that names the repo."""
+    output_dir = Path(recipe.output_dir)
+    publisher = Publisher(hub_repo(recipe), recipe.hub_private_repo, revision=recipe.hub_revision)
+    publisher.create()
+    model = CTR_MODELS[recipe.model_type].from_pretrained(output_dir)
+    processor = FlipProcessor.from_pretrained(output_dir)
+    told = dict(results) | {"recipe": results["recipe"] | {"license": recipe.license}}
+    arguments, revision = stage_arguments(recipe, "finetuning"), recipe.hub_revision
+    write_card(output_dir, model, processor, arguments, told, repo_id=publisher.repo_id, revision=revision)
+    arrived = publisher.push(output_dir, "End of training", ignore=UNPUSHED)
+    publisher.wait()
+    if not arrived.is_set():
+        raise ValueError(f"{output_dir} cannot be pushed to {publisher.repo_id!r}: {publisher.failures[-1]}")

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import threading
-from collections.abc import Sequence
+import copy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import nn
 from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainerCallback
-from transformers.trainer_utils import HubStrategy, PredictionOutput, TrainOutput
+from transformers.trainer_utils import PredictionOutput, TrainOutput
 from transformers.utils import logging
 
 from ..data_collator import FlipDataCollator, PretrainingCollator
@@ -24,39 +20,22 @@ from ..row_dataset import FlipDataset
 from ..tabular_layers import BatchNorm
 from .arguments import FlipTrainingArguments
 from .callbacks import EpochClock, SetEpoch
-from .hub import create_repo, is_final, push_error, upload
 from .metrics import ctr_metrics
-from .model_card import CURVE_FILE
-from .publishing import (
-    LAST,
-    NOT_OF_THIS_RUN,
-    RECIPE_FILE,
-    STATE_FILES,
-    UNPUSHED,
-    link_files,
-    step_of,
-    write_card,
-    write_curve,
-)
+from .publishing import UNPUSHED, PublishCallback, Publisher, kept_step, validation_of, write_card
 from .samplers import LengthBuckets
 
 logger = logging.get_logger(__name__)
-
-ONE_PUSH_AT_A_TIME = threading.Lock()  # a later one would overtake it
 
 
 class FlipTrainer(Trainer):
     """Trains `FlipForPreTraining`, `FlipForCTR` or a baseline on `FlipDataset`s.
 
     Adds to Trainer: the right collator for the model, a learning rate for each tower, every component of the loss (and α)
-    in the log, batches of like length, metrics of each tower, a stop as soon as the loss is not finite, and pushes of whole
-    repos that no failure of the Hub can bring to a stop. `clock` has the training speed of each epoch.
+    in the log, batches of like length, metrics of each tower, and a stop as soon as the loss or a weight is not finite. Where
+    `args.push_to_hub` is set, a `PublishCallback` pushes a whole repo at each save.
 
     Attributes:
-        facts: what the model card says of this run beside what the trainer knows; as in all_results.json.
-        failed_pushes: what the Hub answered to each push that failed for good.
-        other_folders: further folders of the repo, and where they are here.
-        waits_after_training: whether `train` ends only when the last push has.
+        clock: the training speed of each epoch.
     """
 
     def __init__(
@@ -68,6 +47,8 @@ class FlipTrainer(Trainer):
         eval_dataset: FlipDataset | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ):
+        args = copy.copy(args)  # the caller's stay as they are, and so do its datasets' epochs
+        train_dataset = copy.copy(train_dataset)
         self.clock = EpochClock()
         callbacks = [*(callbacks or []), self.clock]
         if train_dataset is not None:
@@ -95,11 +76,7 @@ class FlipTrainer(Trainer):
         self._components: dict[str, torch.Tensor] = {}
         self._num_steps_logged = 0
         self._first_bad_step: torch.Tensor | None = None
-        self.facts: dict[str, Any] = {}
-        self.failed_pushes: list[str] = []
-        self.other_folders: dict[str, Path] = {}
-        self.waits_after_training = True
-        self._push: threading.Thread | None = None
+        self._publisher: Publisher | None = None
         processor.check_belongs_to(model.config)
         super().__init__(
             model,
@@ -110,6 +87,9 @@ class FlipTrainer(Trainer):
             compute_metrics=None if isinstance(model, FlipForPreTraining) else self._compute_metrics,
             callbacks=callbacks,
         )
+        if self._publisher is not None:
+            strategy, always = self.args.hub_strategy, self.args.hub_always_push
+            self.add_callback(PublishCallback(self._publisher, processor, strategy, always=always))
 
     @staticmethod
     def _compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -222,55 +202,17 @@ class FlipTrainer(Trainer):
         # Trainer pickles its arguments beside the model; the recipe says the same in words.
         (folder / "training_args.bin").unlink(missing_ok=True)
 
-    # ---- the Hub
+    # ---- the Hub: all of it is the publisher's
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Create the repo. A refusal, such as a token without rights, stops here, before training; a Hub that cannot be reached
-        does not: each push asks again."""
-        if not self.is_world_process_zero():
-            return
-        for interrupted in Path(str(self.args.output_dir)).glob(".push-*"):
-            shutil.rmtree(interrupted, ignore_errors=True)
-        repo_id = self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name
-        self.hub_model_id = repo_id
-        try:
-            self.hub_model_id = create_repo(
-                repo_id, self.args.hub_private_repo if private is None else private, token or self.args.hub_token
-            )
-        except Exception as error:
-            if is_final(error):
-                raise ValueError(f"cannot push to {repo_id!r}: {push_error(error)}") from error
-            logger.warning(f"training goes on, though {repo_id!r} cannot be reached: {push_error(error)}")
-
-    @property
-    def kept_step(self) -> int:
-        """The step whose weights training ends with: the best that was saved, where that is loaded at the end, or the last."""
-        best = step_of(self.state.best_model_checkpoint) if self.args.load_best_model_at_end else None
-        return best or self.state.global_step
-
-    def create_model_card(
-        self,
-        folder: str | os.PathLike | None = None,
-        *,
-        step: int | None = None,
-        revision: str | None = None,
-        **results: Any,
-    ) -> None:
-        """Write README.md and the training curve to `folder`, which holds the weights of `step` (by default `kept_step`) and
-        goes to the branch `revision`; `results` as in all_results.json."""
-        if not self.is_world_process_zero():
-            return
-        folder = Path(folder or str(self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        step = step or self.kept_step
-        measured = {}
-        for entry in self.state.log_history:
-            if "eval_auc" in entry and entry["step"] == step:
-                measured = {k.replace("eval_", "validation_", 1): v for k, v in entry.items() if k.startswith("eval_")}
-        write_curve(folder / CURVE_FILE, self.state.log_history)
-        model = self.accelerator.unwrap_model(self.model)
-        results = measured | self.facts | results
-        write_card(folder, model, self.processor, self.hub_model_id, results, self.args, revision)
+        """Trainer calls this when it is made, where `args.push_to_hub` is set."""
+        args = self.args
+        repo_id = args.hub_model_id or Path(str(args.output_dir)).absolute().name
+        private = args.hub_private_repo if private is None else private
+        self._publisher = Publisher(repo_id, private, token or args.hub_token, args.hub_revision)
+        if self.is_world_process_zero():
+            self._publisher.create()
+        self.hub_model_id = self._publisher.repo_id
 
     def push_to_hub(
         self,
@@ -279,116 +221,47 @@ class FlipTrainer(Trainer):
         token: str | None = None,
         revision: str | None = None,
         private: bool | None = None,
-        *,
-        folder: str | os.PathLike | None = None,
         **results: Any,
     ) -> bool:
-        """Push a folder that holds model, processor and card, by default one that is written now, after all pushes before it.
+        """Save model, processor and card to `args.output_dir` and push them, after all pushes before.
 
         Args:
-            results: for the card, where `folder` is not given.
+            results: for the card, as in all_results.json.
 
         Returns:
-            whether it arrived; True where that is not waited for. If not, the log says why; nothing local is touched.
+            whether it arrived; True where that is not waited for. If not, the log says why.
         """
-        if self.hub_model_id is None:
+        if self._publisher is None:
             self.init_hf_repo(token, private)
-        if folder is None:
-            folder = str(self.args.output_dir)
-            self.save_model(folder, _internal_call=True)
-            self.create_model_card(folder, revision=revision, **results)
+        assert self._publisher is not None
+        folder = Path(str(self.args.output_dir))
+        self.save_model(str(folder), _internal_call=True)
         if not self.is_world_process_zero():
             return True
+        self.create_model_card(revision=revision, **results)
         where: dict[str, Any] = {"token": token, "revision": revision, "private": private}
-        arrived = self._start_push(Path(folder), commit_message or "End of training", UNPUSHED, **where)
+        arrived = self._publisher.push(folder, commit_message or "End of training", ignore=UNPUSHED, **where)
         if not blocking:
             return True
-        self.wait_for_push()
+        self._publisher.wait()
         return arrived.is_set()
 
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Push the best model so far, with its card, and where `hub_strategy` is "checkpoint" the state to resume from: one
-        commit, in the background."""
-        if self.args.hub_strategy == HubStrategy.END:
-            return
-        self.accelerator.wait_for_everyone()  # every process has written its part of the checkpoint
+    def create_model_card(self, *, revision: str | None = None, **results: Any) -> None:
+        """Write README.md and the training curve to `args.output_dir`; `results` as in all_results.json."""
         if not self.is_world_process_zero():
             return
-        step = self.state.global_step
-        if self._push is not None and self._push.is_alive() and not self.args.hub_always_push:
-            logger.warning(f"the push before is still under way: step {step} is not pushed")
-            return
-        staged = Path(str(self.args.output_dir), f".push-{step}")
-        try:
-            shutil.rmtree(staged, ignore_errors=True)
-            self._stage(Path(checkpoint_folder), staged)
-        except Exception as error:  # a full disk, a curve that cannot be drawn: the training is worth more
-            self._note_failure(f"step {step}", error)
-            shutil.rmtree(staged, ignore_errors=True)
-        else:
-            self._start_push(staged, f"Training in progress, step {step}", delete_after=True)
+        args, state = self.args, self.state
+        measured = validation_of(state.log_history, kept_step(args, state))
+        model = self.accelerator.unwrap_model(self.model)
+        folder, revision = Path(str(args.output_dir)), revision or args.hub_revision
+        write_card(
+            folder, model, self.processor, args, measured | results, state.log_history, self.hub_model_id, revision
+        )
 
-    def _stage(self, checkpoint: Path, staged: Path) -> None:
-        """Lay out in a folder what the repo is to hold, in hard links: Trainer may delete a checkpoint while it is uploaded."""
-        strategy = self.args.hub_strategy
-        shown = checkpoint.with_name(f"checkpoint-{self.kept_step}")
-        if not shown.is_dir():
-            shown = checkpoint
-        link_files(shown, staged / self.args.hub_subfolder, STATE_FILES)
-        if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-            link_files(checkpoint, staged / (LAST if strategy == HubStrategy.CHECKPOINT else checkpoint.name), ())
-        for name, folder in self.other_folders.items():
-            link_files(folder, staged / name, ())
-        if "recipe" in self.facts:
-            (staged / RECIPE_FILE).write_text(yaml.safe_dump(self.facts["recipe"], sort_keys=False, allow_unicode=True))
-        self.create_model_card(staged, step=step_of(shown))
-
-    def _start_push(
-        self, folder: Path, message: str, ignore: Sequence[str] = (), delete_after: bool = False, **where: Any
-    ) -> threading.Event:
-        """Upload a folder in the background; a failure is kept, not raised. The event is set when it has arrived."""
-        args, repo_id, arrived = self.args, self.hub_model_id, threading.Event()
-        assert repo_id is not None
-        self.callback_handler.on_push_begin(args, self.state, self.control)
-
-        def push() -> None:
-            try:
-                with ONE_PUSH_AT_A_TIME:
-                    commit = upload(
-                        folder,
-                        repo_id,
-                        commit_message=message,
-                        private=where.get("private") or args.hub_private_repo,
-                        token=where.get("token") or args.hub_token,
-                        revision=where.get("revision") or args.hub_revision,
-                        ignore_patterns=ignore,
-                        delete_patterns=NOT_OF_THIS_RUN,
-                    )
-                arrived.set()
-                logger.warning(f"pushed to {commit.repo_url}: {message}")
-            except Exception as error:  # whatever it is, it must not cost the training
-                self._note_failure(message, error)
-            finally:
-                if delete_after:
-                    shutil.rmtree(folder, ignore_errors=True)
-
-        # A daemon: a process that is told to end need not wait for the Hub, but for a request with a file that has begun.
-        self._push = threading.Thread(target=push, name="push", daemon=True)
-        self._push.start()
-        return arrived
-
-    def _note_failure(self, message: str, error: Exception) -> None:
-        self.failed_pushes.append(f"{message}: {push_error(error)}")
-        logger.error(f"not pushed to {self.hub_model_id}: {self.failed_pushes[-1]}")
-
-    def wait_for_push(self) -> None:
-        """Wait until the last push that was started has arrived or failed."""
-        if self._push is not None:
-            if self._push.is_alive():
-                logger.warning("waiting for the push that is under way")
-            self._push.join()
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Nothing: PublishCallback has pushed it."""
 
     def _finish_current_push(self) -> None:
         """Trainer calls this at the end of its loop."""
-        if self.waits_after_training:
-            self.wait_for_push()
+        if self._publisher is not None:
+            self._publisher.wait()

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 import modeling_flip
 from modeling_flip import FlipForCTR, FlipProcessor
-from modeling_flip.configuration_flip import FORMAT_VERSION
 from modeling_flip.checkpoint_files import copy_code
+from modeling_flip.configuration_flip import FORMAT_VERSION
 from tests.carry_over.regenerate import ROWS, UNSEEN, regenerate, scores
 
 HERE = Path(__file__).parent

@@ -258,10 +258,10 @@ def empty(split: str) -> Callable[[Any], None]:
         (
             with_column("train", "clicked", lambda v: [None, *v[1:]]),
             [],
-            "'train' holds a missing value .row 0.",
+            "split 'train': label column 'clicked' holds a missing value .row 0.",
         ),
-        (with_column("test", "clicked", lambda v: [*v[:-1], "3"]), [], "'test' holds '3' .row 19."),
-        (with_column("train", "clicked", lambda v: ["0.5", *v[1:]]), [], "'train' holds '0.5' .row 0."),
+        (with_column("test", "clicked", lambda v: [*v[:-1], "3"]), [], "split 'test': .* holds '3' .row 19."),
+        (with_column("train", "clicked", lambda v: ["0.5", *v[1:]]), [], "split 'train': .* holds '0.5' .row 0."),
         (with_column("validation", "clicked", lambda v: ["1"] * len(v)), [], "every label of split 'validation' is 1"),
         (empty("train"), [], "split 'train' is empty"),
         (empty("test"), [], "split 'test' is empty"),
@@ -322,7 +322,7 @@ def test_a_killed_finetuning_is_as_patient_as_an_uninterrupted_one(recipe: MakeR
     original = stages.FlipTrainer
     for _ in range(int(epochs) - 1):
         with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Killed):
-            patch.setattr(stages, "FlipTrainer", lambda *a: original(*a, callbacks=[KillAtSave()]))
+            patch.setattr(stages, "FlipTrainer", lambda *a: original(*a[:-1], [*a[-1], KillAtSave()]))
             run_recipe(killed)
     assert run_recipe(killed)["epochs"] == epochs
     assert same_bits(tmp_path / "straight", tmp_path / "killed")

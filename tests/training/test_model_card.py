@@ -87,6 +87,27 @@ def test_fields_have_sizes_and_examples_that_break_no_table(processor: FlipProce
     assert cell("two\nlines `x` <b>") == r"two lines \`x\` \<b\>"
 
 
+def test_fields_of_every_kind_are_told(wordpiece: PreTrainedTokenizerFast, tiny_text_model: Path) -> None:
+    rows = {"user": ["a", "a", "b"], "price": [1.5, 1.5, 2], "tags": [["x", "y"], ["x"], []], "words": ["so it is"] * 3}
+    kinds = {"user": "categorical", "price": "numeric", "tags": "list", "words": "text"}
+    fields: list[dict[str, Any]] = [{"name": name, "kind": kind} for name, kind in kinds.items()]
+    fields[0]["min_count"], fields[1]["type"] = 2, "number"
+    fields.append({"name": "row_id", "kind": "ignored", "reason": "one value a row"})
+    processor = FlipProcessor.fit(rows | {"row_id": [1, 2, 3]}, fields, wordpiece)
+    card = model_card(make(FlipForCTR, processor, tiny_text_model), processor, "me/flip")
+    for line in (
+        "| `user` | categorical | user is … | 2 | 2 | a, b |",
+        "| `price` | numeric | price is … | 2 | 3 | 1.5, 2 |",
+        "| `tags` | list | tags is … | 2 | 3 | x, y |",
+        "| `words` | text | words is … | – | – |  |",
+        "Values seen fewer than 2 times in `user` share",
+        "Left out: `row_id` (one value a row).",
+    ):
+        assert line in card, line
+    assert "{'user': 'a', 'price': 1.5, 'tags': ['x', 'y']}" in card
+    assert "{'user': 'never seen before', 'price': 1.5, 'tags': ['x', 'y']}" in card
+
+
 def test_a_pretraining_checkpoint_promises_no_clicks(processor: FlipProcessor, tiny_text_model: Path) -> None:
     card = model_card(make(FlipForPreTraining, processor, tiny_text_model), processor, "me/flip")
     assert "Aligned, not yet finetuned" in card

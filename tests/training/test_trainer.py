@@ -19,7 +19,7 @@ from modeling_flip import (
     FlipTrainer,
     FlipTrainingArguments,
 )
-from modeling_flip.training import trainer as trainer_module
+from modeling_flip.training import publishing
 
 SIZES: dict[str, Any] = {"embedding_size": 4, "hidden_sizes": [8], "projection_size": 8}
 
@@ -219,11 +219,12 @@ def test_a_push_answers_for_itself_alone(make: Callable[..., FlipTrainer], monke
             raise OSError(28, "No space left on device")
         return SimpleNamespace(repo_url=repo_id)
 
-    monkeypatch.setattr(trainer_module, "create_repo", lambda repo_id, *_: repo_id)
-    monkeypatch.setattr(trainer_module, "upload", upload)
+    monkeypatch.setattr(publishing, "create_repo", lambda repo_id, *_: repo_id)
+    monkeypatch.setattr(publishing, "upload", upload)
     trainer = make(push_to_hub=True, hub_model_id="me/model")
     assert trainer.push_to_hub("first", blocking=False)
     begun.set()
     assert trainer.push_to_hub("second")
-    assert len(trainer.failed_pushes) == 1 and trainer.failed_pushes[0].startswith("first: ")
+    assert trainer._publisher is not None
+    assert len(trainer._publisher.failures) == 1 and trainer._publisher.failures[0].startswith("first: ")
     assert not trainer.push_to_hub("first")

@@ -1,0 +1,191 @@
+"""What went into each stage of a run and what came out of it: `manifests/STAGE.json` in the run's folder.
+
+Written when the stage begins, and again when it is complete. A run that is begun again compares what goes in with what went in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import datasets
+import numpy as np
+import pyarrow as pa
+import torch
+import transformers
+from accelerate import PartialState
+from transformers import PreTrainedConfig
+
+from ..row_dataset import FlipDataset
+from ..version import __version__
+
+FOLDER = "manifests"
+PACKAGE = Path(__file__).parents[1]
+ROWS_AT_ONCE = 1 << 20
+REMEDY = (
+    "weights of the one would go on with the other. Give the run what it began with, or choose another --output_dir or "
+    "delete the folder to begin anew"
+)
+
+
+# ---- files
+
+
+def write(path: Path, text: str) -> None:
+    """Whole or not at all, and on the disk."""
+    temporary = path.with_name(f".{path.name}")
+    with open(temporary, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def path_of(run_folder: Path, stage: str) -> Path:
+    return run_folder / FOLDER / f"{stage}.json"
+
+
+@dataclass
+class Outputs:
+    """What comes out of a stage: figures, and files of the run's folder."""
+
+    figures: dict[str, Any] = field(default_factory=dict)
+    files: list[Path] = field(default_factory=list)
+
+
+@contextmanager
+def recorded(run_folder: Path, stage: str, inputs: Mapping[str, Any]) -> Iterator[Outputs]:
+    """Note on the main process what goes into a stage when it begins, and when it ends what it has put into the outputs."""
+    outputs, path = Outputs(), path_of(run_folder, stage)
+    content = {"stage": stage, "complete": False, "inputs": dict(inputs)}
+    if PartialState().is_main_process:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path, _json(content))
+    yield outputs
+    if PartialState().is_main_process:
+        made = {
+            file.relative_to(run_folder).as_posix(): {"size": file.stat().st_size, "sha256": sha256_of_file(file)}
+            for file in sorted(outputs.files)
+        }
+        write(path, _json(content | {"complete": True, "outputs": {"figures": outputs.figures, "files": made}}))
+
+
+def check_same_inputs(run_folder: Path, stage: str, inputs: Mapping[str, Any]) -> None:
+    """Raises ValueError where the data, the vocabulary or the text model are others than when the stage was begun in this
+    folder; nothing where it was not."""
+    path = path_of(run_folder, stage)
+    if not path.exists():
+        return
+    try:
+        before = json.loads(path.read_text())["inputs"]
+        changed = [*_changes(before, json.loads(_json(inputs)))]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} is no manifest ({error!r}); delete the folder {run_folder} to begin anew") from error
+    if changed:
+        raise ValueError(f"{run_folder} was begun with other inputs: {'; '.join(changed)}; {REMEDY}")
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    for split, ours in now["data"].items():
+        theirs = before["data"][split]
+        if theirs["rows"] != ours["rows"]:
+            yield f"split {split!r} had {theirs['rows']:,} rows, it has {ours['rows']:,}"
+            continue
+        for what in ("labels", "values"):
+            if theirs[f"{what}_sha256"] != ours[f"{what}_sha256"]:
+                yield f"split {split!r} had other {what}"
+    if before["vocabulary"] != now["vocabulary"]:
+        yield "the training rows gave another vocabulary"
+    if (before["text_model"] or {}).get("config_sha256") != (now["text_model"] or {}).get("config_sha256"):
+        yield f"the text model {(now['text_model'] or {}).get('name')!r} had another configuration"
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+# ---- fingerprints
+
+
+def sha256_of_file(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def describe_rows(rows: FlipDataset) -> dict[str, Any]:
+    """How many rows, and the SHA-256 of their labels and of their values, seen in training or not."""
+    labels, values = hashlib.sha256(), hashlib.sha256()
+    for first in range(0, len(rows), ROWS_AT_ONCE):
+        values.update(np.ascontiguousarray(rows.value_ids[first : first + ROWS_AT_ONCE], "<i4").tobytes())
+        if rows.labels is not None:
+            labels.update(np.ascontiguousarray(rows.labels[first : first + ROWS_AT_ONCE], "<f4").tobytes())
+    values.update(np.ascontiguousarray(rows.local.columns, "<i4").tobytes())
+    for first in range(0, len(rows.local.texts), ROWS_AT_ONCE):
+        values.update(_bytes_of(rows.local.texts[first : first + ROWS_AT_ONCE]))
+    return {"rows": len(rows), "labels_sha256": labels.hexdigest(), "values_sha256": values.hexdigest()}
+
+
+def _bytes_of(texts: pa.Array) -> bytes:
+    """The texts end to end, behind where each of them ends."""
+    texts = texts.cast(pa.large_string())
+    offsets = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    data = texts.buffers()[2]
+    ends = np.asarray(offsets - offsets[0], "<i8").tobytes()
+    return ends + (data[int(offsets[0]) : int(offsets[-1])].to_pybytes() if data is not None else b"")
+
+
+def describe_text_model(name: str, config: PreTrainedConfig) -> dict[str, str]:
+    """Its name, and the SHA-256 of its settings, wherever it lies."""
+    settings = {k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
+    return {
+        "name": name,
+        "config_sha256": hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest(),
+    }
+
+
+# ---- circumstances
+
+
+def environment() -> dict[str, Any]:
+    """Commit, versions and hardware."""
+    cuda = torch.cuda.is_available()
+    return {
+        "commit": commit(),
+        "versions": {"modeling_flip": __version__, "python": platform.python_version()}
+        | {m.__name__: m.__version__ for m in (torch, transformers, datasets, accelerate)},
+        "hardware": {
+            "cpus": os.cpu_count(),
+            "machine": platform.machine(),
+            "gpu": torch.cuda.get_device_name() if cuda else None,
+            "processes": PartialState().num_processes,
+        },
+    }
+
+
+def commit() -> str | None:
+    """Of modeling-flip's own checkout, if the package is in one: inside another repository the commit would be that one's."""
+    root = PACKAGE.parent
+    try:
+        if "name = modeling-flip" not in (root / "setup.cfg").read_text().splitlines():
+            return None
+        if Path(_git("rev-parse", "--show-toplevel")).resolve() != root.resolve():
+            return None
+        # Of the code alone: benchmarks write results and the README between two runs.
+        changed = _git("status", "--porcelain", "-uno", "--", ":/*.py")
+        return _git("rev-parse", "HEAD") + (" with uncommitted changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(PACKAGE), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
