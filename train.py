@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import datasets
+import pyarrow as pa
 import torch
 from accelerate import PartialState
 from transformers.utils import logging
@@ -21,21 +21,33 @@ from transformers.utils import logging
 from data_scripts.registry import registered_datasets
 from modeling_flip.training.command_line import parse_recipe
 from modeling_flip.training.data import load_splits
-from modeling_flip.training.recipe import Recipe, uses_cpu
+from modeling_flip.training.recipe import Recipe, field_names, uses_cpu
 from modeling_flip.training.stages import run
 
 
-def load_data(recipe: Recipe) -> datasets.DatasetDict:
-    """The recipe's dataset as train, validation and test.
+def load_data(recipe: Recipe) -> dict[str, pa.Table]:
+    """The rows of the recipe's dataset, as they are written: train, validation and test.
 
     Raises:
         ValueError: the dataset cannot be found or read.
     """
     loaders = {name: partial(dataset.load, name, recipe.raw_dir) for name, dataset in registered_datasets().items()}
-    splits = load_splits(recipe.dataset_name, registered=loaders)
+    splits = load_splits(
+        recipe.dataset_name,
+        registered=loaders,
+        time_column=recipe.time_column,
+        delimiter=recipe.delimiter,
+        encoding=recipe.encoding,
+    )
     if recipe.max_train_samples is not None:
         splits["train"] = splits["train"].slice(0, recipe.max_train_samples)
-    return datasets.DatasetDict({split: datasets.Dataset(rows) for split, rows in splits.items()})
+    return splits
+
+
+def kinds_of_columns(recipe: Recipe) -> dict[str, str]:
+    """What a registered dataset says of its columns; nothing of any other dataset."""
+    dataset = registered_datasets().get(recipe.dataset_name)
+    return {} if dataset is None else dict(dataset.fields)
 
 
 def complete_recipe(recipe: Recipe) -> Recipe:
@@ -50,7 +62,8 @@ def complete_recipe(recipe: Recipe) -> Recipe:
             dataset.text_model(folder, dataset.load(recipe.dataset_name, recipe.raw_dir))
         recipe = replace(recipe, text_model_name_or_path=str(folder))
     if recipe.item_fields is None and recipe.model_type in ("ctr_bert", "morec"):
-        known = [field for field in dataset.item_fields if recipe.fields is None or field in recipe.fields]
+        named = field_names(recipe)
+        known = [field for field in dataset.item_fields if named is None or field in named]
         recipe = replace(recipe, item_fields=known or None)
     return recipe
 
@@ -72,7 +85,7 @@ def main(arguments: list[str]) -> None:
         with state.main_process_first():  # the others find what it downloaded or made
             recipe = complete_recipe(recipe)
             data = load_data(recipe)
-        results = run(recipe, data)
+        results = run(recipe, data, kinds_of_columns(recipe))
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"train.py: error: {error}")
     if not state.is_main_process:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pyarrow as pa
 import yaml
 from huggingface_hub import ModelCard
 from transformers import AutoConfig
@@ -13,12 +13,21 @@ from transformers.utils import logging
 
 from ..configuration_flip import FlipConfig
 from ..ctr_models import CTR_MODELS
-from ..fields import did_you_mean
+from ..fields import Field, did_you_mean, used
 from ..modeling_p5 import check_has_decoder
-from ..row_reader import read_clicks
 from ..tabular_towers import TABULAR_TOWERS
+from .data import read_labels
 from .hub import push_error
-from .recipe import FREE_MODEL_KEYS, SPLITS, STAGE_DEFAULTS, Recipe, model_settings, needs_text, stage_arguments
+from .recipe import (
+    FREE_MODEL_KEYS,
+    SPLITS,
+    STAGE_DEFAULTS,
+    Recipe,
+    field_names,
+    model_settings,
+    needs_text,
+    stage_arguments,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -100,42 +109,70 @@ def check_license(identifier: str) -> None:
         logger.warning(f"the Hub does not say whether it knows license {identifier!r}: {push_error(error)}")
 
 
-def check_data(data: Mapping[str, Any], recipe: Recipe) -> None:
-    """Raises ValueError where a split is absent or empty, a column is absent, or labels are not clicks."""
-    if recipe.model_type in ("ctr_bert", "morec") and not recipe.item_fields:
-        raise ValueError(
-            f"{recipe.model_type} keeps users and items apart, and the dataset does not say which fields are the item's: name "
-            "them with item_fields"
-        )
-    for split in SPLITS:
-        if split not in data:
-            raise ValueError(f"split {split!r} is missing; the dataset has {', '.join(data)}")
-        if len(data[split]) == 0:
-            raise ValueError(f"split {split!r} is empty; every one of {', '.join(SPLITS)} needs rows")
-        columns = data[split].column_names
-        if recipe.label_column in (recipe.fields or []):
-            raise ValueError(f"fields hold the label column {recipe.label_column!r}: the model would read the answer")
-        if set(columns) == {recipe.label_column}:
-            raise ValueError(
-                f"split {split!r} has no column but the label {recipe.label_column!r}: there is nothing to learn"
-            )
-        for column in [recipe.label_column, *(recipe.fields or []), *(recipe.item_fields or [])]:
-            if column not in columns:
-                raise ValueError(
-                    f"column {column!r} is missing in split {split!r}; its columns are {columns}"
-                    + did_you_mean(column, columns)
-                )
-        try:
-            labels = read_clicks(data[split], recipe.label_column)
-        except ValueError as error:
-            raise ValueError(f"split {split!r}: {error}") from error
-        if len(np.unique(labels)) == 1:
-            raise ValueError(
-                f"every label of split {split!r} is {labels[0]:.0f}; clicks and non-clicks are both needed, to learn and for AUC"
-            )
+def check_data(tables: Mapping[str, pa.Table], recipe: Recipe) -> dict[str, np.ndarray]:
+    """The clicks of each split, (N,) float32.
 
-    used = recipe.fields or [name for name in data["train"].column_names if name != recipe.label_column]
-    if strangers := sorted(set(recipe.item_fields or []) - set(used)):
-        raise ValueError(f"item_fields names {strangers}, which are not among the fields {used}")
-    if recipe.item_fields and set(used) == set(recipe.item_fields):
-        raise ValueError(f"item_fields names all fields ({', '.join(used)}): none is left for the user")
+    Raises:
+        ValueError: a split is absent or empty, a column is absent, or labels are not clicks, or all the same.
+    """
+    named, label = field_names(recipe), recipe.label_column
+    if label in (named or []):
+        raise ValueError(f"fields hold the label column {label!r}: the model would read the answer")
+    others = {
+        "time_column": [recipe.time_column] if recipe.time_column and not set(SPLITS) <= set(tables) else [],
+        "group_column": [recipe.group_column] if recipe.group_column else [],
+        "exclude_fields": recipe.exclude_fields or [],
+        "item_fields": recipe.item_fields or [],
+    }
+    labels = {}
+    for split in SPLITS:
+        if split not in tables:
+            raise ValueError(f"split {split!r} is missing; the dataset has {', '.join(tables)}")
+        columns = tables[split].column_names
+        if len(tables[split]) == 0:
+            raise ValueError(f"split {split!r} is empty; every one of {', '.join(SPLITS)} needs rows")
+        if set(columns) == {label}:
+            raise ValueError(f"split {split!r} has no column but the label {label!r}: there is nothing to learn")
+        for key, names in {"label_column": [label], "fields": named or [], **others}.items():
+            for column in names:
+                if column not in columns:
+                    raise ValueError(
+                        f"column {column!r} is missing in split {split!r} ({key}); its columns are {columns}"
+                        + did_you_mean(column, columns)
+                    )
+        labels[split] = read_labels(
+            tables[split][label], label, f"split {split!r}", recipe.positive_label, recipe.positive_above
+        )
+        if len(np.unique(labels[split])) == 1:
+            raise ValueError(
+                f"every label of split {split!r} is {labels[split][0]:.0f}; clicks and non-clicks are both needed, to learn and "
+                "for AUC"
+            )
+    return labels
+
+
+def item_fields(recipe: Recipe, schema: Sequence[Field]) -> list[str]:
+    """The fields that describe the item: those that the recipe names, or those of that side.
+
+    Raises:
+        ValueError: the model keeps users and items apart, and none is named, or all are, or one that is no field.
+    """
+    fields = [field.name for field in used(schema)]
+    named = recipe.item_fields or [field.name for field in used(schema) if field.side == "item"]
+    if strangers := [name for name in named if name not in fields]:
+        left_out = {
+            field.name: f"{field.name!r} is left out: {field.reason}" for field in schema if field.kind == "ignored"
+        }
+        reasons = "; ".join(left_out[name] for name in strangers if name in left_out)
+        raise ValueError(
+            f"item_fields names {strangers}, which are not among the fields {fields}"
+            + (f" ({reasons})" if reasons else "")
+        )
+    if recipe.model_type in ("ctr_bert", "morec") and not named:
+        raise ValueError(
+            f"{recipe.model_type} keeps users and items apart, and nothing says which fields are the item's: name them with "
+            "item_fields"
+        )
+    if named and set(named) == set(fields):
+        raise ValueError(f"item_fields names all fields ({', '.join(fields)}): none is left for the user")
+    return named

@@ -64,7 +64,7 @@ def load_splits(
     registered = registered or {}
     path = Path(dataset_name)
     if dataset_name in registered:
-        tables = {split: _table(rows) for split, rows in registered[dataset_name]().items()}
+        tables = {split: as_table(rows) for split, rows in registered[dataset_name]().items()}
         tables = {split: rows if columns is None else rows.select(list(columns)) for split, rows in tables.items()}
     elif path.exists():
         found = open_splits(path, delimiter=delimiter, encoding=encoding, columns=columns)
@@ -74,7 +74,8 @@ def load_splits(
     return cut_missing_splits(tables, f"dataset {dataset_name!r}", time_column=time_column, seed=seed)
 
 
-def _table(rows: Any) -> pa.Table:
+def as_table(rows: Any) -> pa.Table:
+    """The rows of a `datasets.Dataset` as Arrow has them; a table as it is."""
     return rows if isinstance(rows, pa.Table) else as_arrow(rows)
 
 

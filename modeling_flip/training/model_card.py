@@ -26,7 +26,12 @@ KINDS = {
     ("morec", "tabular"): "MoRec: an ID model that reads the item as text",
     ("p5", "text"): "P5: a language model that is asked whether the user clicks",
 }
-METRICS = {"auc": ("roc_auc", "AUC"), "logloss": ("log_loss", "logloss"), "ece": ("ece", "calibration error (ECE)")}
+METRICS = {
+    "auc": ("roc_auc", "AUC"),
+    "logloss": ("log_loss", "logloss"),
+    "ece": ("ece", "calibration error (ECE)"),
+    "gauc": ("gauc", "AUC within groups (gAUC)"),
+}
 ROWS = {"": "this model", "tabular_": "its tabular tower alone", "text_": "its text tower alone"}
 SPLITS = {"validation": "validation", "test": "test", "test_unseen": "test, with an unseen value"}
 EXAMPLES = 3
@@ -213,54 +218,64 @@ def top_values(processor: Any, field: str) -> list[str]:
 
 
 def field_table(processor: Any) -> str:
-    """A line for each field that is read, and what was left out of the training rows, and why."""
     vocabulary = processor.vocabulary
-    sizes = np.diff(vocabulary.feature_offsets)
-    header = ("field", "kind", "in the sentence", "values", "features", "seen most often")
-    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    for field, size in zip(vocabulary.columns, sizes, strict=True):
-        kind = {"numeric": f"numeric, {size - 1} buckets", "list": f"list of at most {field.max_items}"}.get(
-            field.kind, field.kind
-        )
+    offsets = vocabulary.feature_offsets
+    lines = [
+        "| field | kind | in the sentence | values | features | seen most often |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for i, field in enumerate(vocabulary.columns):
+        features = offsets[i + 1] - offsets[i]
+        shared = f"`{field.features_of}`'s" if field.features_of else "–"
         cells = [
             f"`{field.name}`",
-            kind,
+            field.kind,
             f"{field.words} is …",
-            "–" if field.kind == "text" else f"{len(vocabulary.values[field.name]):,}",
-            f"those of `{field.features_of}`" if field.features_of else f"{size:,}",
+            f"{len(vocabulary.values[field.name]):,}" if field.kind != "text" else "–",
+            f"{features:,}" if features else shared,
             ", ".join(cell(value) for value in top_values(processor, field.name)),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", f"{vocabulary.num_features:,} features in all, an unknown one for each field and one mask included."]
-    if rare := {f.min_count for f in vocabulary.columns} - {1}:
-        lines[-1] += f" Values seen fewer than {max(rare)} times share their field's unknown feature."
-    ignored = [field for field in vocabulary.schema if field.kind == "ignored"]
-    if ignored:
-        lines += ["", "Left out of the training rows:", ""]
-        lines += [f"- `{field.name}`: {cell(field.reason, 200)}" for field in ignored]
+    rare = {field.name: field.min_count for field in vocabulary.columns if field.min_count > 1}
+    if rare:
+        named = ", ".join(f"{count} times in `{name}`" for name, count in rare.items())
+        lines[-1] += f" Values seen fewer than {named} share their field's unknown feature."
+    left_out = [field for field in vocabulary.schema if field.kind == "ignored"]
+    if left_out:
+        reasons = "; ".join(
+            f"`{field.name}`" + (f" ({escaped(field.reason)})" if field.reason else "") for field in left_out
+        )
+        lines += ["", f"Left out: {reasons}."]
     return "\n".join(lines)
 
 
-def cell(value: str, length: int = 40) -> str:
-    """A value as it may stand in a table of Markdown, cut to so many characters."""
-    short = value if len(value) <= length else value[: length - 1] + "…"
-    return re.sub(r"([\\`*_{}\[\]<>|~])", r"\\\1", " ".join(short.split()))
+def cell(value: str) -> str:
+    """A value as it may stand in a table of Markdown, cut to 40 characters."""
+    return escaped(value if len(value) <= 40 else value[:39] + "…")
+
+
+def escaped(text: str) -> str:
+    """Text as it may stand in Markdown, in one line."""
+    return re.sub(r"([\\`*_{}\[\]<>|~])", r"\\\1", " ".join(text.split()))
 
 
 def results_table(results: Mapping[str, Any]) -> str:
     """A row for the model and for each of its towers, on each split where they were measured."""
+    keys = [f"{split}_{prefix}" for split in SPLITS for prefix in ROWS]
+    metrics = [metric for metric in METRICS if any(results.get(key + metric) is not None for key in keys)]
+    if not metrics:
+        return ""
     lines = [
-        "| rows | | " + " | ".join(title for _, title in METRICS.values()) + " |",
-        "|" + " --- |" * (2 + len(METRICS)),
+        "| rows | | " + " | ".join(METRICS[metric][1] for metric in metrics) + " |",
+        "|" + " --- |" * (2 + len(metrics)),
     ]
     for split, split_title in SPLITS.items():
         for prefix, title in ROWS.items():
-            values = [results.get(f"{split}_{prefix}{metric}") for metric in METRICS]
+            values = [results.get(f"{split}_{prefix}{metric}") for metric in metrics]
             if any(value is not None for value in values):
                 shown = ["–" if value is None else f"{value:.4f}" for value in values]
                 lines.append(f"| {split_title} | {title} | " + " | ".join(shown) + " |")
-    if len(lines) == 2:
-        return ""
     rows = results.get("rows") or {}
     said = [f"{split}: {count:,} rows" for split, count in rows.items()]
     if "test_unseen_rows" in results:

@@ -53,13 +53,24 @@ class Recipe:
     """The keys that both stages share.
 
     Args:
-        dataset_name: demo, movielens-1m, movielens-100k, a Hub dataset id, or a CSV or Parquet file or folder.
+        dataset_name: demo, movielens-1m, movielens-100k, a Hub dataset id, or a file or folder of CSV, TSV, JSON lines or
+            Parquet, or a folder of save_to_disk.
         output_dir: where the model, its processor and all_results.json go.
         raw_dir: folder with the raw files of a movielens dataset; without it they are downloaded.
-        label_column: the column of clicks, 0 or 1.
-        fields: the columns to use, in the order of the sentence; by default all but the label.
-        item_fields: those that describe the item; the others are the user's. By default what the dataset says of itself;
-            read by ctr_bert and morec.
+        label_column: the column of clicks: 0 and 1, or booleans; else say which are clicks with one of the next two.
+        positive_label: the word in the label column that is a click, such as yes; all others are none.
+        positive_above: labels are ratings; those above this number are clicks.
+        time_column: split by time, the last tenth of the rows being the test set and the last tenth of the rest the validation
+            set; without it, and without given splits, they are drawn at random.
+        group_column: rank within the rows of one value, such as a user's: gAUC beside AUC.
+        fields: the columns to use, in the order of the sentence, each a name, or a mapping of name and settings such as
+            {name: price, kind: numeric}; what is not said is inferred from the training rows. By default all columns but
+            those that must not be learned from.
+        exclude_fields: columns to leave out, where fields are not named.
+        item_fields: those that describe the item; the others are the user's. By default those of side item, where the dataset
+            or the recipe says sides; read by ctr_bert and morec.
+        delimiter: of a CSV, where it is not detected.
+        encoding: of a text file, where it is not detected.
         model_type: flip (FLIP and its towers, ID models, PTab, CTRL), ctr_bert, morec or p5.
         text_model_name_or_path: the text tower, a Hub id or a folder.
         pretrained_model_name_or_path: a pretraining checkpoint to finetune from, instead of the pretraining stage.
@@ -86,8 +97,15 @@ class Recipe:
     output_dir: str
     raw_dir: str | None = None
     label_column: str = "label"
-    fields: list[str] | None = None
+    positive_label: str | None = None
+    positive_above: float | None = None
+    time_column: str | None = None
+    group_column: str | None = None
+    fields: list[str | dict[str, Any]] | None = None
+    exclude_fields: list[str] | None = None
     item_fields: list[str] | None = None
+    delimiter: str | None = None
+    encoding: str | None = None
     model_type: str = "flip"
     text_model_name_or_path: str | None = None
     pretrained_model_name_or_path: str | None = None
@@ -136,6 +154,13 @@ def model_settings(recipe: Recipe) -> dict[str, Any]:
     tower_settings(recipe.tabular_tower, own)
     settings = {key: value for key, value in recipe.model.items() if key not in own}
     return {"tabular_tower": recipe.tabular_tower, "tower_settings": own, **settings}
+
+
+def field_names(recipe: Recipe) -> list[str] | None:
+    """The columns that `fields` names; None where it names none."""
+    if recipe.fields is None:
+        return None
+    return [declared if isinstance(declared, str) else str(declared.get("name")) for declared in recipe.fields]
 
 
 def hub_repo(recipe: Recipe) -> str:

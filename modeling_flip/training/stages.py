@@ -16,16 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from accelerate import PartialState
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.utils import logging
 
 from ..ctr_models import CTR_MODELS
+from ..field_inference import field_table, infer_fields
+from ..fields import Field, used
 from ..modeling_flip import FlipForCTR, FlipForPreTraining, FlipPreTrainedModel
 from ..processing_flip import FlipProcessor
 from ..row_dataset import FlipDataset
 from . import manifest
-from .checks import check_data, check_recipe
+from .checks import check_data, check_recipe, item_fields
+from .data import as_table, group_codes
 from .metrics import ctr_metrics
 from .publishing import (
     PRETRAINING_RESULTS_FILE,
@@ -42,6 +46,7 @@ from .recipe import (
     HUB_KEYS,
     SPLITS,
     Recipe,
+    field_names,
     hub_repo,
     model_settings,
     needs_pretraining,
@@ -81,12 +86,14 @@ class Prepared:
         inputs: what the manifests say of them: `data` (rows and SHA-256 of each split), `vocabulary` and `text_model`.
         reports: what was found in the data: `rows`, how many each split has, and `cut_fields`, of each field that max_length
             cuts the share of training rows where it does.
+        groups: of each split the rows' values of `group_column`, as integers; empty where there is none.
     """
 
     processor: FlipProcessor
     splits: Mapping[str, FlipDataset]
     inputs: Mapping[str, Any]
     reports: Mapping[str, Any]
+    groups: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -169,7 +176,7 @@ class Run:
         ]
 
 
-def run(recipe: Recipe, tables: Mapping[str, Any]) -> dict[str, Any]:
+def run(recipe: Recipe, tables: Mapping[str, Any], kinds: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Pretrain, finetune, evaluate on the untouched test set, and save.
 
     Everything that can be wrong with the input is looked at before training starts. An interrupted run continues where it
@@ -177,7 +184,8 @@ def run(recipe: Recipe, tables: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         recipe: what is asked for.
-        tables: the raw rows of each of SPLITS.
+        tables: the raw rows of each of SPLITS, Arrow tables or `datasets.Dataset`s.
+        kinds: of the columns whose kind the dataset says, where the recipe does not.
 
     Returns:
         what all_results.json holds.
@@ -188,7 +196,8 @@ def run(recipe: Recipe, tables: Mapping[str, Any]) -> dict[str, Any]:
     """
     started = time.perf_counter()
     check_recipe(recipe)
-    check_data(tables, recipe)
+    raw = {split: as_table(rows) for split, rows in tables.items()}
+    labels = check_data(raw, recipe)
     state = PartialState(cpu=uses_cpu(recipe))
     with state.main_process_first():
         if recipe.push_to_hub and recipe.hub_strategy == "checkpoint":
@@ -197,7 +206,7 @@ def run(recipe: Recipe, tables: Mapping[str, Any]) -> dict[str, Any]:
         return finished(recipe)
 
     set_seed(recipe.seed)
-    prepared = prepare(recipe, tables)
+    prepared = prepare(recipe, raw, labels, kinds)
     publisher = None
     if recipe.push_to_hub:
         publisher = Publisher(hub_repo(recipe), recipe.hub_private_repo, revision=recipe.hub_revision)
@@ -229,15 +238,24 @@ def run(recipe: Recipe, tables: Mapping[str, Any]) -> dict[str, Any]:
 # ---- before training
 
 
-def prepare(recipe: Recipe, tables: Mapping[str, Any]) -> Prepared:
-    """Fit the processor on the training rows, or take the pretraining checkpoint's, and encode all rows.
+def prepare(
+    recipe: Recipe,
+    tables: Mapping[str, pa.Table],
+    labels: Mapping[str, np.ndarray],
+    kinds: Mapping[str, str] | None = None,
+) -> Prepared:
+    """Infer the fields from the training rows and fit the processor on them, or take the pretraining checkpoint's, and encode
+    all rows.
 
     Args:
         recipe: says which columns are read, and how.
-        tables: the raw rows of each of SPLITS, anything that the processor reads.
+        tables: the raw rows of each of SPLITS.
+        labels: their clicks.
+        kinds: of the columns whose kind the dataset says.
     """
-    processor = make_processor(recipe, tables["train"])
-    splits = {split: processor.encode(tables[split], recipe.label_column) for split in SPLITS}
+    processor = make_processor(recipe, tables["train"], labels["train"], kinds or {})
+    splits = {split: processor.encode(tables[split], labels[split]) for split in SPLITS}
+    groups = group_codes(tables, recipe.group_column) if recipe.group_column else {}
     text_model = None
     if needs_text(recipe):
         name = str(recipe.text_model_name_or_path)
@@ -256,7 +274,7 @@ def prepare(recipe: Recipe, tables: Mapping[str, Any]) -> Prepared:
             + ", ".join(f"{name!r} in {share:.1%} of the training rows" for name, share in worst)
             + ". Give a larger --max_length, shorter fields, or with --fields another order: what matters first"
         )
-    return Prepared(processor, splits, inputs, reports)
+    return Prepared(processor, splits, inputs, reports, groups)
 
 
 def reads_whole_sentences(recipe: Recipe) -> bool:
@@ -266,8 +284,12 @@ def reads_whole_sentences(recipe: Recipe) -> bool:
     )
 
 
-def make_processor(recipe: Recipe, train: Any) -> FlipProcessor:
-    """The pretraining checkpoint's processor, or one fitted on the training rows."""
+def make_processor(recipe: Recipe, train: pa.Table, labels: np.ndarray, kinds: Mapping[str, str]) -> FlipProcessor:
+    """The pretraining checkpoint's processor, or one fitted on the training rows.
+
+    Raises:
+        ValueError: the recipe asks for other fields than the checkpoint's, or no column is left to learn from.
+    """
     if recipe.pretrained_model_name_or_path is not None:
         processor = FlipProcessor.from_pretrained(recipe.pretrained_model_name_or_path)
         theirs = {
@@ -275,7 +297,7 @@ def make_processor(recipe: Recipe, train: Any) -> FlipProcessor:
             "min_count": max(field.min_count for field in processor.schema),
             "max_length": processor.max_length,
         }
-        ours = {"fields": recipe.fields, "min_count": recipe.min_count, "max_length": recipe.max_length}
+        ours = {"fields": field_names(recipe), "min_count": recipe.min_count, "max_length": recipe.max_length}
         for key, value in ours.items():
             if value not in (None, Recipe.min_count if key == "min_count" else None, theirs[key]):
                 raise ValueError(
@@ -286,8 +308,49 @@ def make_processor(recipe: Recipe, train: Any) -> FlipProcessor:
     tokenizer: PreTrainedTokenizerBase | None = None
     if needs_text(recipe):
         tokenizer = load_tokenizer(str(recipe.text_model_name_or_path))
-    columns = recipe.fields or [name for name in train.column_names if name != recipe.label_column]
-    return FlipProcessor.fit(train, columns, tokenizer, min_count=recipe.min_count, max_length=recipe.max_length)
+    schema = choose_fields(recipe, train, labels, kinds)
+    return FlipProcessor.fit(train, schema, tokenizer, min_count=recipe.min_count, max_length=recipe.max_length)
+
+
+def choose_fields(recipe: Recipe, train: pa.Table, labels: np.ndarray, kinds: Mapping[str, str]) -> list[Field]:
+    """The fields that the recipe and the dataset declare, and for the rest what the training rows look like; shown as a table.
+
+    Raises:
+        ValueError: no column is left to learn from.
+    """
+    exclude = {name: "excluded by the recipe" for name in recipe.exclude_fields or []}
+    declared: list[dict[str, Any]] = []
+    for given in recipe.fields if recipe.fields is not None else kinds:
+        named = {"name": given} if isinstance(given, str) else dict(given)
+        name = str(named.get("name"))
+        if name in exclude and recipe.fields is None:
+            continue
+        declared.append(({"kind": kinds[name]} if name in kinds else {}) | named)
+    if recipe.time_column is not None and recipe.time_column not in [one.get("name") for one in declared]:
+        exclude.setdefault(recipe.time_column, "the time column")
+    in_table = {name: why for name, why in exclude.items() if name in train.column_names}
+    rows = train.drop_columns([recipe.label_column])
+    reports = infer_fields(rows, declared or None, labels=labels, exclude=in_table)
+    schema = [report.field for report in reports]
+    if PartialState().is_main_process:
+        print(f"{field_table(reports)}\n", flush=True)
+        ignored = [field for field in schema if field.kind == "ignored" and field.name not in in_table]
+        left_out = [f"{field.name!r} ({field.reason})" for field in ignored]
+        if left_out:
+            logger.warning(f"left out: {', '.join(left_out)}; name a column in fields to use it all the same")
+        for report in reports:
+            if report.warning:
+                logger.warning(f"field {report.field.name!r} is used though: {report.warning}")
+    if not used(schema):
+        raise ValueError(
+            "no column is left to learn from: " + "; ".join(f"{field.name!r}: {field.reason}" for field in schema)
+        )
+    if recipe.towers != "text" and recipe.model_type == "flip" and not any(field.has_table_side for field in schema):
+        raise ValueError(
+            f"the fields {[field.name for field in used(schema)]} are text, which a tabular tower does not read: set towers to "
+            "text, and leave pretraining out, or give one of them the kind categorical"
+        )
+    return schema
 
 
 def load_tokenizer(text_model: str) -> PreTrainedTokenizerBase:
@@ -392,8 +455,8 @@ def make_model(recipe: Recipe, processor: FlipProcessor, aligned: Aligned | None
     settings = model_settings(recipe)
     if recipe.model_type == "flip":
         settings["towers"] = recipe.towers
-    if recipe.item_fields:
-        settings["item_fields"] = [processor.fields.index(name) for name in recipe.item_fields]
+    if recipe.model_type in ("ctr_bert", "morec") or recipe.item_fields:
+        settings["item_fields"] = [processor.fields.index(name) for name in item_fields(recipe, processor.schema)]
     model_class = CTR_MODELS[recipe.model_type]
     return model_class.from_text_pretrained(recipe.text_model_name_or_path, processor, **settings)
 
@@ -423,7 +486,7 @@ def evaluate(run: Run, prepared: Prepared, finetuned: Finetuned) -> dict[str, An
     model, results = finetuned.model, dict[str, Any]()
     with manifest.recorded(run.folder, "evaluate", run.inputs("evaluate", prepared)) as outputs:
         for split in ("validation", "test"):
-            results |= evaluate_split(finetuned.trainer, prepared.splits[split], split)
+            results |= evaluate_split(finetuned.trainer, prepared.splits[split], split, prepared.groups.get(split))
         if isinstance(model, FlipForCTR):
             results["alpha"] = model.alpha.item()
         results["num_parameters"] = model.num_parameters()
@@ -434,11 +497,16 @@ def evaluate(run: Run, prepared: Prepared, finetuned: Finetuned) -> dict[str, An
     return results
 
 
-def evaluate_split(trainer: FlipTrainer, dataset: FlipDataset, split: str) -> dict[str, Any]:
+def evaluate_split(
+    trainer: FlipTrainer, dataset: FlipDataset, split: str, groups: np.ndarray | None = None
+) -> dict[str, Any]:
     """Metrics of one split, all towers; on the test split also of the rows with a value never seen in training."""
     output = trainer.predict(dataset, metric_key_prefix=split)
     labels = np.asarray(output.label_ids)
     results = {k: v for k, v in (output.metrics or {}).items() if re.search(r"_(auc|logloss|ece)$", k)}
+    if groups is not None:
+        grouped = ctr_metrics(output.predictions, labels, groups)
+        results |= {f"{split}_{k}": v for k, v in grouped.items() if "gauc" in k}
     unseen = dataset.has_unseen_value
     if split == "test":
         results["test_rows_per_second"] = (output.metrics or {}).get("test_samples_per_second")

@@ -17,6 +17,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import transformers
@@ -170,7 +171,9 @@ def test_64_rows_can_be_memorised(recipe: MakeRecipe) -> None:
             "clicked": rng.integers(0, 2, 64).tolist(),
         }
     )
-    memorise = recipe("--finetuning.num_train_epochs", 40, "--finetuning.text_learning_rate", 1e-3)
+    memorise = recipe(
+        "--fields", "[user_id, title]", "--finetuning.num_train_epochs", 40, "--finetuning.text_learning_rate", 1e-3
+    )
     memorise = replace(memorise, pretraining=None, finetuning=memorise.finetuning | {"early_stopping_patience": None})
     results = run(memorise, datasets.DatasetDict({split: rows for split in ("train", "validation", "test")}))
     assert results["test_auc"] == 1.0
@@ -227,23 +230,23 @@ def test_a_killed_run_continues_and_ends_as_if_nothing_had_happened(recipe_file:
 
 
 def with_column(split: str, column: str, values: Callable[[list[Any]], list[Any]]) -> Callable[[Any], None]:
-    def change(data: datasets.DatasetDict) -> None:
-        changed = values(list(data[split][column]))
-        data[split] = data[split].remove_columns(column).add_column(column, changed)
+    def change(data: dict[str, pa.Table]) -> None:
+        changed = pa.array(values(data[split][column].to_pylist()))
+        data[split] = data[split].drop_columns([column]).append_column(column, changed)
 
     return change
 
 
 def without_column(column: str) -> Callable[[Any], None]:
-    def change(data: datasets.DatasetDict) -> None:
-        data["train"] = data["train"].remove_columns(column)
+    def change(data: dict[str, pa.Table]) -> None:
+        data["train"] = data["train"].drop_columns([column])
 
     return change
 
 
 def empty(split: str) -> Callable[[Any], None]:
-    def change(data: datasets.DatasetDict) -> None:
-        data[split] = data[split].select([])
+    def change(data: dict[str, pa.Table]) -> None:
+        data[split] = data[split].slice(0, 0)
 
     return change
 
@@ -258,10 +261,10 @@ def empty(split: str) -> Callable[[Any], None]:
         (
             with_column("train", "clicked", lambda v: [None, *v[1:]]),
             [],
-            "split 'train': label column 'clicked' holds a missing value .row 0.",
+            "label column 'clicked' of split 'train' holds a missing value .row 0.",
         ),
-        (with_column("test", "clicked", lambda v: [*v[:-1], "3"]), [], "split 'test': .* holds '3' .row 19."),
-        (with_column("train", "clicked", lambda v: ["0.5", *v[1:]]), [], "split 'train': .* holds '0.5' .row 0."),
+        (with_column("test", "clicked", lambda v: [*v[:-1], "3"]), [], "of split 'test' holds '3' .row 19."),
+        (with_column("train", "clicked", lambda v: ["0.5", *v[1:]]), [], "of split 'train' holds '0.5' .row 0."),
         (with_column("validation", "clicked", lambda v: ["1"] * len(v)), [], "every label of split 'validation' is 1"),
         (empty("train"), [], "split 'train' is empty"),
         (empty("test"), [], "split 'test' is empty"),

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
-from datasets import Dataset, DatasetDict, load_dataset
 from transformers import T5Config
 
 from modeling_flip.ctr_models import CTR_MODELS
-from modeling_flip.training.checks import check_data, check_recipe
+from modeling_flip.fields import Field
+from modeling_flip.training import checks
+from modeling_flip.training.checks import check_data, check_recipe, item_fields
 from modeling_flip.training.recipe import SPLITS, Recipe
 
 
@@ -16,9 +19,9 @@ def make_recipe(**settings: Any) -> Recipe:
     return Recipe(**{"dataset_name": "demo", "output_dir": "out", "use_cpu": True} | settings)
 
 
-def make_data() -> DatasetDict:
+def make_data() -> dict[str, pa.Table]:
     columns = {"user_id": [1, 2, 1], "movie_id": [3, 3, 4], "title": ["x", "x", "y"], "label": [0, 1, 1]}
-    return DatasetDict({split: Dataset.from_dict(columns) for split in SPLITS})
+    return dict.fromkeys(SPLITS, pa.table(columns))
 
 
 @pytest.mark.parametrize("model_type", CTR_MODELS)
@@ -75,19 +78,19 @@ def test_a_recipe_of_a_model_that_cannot_be_is_refused(
         check_recipe(make_recipe(**{"text_model_name_or_path": str(tiny_text_model)} | settings))
 
 
+SCHEMA = [Field(name="user_id"), Field(name="movie_id"), Field(name="title")]
+SCHEMA.append(Field(name="day", kind="ignored", reason="constant"))
+
+
 @pytest.mark.parametrize("model_type", ["ctr_bert", "morec"])
-@pytest.mark.parametrize("item_fields", [None, []])
-def test_a_model_of_users_and_items_needs_the_items_fields_of_a_csv(
-    model_type: str, item_fields: list[str] | None, tmp_path: Path
-) -> None:
-    make_data()["train"].to_csv(tmp_path / "log.csv")
-    train = load_dataset("csv", data_files=str(tmp_path / "log.csv"), cache_dir=str(tmp_path / "cache"))["train"]
-    data = DatasetDict(dict.fromkeys(SPLITS, train))
-    message = f"{model_type} keeps users and items apart, .* name them with item_fields"
-    with pytest.raises(ValueError, match=message):
-        check_data(data, make_recipe(model_type=model_type, item_fields=item_fields))
-    check_data(data, make_recipe(model_type="flip", item_fields=item_fields))
-    check_data(data, make_recipe(model_type=model_type, item_fields=["title"]))
+@pytest.mark.parametrize("named", [None, []])
+def test_a_model_of_users_and_items_needs_the_items_fields(model_type: str, named: list[str] | None) -> None:
+    with pytest.raises(ValueError, match=f"{model_type} keeps users and items apart, .* name them with item_fields"):
+        item_fields(make_recipe(model_type=model_type, item_fields=named), SCHEMA)
+    assert item_fields(make_recipe(model_type="flip", item_fields=named), SCHEMA) == []
+    assert item_fields(make_recipe(model_type=model_type, item_fields=["title"]), SCHEMA) == ["title"]
+    sided = [replace(field, side="item") if field.name != "user_id" else field for field in SCHEMA]
+    assert item_fields(make_recipe(model_type=model_type, item_fields=named), sided) == ["movie_id", "title"]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +101,7 @@ def test_a_model_of_users_and_items_needs_the_items_fields_of_a_csv(
             ["movie_id", "title"],
             r"item_fields names \['movie_id'\], which are not among the fields",
         ),
-        (None, ["movie_di"], "column 'movie_di' is missing in split 'train'; .* did you mean 'movie_id'"),
+        (None, ["day", "title"], r"item_fields names \['day'\], .* \('day' is left out: constant\)"),
         (None, ["title", "label"], r"item_fields names \['label'\], which are not among the fields"),
         (
             None,
@@ -111,5 +114,11 @@ def test_a_model_of_users_and_items_needs_the_items_fields_of_a_csv(
 def test_item_fields_that_are_no_fields_are_refused(
     fields: list[str] | None, item_fields: list[str], message: str
 ) -> None:
+    schema = [field for field in SCHEMA if fields is None or field.name in fields]
     with pytest.raises(ValueError, match=message):
-        check_data(make_data(), make_recipe(model_type="morec", fields=fields, item_fields=item_fields))
+        checks.item_fields(make_recipe(model_type="morec", fields=fields, item_fields=item_fields), schema)
+
+
+def test_an_item_field_that_no_column_is_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"column 'movie_di' is missing in split 'train'; .* did you mean 'movie_id'"):
+        check_data(make_data(), make_recipe(model_type="morec", item_fields=["movie_di"]))
