@@ -666,7 +666,6 @@ def test_columns_without_text_are_refused_by_name(values: Any) -> None:
         ({}, [], []),
         ({}, [["Rome", "  東京 "]], [["Rome", "東京"]]),
     ],
-    ids=str,
 )  # fmt: skip
 def test_lists(options: dict[str, Any], values: Any, lists: list[list[str] | None]) -> None:
     assert lists_of(values, **options) == lists
@@ -828,7 +827,6 @@ TAGS = Field(name="tags", kind="list")
         ({"title": ["Toy", "Story"], "tags": [["a", "b"], "c"]}, ["a\x1fb", "c"]),
         ({"title": ["Toy", "Story"], "tags": ["a,b", "c"]}, ["a\x1fb", "c"]),
     ],
-    ids=str,
 )
 def test_a_list_in_a_dict_is_a_rows_members_or_a_column(rows: dict[str, Any], tags: list[str | None]) -> None:
     schema = [Field(name="title"), TAGS] if "title" in rows else [TAGS]
