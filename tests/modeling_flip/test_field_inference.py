@@ -276,7 +276,7 @@ TAGS = [[*COLOURS[i % 5 : i % 5 + 1 + i % 3], f"t{i % 23}"] for i in range(N)]
         ("city", [f"City{i % 60}, State{i % 60}" for i in range(N)], "categorical", "string"),
         ("names", ["Ann Lee", "Bob Ray; Jr"] * 100, "categorical", "string"),  # too few texts to tell
     ],
-    ids=lambda value: str(value)[:24],
+    ids=lambda value: str(value)[:24] if isinstance(value, str) else type(value[0]).__name__,
 )  # fmt: skip
 def test_kinds(name: str, values: list[Any], kind: str, type: str) -> None:
     report = infer(values, name, labels=None)

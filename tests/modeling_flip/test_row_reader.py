@@ -530,6 +530,7 @@ def test_large_whole_numbers_are_one_number_in_any_container(values: list[int]) 
         ("timestamp", [True, "soon", 1999, 1999.0], ["true", "soon", "1999", "1999"]),
         ("timestamp", [np.datetime64("NaT"), pd.NaT, pd.NA, None], [None] * 4),
     ],
+    ids=str,
 )  # fmt: skip
 def test_canonical_text(type: str, values: Any, texts: list[str | None]) -> None:
     column = read_column(values, Field(name="a", type=type))
@@ -566,13 +567,13 @@ def test_pandas_nullable_integers_are_the_integers() -> None:
     assert columns["a"].to_pylist() == columns["b"].to_pylist() == ["25", None]
 
 
-@pytest.mark.parametrize("values", [[1, "a", None], [2.5, True, "x"], [dt.date(2024, 1, 31), 3]])
+@pytest.mark.parametrize("values", [[1, "a", None], [2.5, True, "x"], [dt.date(2024, 1, 31), 3]], ids=str)
 @pytest.mark.parametrize("dtype", ["object", "category"])
 def test_pandas_columns_of_mixed_values_read_as_their_values(values: list[Any], dtype: str) -> None:
     assert texts_of(pd.Series(values, dtype=object).astype(dtype)) == texts_of(values)
 
 
-@pytest.mark.parametrize("value", [12_345_678_901, -10_000_000_000, 2**53 - 1])
+@pytest.mark.parametrize("value", [12_345_678_901, -10_000_000_000, 2**53 - 1], ids=str)
 @pytest.mark.parametrize("type", ["string", "integer", "number"])
 def test_a_large_id_that_became_a_float_is_still_the_same_value(value: int, type: str) -> None:
     assert texts_of([float(value), None], type) == texts_of([value, None], type)
@@ -678,6 +679,7 @@ def test_json_too_deep_to_read_is_text() -> None:
 @pytest.mark.parametrize(
     "values",
     [[[["a"]]], [['{"a": 1}', [{"a": 1}]]], ['[{"a": 1}]'], [[b"x"]], [b"x"], pa.array([[[1]]])],
+    ids=str,
 )
 def test_lists_of_what_has_no_text_are_refused_by_name(values: Any) -> None:
     remedy = "(turn it into text|declare it as kind: list, whose members are single values)"
@@ -825,7 +827,6 @@ TAGS = Field(name="tags", kind="list")
         ({"title": ["Toy", "Story"], "tags": [["a", "b"], "c"]}, ["a\x1fb", "c"]),
         ({"title": ["Toy", "Story"], "tags": ["a,b", "c"]}, ["a\x1fb", "c"]),
     ],
-    ids=["row", "row_of_one_list", "column_of_lists", "column_with_a_gap", "arrow", "columns", "columns_of_text"],
 )
 def test_a_list_in_a_dict_is_a_rows_members_or_a_column(rows: dict[str, Any], tags: list[str | None]) -> None:
     schema = [Field(name="title"), TAGS] if "title" in rows else [TAGS]
@@ -876,7 +877,7 @@ def test_other_things_than_rows_are_refused_by_type(rows: Any, found: str) -> No
         read_columns(rows, [Field(name="gender")])
 
 
-@pytest.mark.parametrize("rows", [[], (), {"a": []}, pd.DataFrame({"a": []}), pa.table({"a": []})])
+@pytest.mark.parametrize("rows", [[], (), {"a": []}, pd.DataFrame({"a": []}), pa.table({"a": []})], ids=str)
 def test_no_rows(rows: Any) -> None:
     columns, absent = read_columns(rows, [Field(name="a")])
     assert (len(columns["a"]), absent) == (0, [])
@@ -894,6 +895,7 @@ def test_columns_of_any_name(name: str) -> None:
 @pytest.mark.parametrize(
     "labels",
     [[1, 0], [True, False], [1.0, 0.0], ["1", "0"], np.array([1, 0], np.int8), [1, False], ["True", "FALSE"]],
+    ids=str,
 )
 def test_labels_are_clicks_in_any_type(labels: Any) -> None:
     read = read_clicks({"click": labels}, "click")

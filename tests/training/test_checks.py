@@ -120,5 +120,5 @@ def test_item_fields_that_are_no_fields_are_refused(
 
 
 def test_an_item_field_that_no_column_is_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"column 'movie_di' is missing in split 'train'; .* did you mean 'movie_id'"):
+    with pytest.raises(ValueError, match=r"column 'movie_di' is missing in split 'train' .* did you mean 'movie_id'"):
         check_data(make_data(), make_recipe(model_type="morec", item_fields=["movie_di"]))
