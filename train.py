@@ -1,4 +1,4 @@
-"""Train FLIP as a recipe says: `accelerate launch train.py RECIPE.yaml [--key value] [--section.key value]`."""
+"""Train FLIP as a recipe says: `python train.py RECIPE.yaml [--key value] [--section.key value]`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from accelerate import PartialState
 from transformers.utils import logging
 
 from data_scripts import demo, movielens
-from modeling_flip.training.command_line import parse_recipe
+from modeling_flip.training.command_line import is_expected, parse_recipe
 from modeling_flip.training.recipe import SPLITS, Recipe, uses_cpu
 from modeling_flip.training.stages import run
 
@@ -85,7 +85,9 @@ def main(arguments: list[str]) -> None:
         with state.main_process_first():  # the others find what it downloaded or made
             data = load_data(recipe)
         results = run(recipe, data)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except Exception as error:
+        if not is_expected(error):
+            raise
         sys.exit(f"train.py: error: {error}")
     if not state.is_main_process:
         return
