@@ -459,17 +459,24 @@ def test_a_dataset_that_does_not_exist_is_one_error(recipe: MakeRecipe, monkeypa
         train.load_data(recipe("--dataset_name", "no/where.csv"))
 
 
-def test_the_command_line_prints_one_line_for_bad_input(recipe_file: Path, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        str(ROOT / "train.py"),
-        str(recipe_file),
-        "--label_column",
-        "nope",
-        "--output_dir",
-        tmp_path / "o",
-    ]
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        [],
+        [
+            "-m",
+            "accelerate.commands.launch",
+            "--quiet",
+            "--config_file",
+            str(ROOT / "configuration/accelerate/cpu.yaml"),
+        ],
+    ],
+    ids=["python", "accelerate"],
+)
+def test_the_command_line_prints_one_line_for_bad_input(launcher: list[str], recipe_file: Path, tmp_path: Path) -> None:
+    arguments = [recipe_file, "--label_column", "nope", "--output_dir", tmp_path / "o"]
+    command = [sys.executable, *launcher, str(ROOT / "train.py"), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment())
     assert done.returncode != 0
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in done.stderr and "were not passed" not in done.stderr
     assert re.search(r"train.py: error: column 'nope' is missing", done.stderr)
