@@ -1,4 +1,4 @@
-"""Train FLIP as a recipe says: `accelerate launch train.py RECIPE.yaml [--key value] [--section.key value]`."""
+"""Train FLIP as a recipe says: `python train.py RECIPE.yaml [--key value] [--section.key value]`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from accelerate import PartialState
 from transformers.utils import logging
 
 from data_scripts.registry import registered_datasets
-from modeling_flip.training.command_line import parse_recipe
+from modeling_flip.training.command_line import is_expected, parse_recipe
 from modeling_flip.training.data import load_splits
 from modeling_flip.training.recipe import Recipe, field_names, uses_cpu
 from modeling_flip.training.stages import run
@@ -86,7 +86,9 @@ def main(arguments: list[str]) -> None:
             recipe = complete_recipe(recipe)
             data = load_data(recipe)
         results = run(recipe, data, kinds_of_columns(recipe))
-    except (ValueError, OSError, FloatingPointError) as error:
+    except Exception as error:
+        if not is_expected(error):
+            raise
         sys.exit(f"train.py: error: {error}")
     if not state.is_main_process:
         return
