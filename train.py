@@ -1,4 +1,4 @@
-"""Train FLIP as a recipe says: `accelerate launch train.py RECIPE.yaml [--key value] [--section.key value]`."""
+"""Train FLIP as a recipe says: `python train.py RECIPE.yaml [--key value] [--section.key value]`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from data_scripts.registry import registered_datasets
 from data_scripts.text_model import write as write_text_model
 from modeling_flip.processing_flip import FlipProcessor
 from modeling_flip.training.checks import check_data
-from modeling_flip.training.command_line import parse_recipe
+from modeling_flip.training.command_line import is_expected, parse_recipe
 from modeling_flip.training.data import load_splits
 from modeling_flip.training.publishing import RECIPE_FILE
 from modeling_flip.training.recipe import Recipe, field_names, needs_text, uses_cpu
@@ -117,7 +117,9 @@ def main(arguments: list[str]) -> None:
             data = load_data(recipe)
             recipe = name_text_model(recipe, data)
         results = run(recipe, data, kinds_of_columns(recipe))
-    except (ValueError, OSError, FloatingPointError) as error:
+    except Exception as error:
+        if not is_expected(error):
+            raise
         sys.exit(f"train.py: error: {error}")
     if not state.is_main_process:
         return

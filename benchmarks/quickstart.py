@@ -71,7 +71,7 @@ def main() -> None:
     subprocess.run([sys.executable, "-c", SCORE, recipe.output_dir], check=True)
     print(
         f"\n{time.perf_counter() - started:.0f} s. The model, its processor and all_results.json are in {recipe.output_dir}/."
-        "\nNext: your own data, with `accelerate launch train.py configuration/quickstart.yaml --dataset_name FILE.csv "
+        "\nNext: your own data, with `python train.py configuration/quickstart.yaml --dataset_name FILE.csv "
         "\n--label_column clicked --text_model_name_or_path MODEL --output_dir outputs/mine` (README, «Your own data»)."
     )
 

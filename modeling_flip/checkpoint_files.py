@@ -222,6 +222,10 @@ class CheckpointMixin(PushToHubMixin):
             ours = __name__.rpartition(".")[0]  # of a subclass elsewhere, the class that it builds on
             base = next(c for c in type(self).__mro__ if c.__module__.rpartition(".")[0] == ours)
             copy_code(save_directory, inspect.getfile(base))
+            for weights in Path(save_directory).glob(
+                "model*.safetensors"
+            ):  # safetensors lets only their owner read them
+                shutil.copymode(Path(save_directory, "config.json"), weights)
             tower = getattr(self.base_model, "tabular_tower", None)
             if tower is not None and type(tower).__module__.rpartition(".")[0] != ours:
                 logger.warning_once(

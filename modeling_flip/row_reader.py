@@ -44,6 +44,10 @@ EXACT = 2.0**53
 OF_LISTS = "declare it as kind: list, whose members are single values"
 
 
+class UnreadableError(TypeError, ValueError):
+    """Rows, or a cell of them, of a type that has no text."""
+
+
 def read_columns(
     rows: Any, schema: Sequence[Field], *, strict: bool = True
 ) -> tuple[dict[str, pa.DictionaryArray], list[str]]:
@@ -117,7 +121,9 @@ def open_rows(rows: Any, schema: Sequence[Field] | None = None) -> tuple[Sequenc
     found = str(type(rows))
     if isinstance(rows, (list, tuple)):
         found += f" of {', '.join(sorted({type(row).__name__ for row in rows}))}"
-    raise TypeError(f"rows must be a dict, a list of dicts, a DataFrame, an Arrow table or a Dataset, not {found}")
+    raise UnreadableError(
+        f"rows must be a dict, a list of dicts, a DataFrame, an Arrow table or a Dataset, not {found}"
+    )
 
 
 def _check_unique(names: Sequence[Any]) -> None:
@@ -239,7 +245,7 @@ def to_arrow(values: Sequence[Any], field: Field) -> pa.Array:
         try:
             return pa.array([None if v is None else str(int(v)) for v in values], pa.string())
         except ValueError:
-            raise TypeError(
+            raise UnreadableError(
                 f"field {field.name!r} holds an integer of too many digits; turn it into text first"
             ) from None
     if isinstance(first, (float, np.floating)):
@@ -260,7 +266,7 @@ def to_arrow(values: Sequence[Any], field: Field) -> pa.Array:
     if isinstance(first, uuid.UUID):
         return pa.array([None if v is None else str(v) for v in values], pa.string())
     remedy = OF_LISTS if _is_container(first) else "turn it into text or numbers first"
-    raise TypeError(f"field {field.name!r} holds a {type(first).__name__}, {_shown(first)}; {remedy}")
+    raise UnreadableError(f"field {field.name!r} holds a {type(first).__name__}, {_shown(first)}; {remedy}")
 
 
 def _in_utc(moment: datetime.datetime) -> datetime.datetime:
@@ -315,7 +321,7 @@ def _encoded(values: pa.Array, field: Field) -> pa.DictionaryArray:
     kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
     if not any(is_kind(kind) for is_kind in KINDS_OF_TEXT):
         remedy = OF_LISTS if _is_list(kind) else "turn it into text or numbers first"
-        raise TypeError(f"field {field.name!r} has type {kind}; {remedy}")
+        raise UnreadableError(f"field {field.name!r} has type {kind}; {remedy}")
     if not pa.types.is_dictionary(values.type):
         return (values.cast(pa.string()) if pa.types.is_null(kind) else values).dictionary_encode()
     # In order of first appearance, as of any other column, whatever order the categories have.

@@ -9,14 +9,17 @@ from transformers import TrainingArguments
 
 from ..data_collator import check_masking
 
+# Where nothing is said. A click model hardly moves at transformers' 5e-5, and a pretrained text tower forgets at 1e-3.
+LEARNING_RATE, TEXT_LEARNING_RATE = 1e-3, 5e-5
+
 
 @dataclass
 class FlipTrainingArguments(TrainingArguments):
     """TrainingArguments, and these:
 
     Args:
-        learning_rate: of everything but the text tower.
-        text_learning_rate: of the text tower; by default the same.
+        learning_rate: of everything but the text tower; by default 1e-3.
+        text_learning_rate: of the text tower; by default 5e-5, or where only learning_rate is given the same.
         early_stopping_patience: evaluations without a better validation metric before training stops; None: never.
         text_mask_ratio: share of fields masked in the text (pretraining).
         tabular_mask_ratio: share of fields masked in the table (pretraining).
@@ -28,7 +31,12 @@ class FlipTrainingArguments(TrainingArguments):
             None leaves torch as it is. Only while training.
     """
 
-    text_learning_rate: float | None = field(default=None, metadata={"help": "Of the text tower; default: the same."})
+    learning_rate: float = field(  # type: ignore[assignment]  # until __post_init__
+        default=None, metadata={"help": "Of everything but the text tower; default: 1e-3."}
+    )
+    text_learning_rate: float | None = field(
+        default=None, metadata={"help": "Of the text tower; default: 5e-5, or a learning_rate that is given."}
+    )
     early_stopping_patience: int | None = field(default=None, metadata={"help": "Evaluations without a better metric."})
     text_mask_ratio: float = field(default=0.15, metadata={"help": "Share of fields masked in the text."})
     tabular_mask_ratio: float = field(default=0.15, metadata={"help": "Share of fields masked in the table."})
@@ -47,6 +55,9 @@ class FlipTrainingArguments(TrainingArguments):
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "It would hide a loss that is not finite."})
 
     def __post_init__(self) -> None:
+        if self.learning_rate is None:
+            self.learning_rate = LEARNING_RATE
+            self.text_learning_rate = TEXT_LEARNING_RATE if self.text_learning_rate is None else self.text_learning_rate
         super().__post_init__()
         if self.float32_matmul_precision not in (None, "highest", "high", "medium"):
             raise ValueError(f"float32_matmul_precision is {self.float32_matmul_precision!r}: highest, high or medium")

@@ -8,13 +8,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from traceback import walk_tb
 from typing import NoReturn
 
 import jsonargparse
 
 from ..modeling_morec import MoRecConfig
 from ..tabular_towers import TABULAR_TOWERS, setting_names
-from .arguments import FlipTrainingArguments
+from .arguments import LEARNING_RATE, TEXT_LEARNING_RATE, FlipTrainingArguments
 from .recipe import MODEL_KEYS, STAGE_DEFAULTS, Recipe
 
 # Training arguments that --help names; the others work all the same.
@@ -23,8 +24,8 @@ SHOWN = {
     "max_steps": "stop after so many steps instead",
     "per_device_train_batch_size": "rows per step and device",
     "gradient_accumulation_steps": "batches per step",
-    "learning_rate": "of everything but the text tower",
-    "text_learning_rate": "of the text tower; by default the same",
+    "learning_rate": f"of everything but the text tower (default: {LEARNING_RATE})",
+    "text_learning_rate": f"of the text tower (default: {TEXT_LEARNING_RATE}, or the learning_rate that is given)",
     "lr_scheduler_type": "linear, cosine, constant, …",
     "warmup_steps": "steps, or below 1 a share of all steps",
     "weight_decay": "AdamW's, also of feature embeddings",
@@ -41,6 +42,7 @@ SHOWN = {
     "text_masking": "field, or token for the ablation",
 }
 PRETRAINING_ONLY = {"text_mask_ratio", "tabular_mask_ratio", "num_noise_features", "text_masking"}
+OUR_MODULES = ("modeling_flip", "data_scripts", "train", "__main__")
 FINETUNING_ONLY = {"early_stopping_patience"}
 
 
@@ -62,7 +64,7 @@ class RecipeParser(jsonargparse.ArgumentParser):
 def recipe_parser() -> RecipeParser:
     parser = RecipeParser(
         prog="train.py",
-        usage="accelerate launch train.py RECIPE.yaml [--key value] [--section.key value] ...",
+        usage="python train.py RECIPE.yaml [--key value] [--section.key value] ...",
         description="Train FLIP, or one of its towers, as a recipe says; any key of the recipe can be given here too.",
         epilog="Any other field of transformers.TrainingArguments works in either section.",
         formatter_class=argparse.HelpFormatter,
@@ -126,6 +128,29 @@ def parse_recipe(arguments: Sequence[str]) -> Recipe:
         if not Path(arguments[0]).is_file():
             parser.error(f"recipe {arguments[0]} does not exist; recipes are in configuration/")
         arguments.insert(0, "--recipe")
+    arguments, no_pretraining = without_null(arguments, "--pretraining")
     given = parser.parse_args(arguments, defaults=False).as_dict()
     given.pop("recipe", None)
-    return Recipe(**given)
+    return Recipe(**given | ({"pretraining": None} if no_pretraining else {}))
+
+
+def without_null(arguments: list[str], option: str) -> tuple[list[str], bool]:
+    """The arguments without `option null`, which jsonargparse takes for a file's name, and whether it was there."""
+    for given in ([option, "null"], [f"{option}=null"]):
+        for i in range(len(arguments)):
+            if arguments[i : i + len(given)] == given:
+                return arguments[:i] + arguments[i + len(given) :], True
+    return arguments, False
+
+
+def is_expected(error: Exception) -> bool:
+    """Whether an error is one that a person can mend, and that says how, rather than a mistake in the code.
+
+    Such are those that this project itself raises with `raise`, and what the system says of a file or the disk.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return True
+    if not isinstance(error, (ValueError, FloatingPointError)):
+        return False
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    return bool(frames) and frames[-1].f_globals["__name__"].partition(".")[0] in OUR_MODULES

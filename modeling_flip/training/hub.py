@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import fnmatch
+import json
 import os
 import time
-from collections.abc import Callable, Iterable
+import urllib.error
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+import httpx2
 from huggingface_hub import CommitInfo, HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import get_session
 from transformers.utils import logging
 
@@ -98,26 +102,44 @@ def with_retries(attempt: Callable[[], T]) -> T:
     """What `attempt` returns; where the Hub fails or cannot be reached, it is tried again, three times, ever later."""
     for pause in PAUSES:
         try:
-            get_session().timeout = PATIENCE
-            return attempt()
+            with patient_client():
+                return attempt()
         except Exception as error:
             if is_final(error):
                 raise
             logger.warning(f"the Hub did not take it ({first_line(error)}); trying again in {pause} s")
             time.sleep(pause)
-    return attempt()
+    with patient_client():
+        return attempt()
 
 
-def is_final(error: Exception) -> bool:
-    """Whether the same request would fail again: a refusal, a mistake in it, or a fault of this machine's disk. Not so: a busy
-    server, a lost connection."""
+@contextmanager
+def patient_client() -> Iterator[None]:
+    """The client waits PATIENCE for an answer, and after that as long as before."""
+    session = get_session()
+    before, session.timeout = session.timeout, PATIENCE
+    try:
+        yield
+    finally:
+        session.timeout = before
+
+
+def is_final(error: BaseException) -> bool:
+    """Whether the same request would fail again. Only a busy server, a lost connection or an answer that is cut short may pass;
+    a refusal, a mistake in the request or in the code, or a fault of this machine's disk does not."""
+    if isinstance(error, OfflineModeIsEnabled):
+        return True
+    if isinstance(error, LocalEntryNotFoundError):  # neither here nor, for another reason, there
+        return error.__cause__ is not None and is_final(error.__cause__)
     if isinstance(error, HfHubHTTPError):
         status = getattr(error.response, "status_code", None)
         return status is not None and 400 <= status < 500 and status not in (408, 412, 429)
-    if isinstance(error, (ConnectionError, TimeoutError)):
-        return isinstance(error, OfflineModeIsEnabled)
-    of_the_disk = isinstance(error, OSError) and error.errno is not None
-    return of_the_disk or isinstance(error, (HFValidationError, TypeError))
+    if isinstance(error, urllib.error.HTTPError):
+        return 400 <= error.code < 500 and error.code not in (408, 429)
+    if isinstance(error, (ConnectionError, TimeoutError, httpx2.RequestError, json.JSONDecodeError)):
+        return False
+    # The client's own words for an answer that is cut short have no number; RuntimeError is hf_xet's for all that it meets.
+    return not (isinstance(error, OSError) and error.errno is None) and type(error) is not RuntimeError
 
 
 def push_error(error: Exception) -> str:

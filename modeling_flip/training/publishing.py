@@ -20,7 +20,7 @@ import yaml
 from accelerate import PartialState
 from huggingface_hub import CommitInfo, HfApi
 from transformers import TrainerCallback, TrainerControl, TrainerState
-from transformers.trainer_utils import HubStrategy
+from transformers.trainer_utils import HubStrategy, suppress_progress_bars
 from transformers.utils import logging
 
 from ..modeling_flip import FlipPreTrainedModel
@@ -112,14 +112,15 @@ class Publisher:
             if before is not None:
                 before.join()  # it would be overtaken
             try:
-                commit = upload(
-                    folder,
-                    self.repo_id,
-                    commit_message=message,
-                    ignore_patterns=ignore,
-                    delete_patterns=NOT_OF_THIS_RUN,
-                    **where,
-                )
+                with suppress_progress_bars():  # tqdm's in two threads get into each other's way
+                    commit = upload(
+                        folder,
+                        self.repo_id,
+                        commit_message=message,
+                        ignore_patterns=ignore,
+                        delete_patterns=NOT_OF_THIS_RUN,
+                        **where,
+                    )
                 arrived.set()
                 logger.warning(f"pushed to {commit.repo_url}: {message}")
             except Exception as error:  # whatever it is, it must not cost the training

@@ -89,7 +89,7 @@ class Recipe:
         hub_revision: the branch to push to.
         license: of the model, for its card; one of the Hub's identifiers.
         model: settings of FlipConfig, and of the tabular tower.
-        pretraining: training arguments of the alignment stage; without any there is none.
+        pretraining: training arguments of the alignment stage; without any, or with null, there is none.
         finetuning: training arguments of the click prediction stage.
     """
 

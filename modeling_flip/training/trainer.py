@@ -27,6 +27,12 @@ from .samplers import LengthBuckets
 logger = logging.get_logger(__name__)
 
 
+REMEDY = (
+    "checkpoints written before it are sound. Lower learning_rate or text_learning_rate and run again, with another "
+    "output_dir or this one deleted"
+)
+
+
 class FlipTrainer(Trainer):
     """Trains `FlipForPreTraining`, `FlipForCTR` or a baseline on `FlipDataset`s.
 
@@ -87,9 +93,26 @@ class FlipTrainer(Trainer):
             compute_metrics=None if isinstance(model, FlipForPreTraining) else self._compute_metrics,
             callbacks=callbacks,
         )
+        self._warn_of_what_trains_badly()
         if self._publisher is not None:
             strategy, always = self.args.hub_strategy, self.args.hub_always_push
             self.add_callback(PublishCallback(self._publisher, processor, strategy, always=always))
+
+    def _warn_of_what_trains_badly(self) -> None:
+        config, args = self.model.config, self.args
+        reads_text = self._has_text or config.model_type == "morec"
+        if reads_text and not (config.name_or_path or config.text_config.name_or_path):
+            logger.warning(
+                "the text tower's weights are random: it has read nothing yet. Start from a language model with "
+                "from_text_pretrained, or from a checkpoint with from_pretrained"
+            )
+        steps, rows = args.gradient_accumulation_steps, args.train_batch_size * args.world_size
+        if isinstance(self.model, FlipForPreTraining) and config.icl_weight and steps > 1:
+            logger.warning(
+                f"gradient_accumulation_steps is {steps}: the contrastive loss (ICL) compares the {rows} rows that are read at "
+                f"a time ({args.train_batch_size} × {args.world_size} processes), not all {rows * steps} of a step; a larger "
+                "per_device_train_batch_size gives it more to compare"
+            )
 
     @staticmethod
     def _compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -101,7 +124,8 @@ class FlipTrainer(Trainer):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if self._has_text and self.args.train_sampling_strategy == "group_by_length":
             batch_size = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-            return LengthBuckets(batch_size, dataset.lengths.tolist(), self.args.data_seed or self.args.seed)
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            return LengthBuckets(batch_size, dataset.lengths.tolist(), seed)
         return torch.utils.data.RandomSampler(dataset)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
@@ -124,15 +148,19 @@ class FlipTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As `Trainer.train`, at the precision of `float32_matmul_precision`; scoring afterwards is as exact as before."""
-        precision = self.args.float32_matmul_precision
-        if precision is None:
-            return super().train(*args, **kwargs)
         before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision(precision)
+        torch.set_float32_matmul_precision(self.args.float32_matmul_precision or before)
         try:
-            return super().train(*args, **kwargs)
+            output = super().train(*args, **kwargs)
         finally:
             torch.set_float32_matmul_precision(before)
+        self._stop_if_not_finite()
+        return output
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As `Trainer.evaluate`, of weights that are finite."""
+        self._stop_if_not_finite()
+        return super().evaluate(*args, **kwargs)
 
     def create_optimizer(self, model: Any = None) -> Any:
         """A group of parameters for each learning rate and weight decay."""
@@ -174,16 +202,24 @@ class FlipTrainer(Trainer):
         """0: Trainer's estimate is a language model's, and it would count the parameters anew at every step."""
         return 0
 
-    def _stop_if_not_finite(self) -> None:
+    def _stop_if_loss_is_not_finite(self) -> None:
         if self._first_bad_step is not None and (step := self._first_bad_step.item()) != torch.inf:
             raise FloatingPointError(
-                f"the loss of batch {step:.0f} (epoch {self.state.epoch:.2f}) is not finite; checkpoints written before it "
-                "are sound. Lower learning_rate or text_learning_rate and run again, with another output_dir or this one deleted"
+                f"the loss of batch {step:.0f} (epoch {self.state.epoch:.2f}) is not finite; {REMEDY}"
             )
+
+    def _stop_if_not_finite(self) -> None:
+        """The last update can spoil the weights though its loss was finite."""
+        self._stop_if_loss_is_not_finite()
+        parameters = dict(self.accelerator.unwrap_model(self.model).named_parameters())
+        are_finite = torch.stack([p.detach().isfinite().all() for p in parameters.values()])
+        if not are_finite.all():
+            name = list(parameters)[int(are_finite.int().argmin())]
+            raise FloatingPointError(f"{name} is not finite after step {self.state.global_step}; {REMEDY}")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            self._stop_if_not_finite()
+            self._stop_if_loss_is_not_finite()
             if self._components:
                 means = torch.stack(list(self._components.values())) / self._num_steps_logged
                 means = self.accelerator.reduce(means, reduction="mean")

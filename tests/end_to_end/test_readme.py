@@ -18,7 +18,7 @@ README = (ROOT / "README.md").read_text()
 DATA = ROOT.parent / "shared" / "datasets"
 BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", README, flags=re.DOTALL)
 COMMANDS = [line for kind, block in BLOCKS if kind == "bash" for line in block.strip().splitlines()]
-TRAIN, PYTHON = ".venv/bin/accelerate launch train.py ", ".venv/bin/python -m benchmarks."
+TRAIN, PYTHON = ".venv/bin/python train.py ", ".venv/bin/python -m benchmarks."
 COMPARE = [line.removeprefix(f"{PYTHON}compare ") for line in COMMANDS if line.startswith(f"{PYTHON}compare ")]
 # Those that speak to the Hub, or score a file: tests/hub/test_readme_on_the_hub.py runs them.
 ELSEWHERE = [command for command in COMMANDS if "me/flip" in command or "modeling_flip.score" in command]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import hashlib
 import json
 import os
 import re
@@ -314,9 +316,6 @@ def test_a_killed_finetuning_is_as_patient_as_an_uninterrupted_one(recipe: MakeR
     epochs = run_recipe(straight)["epochs"]
     assert epochs < 12
 
-    class Killed(Exception):
-        pass
-
     class KillAtSave(transformers.TrainerCallback):
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             raise Killed
@@ -329,6 +328,118 @@ def test_a_killed_finetuning_is_as_patient_as_an_uninterrupted_one(recipe: MakeR
             run_recipe(killed)
     assert run_recipe(killed)["epochs"] == epochs
     assert same_bits(tmp_path / "straight", tmp_path / "killed")
+
+
+class Killed(Exception):
+    """What a test kills a run with."""
+
+
+def killed_while(stage: str, recipe: Recipe, data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the stages before this one."""
+
+    def kill(*_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, stage, kill)
+        with pytest.raises(Killed):
+            run(recipe, data)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (with_column("train", "clicked", lambda v: [1 - v[0], *v[1:]]), "split 'train' had other labels"),
+        (with_column("train", "genre", lambda v: v[::-1]), "split 'train' had other values"),
+        (with_column("test", "genre", lambda v: ["Never Seen", *v[1:]]), "split 'test' had other values"),
+        (with_column("train", "title", lambda v: ["Heat", *v[1:]]), "the training rows gave another vocabulary"),
+        (
+            lambda data: data.update(train=data["train"].select(range(160))),
+            "split 'train' had 162 rows, it has 160; .*choose another --output_dir or delete the folder",
+        ),
+    ],
+)
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_old_weights_never_go_on_with_other_data(
+    stage: str, change: Callable[[Any], None], message: str, recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = recipe("--pretraining.max_steps", 1, "--finetuning.max_steps", 1)
+    data = train.load_data(begun)
+    killed_while(stage, begun, data, monkeypatch)
+    before = {path: path.read_bytes() for path in Path(begun.output_dir).rglob("*") if path.is_file()}
+    changed = datasets.DatasetDict(data)
+    change(changed)
+    with pytest.raises(ValueError, match=f"was begun with other inputs: .*{message}"):
+        run(begun, changed)
+    assert {path: path.read_bytes() for path in Path(begun.output_dir).rglob("*") if path.is_file()} == before
+    assert run(begun, data)["resumed"] == (stage == "finetune")
+
+
+def test_every_stage_says_what_went_in_and_what_came_out(flip: tuple[Recipe, dict[str, Any]]) -> None:
+    folder, results = Path(flip[0].output_dir), flip[1]
+    told = {path.stem: json.loads(path.read_text()) for path in (folder / "manifests").iterdir()}
+    assert set(told) == {"prepare", "align", "finetune", "evaluate", "publish"}
+    for stage, content in told.items():
+        assert content["stage"] == stage and content["complete"]
+        assert content["inputs"]["vocabulary"] == FlipProcessor.from_pretrained(folder).vocabulary.fingerprint
+        assert content["inputs"]["versions"]["torch"] == torch.__version__
+        for name, file in content["outputs"]["files"].items():
+            data = (folder / name).read_bytes()
+            assert file == {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}, name
+    assert told["prepare"]["inputs"]["recipe"].keys() >= {"dataset_name", "label_column", "text_model_name_or_path"}
+    assert told["prepare"]["inputs"]["data"]["train"]["rows"] == 162
+    assert "model.safetensors" in told["finetune"]["outputs"]["files"]
+    assert "pretraining/model.safetensors" in told["align"]["outputs"]["files"]
+    assert told["evaluate"]["outputs"]["figures"]["test_auc"] == results["test_auc"]
+    assert told["align"]["inputs"]["recipe"].keys() == {"tabular_tower", "model", "pretraining", "seed"} & {
+        *flip[0].to_dict()
+    }
+
+
+def test_no_stage_changes_the_recipe_or_the_rows(recipe: MakeRecipe) -> None:
+    asked = recipe("--pretraining.max_steps", 1, "--finetuning.max_steps", 1)
+    before, data = copy.deepcopy(asked), train.load_data(asked)
+    tables = {split: rows.to_dict() for split, rows in data.items()}
+    run(asked, data)
+    assert asked == before
+    assert {split: rows.to_dict() for split, rows in data.items()} == tables
+
+
+def test_a_recipe_with_pretraining_is_trained_without(recipe: MakeRecipe) -> None:
+    results = run_recipe(recipe("--pretraining", "null", "--finetuning.max_steps", 1))
+    assert "pretraining_losses" not in results and "pretraining" not in results["recipe"]
+    assert not (Path(results["recipe"]["output_dir"]) / "pretraining").exists()
+
+
+def test_what_max_length_cuts_is_said_before_training(recipe: MakeRecipe, caplog: pytest.LogCaptureFixture) -> None:
+    asked = recipe("--max_length", 16, "--fields", "[user_id, age, genre, title]")
+    prepared = stages.prepare(asked, train.load_data(asked))
+    assert prepared.reports["cut_fields"]["title"] == 1
+    assert (
+        "max_length is 16 tokens, and cuts" in caplog.text and "'title' in 100.0% of the training rows" in caplog.text
+    )
+    caplog.clear()
+    tabular = replace(asked, towers="tabular", pretraining=None)
+    assert "cut_fields" not in stages.prepare(tabular, train.load_data(tabular)).reports
+    assert "cut_fields" not in stages.prepare(recipe(), train.load_data(recipe())).reports
+    assert caplog.text == ""
+
+
+def test_a_saved_model_can_be_read_by_whom_the_umask_lets(flip: tuple[Recipe, dict[str, Any]]) -> None:
+    folder = Path(flip[0].output_dir)
+    for path in (folder, folder / "pretraining"):
+        assert (path / "model.safetensors").stat().st_mode == (path / "config.json").stat().st_mode
+
+
+def test_a_mistake_in_the_code_keeps_its_traceback(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mistake(*_: Any) -> None:
+        torch.zeros(3).numpy().reshape(2)
+
+    monkeypatch.setattr(stages, "finetune", mistake)
+    with pytest.raises(ValueError, match="cannot reshape"):
+        train.main([str(recipe_file), "--output_dir", str(tmp_path / "out"), "--pretraining.max_steps", "1"])
 
 
 def test_an_output_folder_that_holds_another_model_is_left_alone(
@@ -351,17 +462,24 @@ def test_a_dataset_that_does_not_exist_is_one_error(recipe: MakeRecipe, monkeypa
         train.load_data(recipe("--dataset_name", "no/where.csv"))
 
 
-def test_the_command_line_prints_one_line_for_bad_input(recipe_file: Path, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        str(ROOT / "train.py"),
-        str(recipe_file),
-        "--label_column",
-        "nope",
-        "--output_dir",
-        tmp_path / "o",
-    ]
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        [],
+        [
+            "-m",
+            "accelerate.commands.launch",
+            "--quiet",
+            "--config_file",
+            str(ROOT / "configuration/accelerate/cpu.yaml"),
+        ],
+    ],
+    ids=["python", "accelerate"],
+)
+def test_the_command_line_prints_one_line_for_bad_input(launcher: list[str], recipe_file: Path, tmp_path: Path) -> None:
+    arguments = [recipe_file, "--label_column", "nope", "--output_dir", tmp_path / "o"]
+    command = [sys.executable, *launcher, str(ROOT / "train.py"), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment())
     assert done.returncode != 0
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in done.stderr and "were not passed" not in done.stderr
     assert re.search(r"train.py: error: column 'nope' is missing", done.stderr)

@@ -25,3 +25,14 @@ def test_patience_without_evaluation_is_refused(tmp_path: Path) -> None:
 def test_a_bad_argument_is_refused_before_training(arguments: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=next(iter(arguments))):
         FlipTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **arguments)
+
+
+def test_rates_of_this_field_where_nothing_is_said(tmp_path: Path) -> None:
+    def rates(**given: float) -> tuple[float, float | None]:
+        arguments = FlipTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **given)
+        return arguments.learning_rate, arguments.text_learning_rate
+
+    assert rates() == (1e-3, 5e-5)
+    assert rates(text_learning_rate=0.0) == (1e-3, 0.0)
+    assert rates(learning_rate=1e-2, text_learning_rate=2e-5) == (1e-2, 2e-5)
+    assert rates(learning_rate=1e-2) == (1e-2, None)  # one rate for all, as it was

@@ -9,11 +9,11 @@ import pytest
 from modeling_flip import FlipConfig
 from modeling_flip.tabular_towers import TABULAR_TOWERS, TabularTower, register_tabular_tower
 from modeling_flip.training.checks import check_recipe
-from modeling_flip.training.command_line import parse_recipe, recipe_parser
+from modeling_flip.training.command_line import is_expected, parse_recipe, recipe_parser
 from modeling_flip.training.recipe import model_settings, stage_arguments
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = sorted((ROOT / "configuration").rglob("*.yaml"))
+RECIPES = sorted(p for p in (ROOT / "configuration").rglob("*.yaml") if p.parent.name != "accelerate")
 
 
 @pytest.fixture
@@ -94,9 +94,22 @@ def test_a_tower_from_elsewhere_is_set_from_a_recipe(recipe_file: Path, monkeypa
     assert config.tower_settings == {"num_factors": 3, "attention_size": 5}
 
 
+def test_a_recipe_without_rates_has_those_of_this_field(recipe_file: Path) -> None:
+    recipe_file.write_text("dataset_name: demo\noutput_dir: out\npretraining: {}\n")
+    for stage in ("pretraining", "finetuning"):
+        arguments = stage_arguments(parse_recipe([str(recipe_file)]), stage)
+        assert (arguments.learning_rate, arguments.text_learning_rate) == (1e-3, 5e-5)
+
+
 def test_without_a_pretraining_section_there_is_no_pretraining(recipe_file: Path) -> None:
     assert parse_recipe([str(recipe_file)]).pretraining is None
     assert parse_recipe([str(recipe_file), "--pretraining.bf16", "true"]).pretraining == {"bf16": True}
+    recipe_file.write_text(recipe_file.read_text() + "pretraining:\n  num_train_epochs: 2\n")
+    assert parse_recipe([str(recipe_file)]).pretraining == {"num_train_epochs": 2}
+    assert parse_recipe([str(recipe_file), "--pretraining", "null"]).pretraining is None
+    assert parse_recipe([str(recipe_file), "--seed", "7", "--pretraining=null", "--towers", "tabular"]).seed == 7
+    recipe_file.write_text("dataset_name: demo\noutput_dir: out\npretraining: null\n")
+    assert parse_recipe([str(recipe_file)]).pretraining is None
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -121,7 +134,7 @@ def test_every_recipe_of_the_project_can_be_read(path: Path) -> None:
         (
             "",
             ["--finetuning.learning_rate", "fast"],
-            '"finetuning.learning_rate": Expected a .*float.* Got value: fast',
+            '"finetuning.learning_rate": .*Expected a .*float.* Given value: fast',
         ),
         ("", ["--model.hidden_sizes", "[a]"], "model.hidden_sizes"),
         ("", ["--finetuning.push_to_hub", "true"], "no such key: finetuning.push_to_hub"),
@@ -156,6 +169,7 @@ def test_a_recipe_that_does_not_exist_or_lacks_the_essentials(
 
 def test_help_fits_a_person() -> None:
     text = recipe_parser().format_help()
+    words = " ".join(text.split())
     for shown in (
         "RECIPE.yaml",
         "--tabular_tower",
@@ -165,5 +179,24 @@ def test_help_fits_a_person() -> None:
     ):
         assert shown in text
     assert "--finetuning.text_mask_ratio" not in text  # of pretraining alone
+    assert "(default: 0.001)" in words and "(default: 5e-05, or the learning_rate that is given)" in words
     assert "fsdp" not in text
     assert len(text.splitlines()) < 250
+
+
+def test_only_what_a_person_can_mend_is_one_line() -> None:
+    def raised_by(code: str, module: str) -> Exception:
+        try:
+            exec(code, {"__name__": module})
+        except Exception as error:
+            return error
+        raise AssertionError("nothing was raised")
+
+    assert is_expected(raised_by("raise ValueError('label is 3')", "modeling_flip.row_reader"))
+    assert is_expected(raised_by("raise FloatingPointError('loss')", "modeling_flip.training.trainer"))
+    assert is_expected(raised_by("open('/no/where')", "torch.serialization"))
+    assert not is_expected(raised_by("raise ValueError('shapes')", "torch.functional"))
+    assert not is_expected(raised_by("int('x')", "numpy"))
+    assert not is_expected(raised_by("import numpy; numpy.zeros(3).reshape(2)", "numpy.core"))
+    assert not is_expected(raised_by("{}['x']", "modeling_flip.fields"))
+    assert not is_expected(raised_by("raise RuntimeError('CUDA')", "modeling_flip.training.trainer"))

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import json
+from email.message import Message
 from types import SimpleNamespace
 from typing import Any
+from urllib.error import HTTPError
 
+import httpx2
 import pytest
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils import get_session
 
 from modeling_flip.training import hub
 
@@ -13,6 +18,11 @@ def refusal(status: int) -> HfHubHTTPError:
     return HfHubHTTPError(
         f"{status} Client Error", response=SimpleNamespace(status_code=status, headers={}, request=None)
     )
+
+
+def from_cause(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
 
 
 @pytest.fixture
@@ -24,7 +34,15 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    "error", [refusal(500), refusal(503), refusal(429), refusal(412), ConnectionError("reset"), TimeoutError()]
+    "error",
+    [
+        *(refusal(500), refusal(503), refusal(429), refusal(412), ConnectionError("reset"), TimeoutError()),
+        *(httpx2.ReadTimeout("slow"), httpx2.RemoteProtocolError("cut short"), json.JSONDecodeError("cut", "{", 1)),
+        *(OSError("Consistency check failed"), RuntimeError("Data processing error: CAS service error")),
+        from_cause(LocalEntryNotFoundError("not here"), httpx2.ConnectError("refused")),
+        HTTPError("http://x", 503, "Unavailable", Message(), None),
+    ],
+    ids=repr,
 )
 def test_what_may_pass_is_tried_four_times(error: Exception, pauses: list[float]) -> None:
     answers: list[Any] = [error, error, error, "here"]
@@ -41,7 +59,14 @@ def test_what_may_pass_is_tried_four_times(error: Exception, pauses: list[float]
 
 @pytest.mark.parametrize(
     "error",
-    [refusal(401), refusal(403), refusal(400), HFValidationError("no id"), TypeError("x"), OSError(28, "No space")],
+    [
+        *(refusal(401), refusal(403), refusal(400), HFValidationError("no id"), OSError(28, "No space")),
+        *(TypeError("x"), ValueError("x"), KeyError("x"), AttributeError("x"), OfflineModeIsEnabled("offline")),
+        from_cause(LocalEntryNotFoundError("not here"), OfflineModeIsEnabled("offline")),
+        from_cause(LocalEntryNotFoundError("not here"), refusal(403)),
+        HTTPError("http://x", 404, "Not Found", Message(), None),
+    ],
+    ids=repr,
 )
 def test_what_is_refused_is_not_asked_again(error: Exception, pauses: list[float]) -> None:
     def attempt() -> None:
@@ -59,3 +84,17 @@ def test_a_hub_that_never_answers_is_given_up(pauses: list[float]) -> None:
     with pytest.raises(HfHubHTTPError, match="500"):
         hub.with_retries(attempt)
     assert pauses == [1, 4, 16]
+
+
+def test_the_client_is_as_patient_afterwards_as_before(pauses: list[float]) -> None:
+    get_session().timeout = 7.0
+    before, seen = get_session().timeout, []
+
+    def attempt() -> None:
+        seen.append(get_session().timeout.read)
+        raise refusal(500 if len(seen) < 3 else 403)
+
+    with pytest.raises(HfHubHTTPError, match="403"):
+        hub.with_retries(attempt)
+    assert seen == [hub.PATIENCE] * 3
+    assert get_session().timeout == before

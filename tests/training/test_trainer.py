@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from modeling_flip import (
+    FlipConfig,
     FlipDataset,
     FlipForCTR,
     FlipForPreTraining,
@@ -112,6 +113,88 @@ def test_a_loss_that_is_not_finite_stops_training_with_its_batch(make: Callable[
     with pytest.raises(FloatingPointError, match=f"loss of batch {batch} .*Lower learning_rate"):
         trainer.train()
     assert not list(Path(trainer.args.output_dir).glob("checkpoint-*/model.safetensors"))
+
+
+@pytest.mark.parametrize("evaluates", [False, True])
+def test_a_run_shorter_than_a_line_of_the_log_does_not_end_with_a_loss_that_is_not_finite(
+    evaluates: bool, make: Callable[..., FlipTrainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make(
+        towers="tabular", logging_steps=100, max_steps=2, eval_strategy="steps" if evaluates else "no", eval_steps=2
+    )
+    trainer.train_dataset.labels = np.full(64, np.nan, np.float32)
+    monkeypatch.setattr(
+        trainer, "evaluation_loop", lambda *_, **__: pytest.fail("weights that are not finite were scored")
+    )
+    with pytest.raises(FloatingPointError, match=r"loss of batch 1 .*Lower learning_rate"):
+        trainer.train()
+
+
+def test_weights_that_the_last_update_has_spoiled_are_not_saved(make: Callable[..., FlipTrainer]) -> None:
+    """The loss before it was finite."""
+    for saves in ("no", "steps"):
+        trainer = make(towers="tabular", max_steps=1, logging_steps=100, save_strategy=saves, save_steps=1)
+        optimizer = trainer.create_optimizer()
+        step = optimizer.step
+
+        def spoil(*args: Any, step: Any = step, trainer: FlipTrainer = trainer, **kwargs: Any) -> Any:
+            step(*args, **kwargs)
+            trainer.model.flip.tabular_tower.embedding.weight.data[3] = torch.inf
+
+        optimizer.step = spoil
+        with pytest.raises(
+            FloatingPointError, match=r"embedding.weight is not finite after step 1; .*Lower learning_rate"
+        ):
+            trainer.train()
+        assert not list(Path(trainer.args.output_dir).glob("checkpoint-*/model.safetensors"))
+
+
+def test_data_seed_is_the_order_of_the_rows_whatever_it_is(make: Callable[..., FlipTrainer]) -> None:
+    def order(**seeds: int) -> list[int]:
+        trainer = make(FlipForPreTraining, num_train_epochs=1, **seeds)
+        trainer.train_dataset.row_ids = np.arange(64)
+        seen: list[int] = []
+        collate = trainer.data_collator
+        trainer.data_collator = lambda rows: (seen.extend(rows.row_ids.tolist()), collate(rows))[1]
+        trainer.train()
+        return seen
+
+    assert order(seed=1, data_seed=0) == order(seed=0) != order(seed=1)
+
+
+def test_nothing_that_the_caller_gave_is_changed(
+    processor: FlipProcessor, tiny_text_model: Path, data: FlipDataset, tmp_path: Path
+) -> None:
+    model = FlipForPreTraining.from_text_pretrained(tiny_text_model, processor, **SIZES)
+    args = FlipTrainingArguments(output_dir=str(tmp_path), use_cpu=True, num_train_epochs=2, save_strategy="no")
+    before, callbacks = args.to_dict(), []
+    FlipTrainer(model, args, processor, data, data, callbacks).train()
+    assert args.to_dict() == before
+    assert data.epoch == 0
+    assert callbacks == []
+
+
+def test_what_trains_badly_is_said(
+    make: Callable[..., FlipTrainer], processor: FlipProcessor, data: FlipDataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    sound = make(FlipForPreTraining)
+    assert caplog.text == ""
+    make(FlipForPreTraining, gradient_accumulation_steps=4)
+    assert "(ICL) compares the 16 rows that are read at a time (16 × 1 processes), not all 64 of a step" in caplog.text
+    caplog.clear()
+    text_config = sound.model.config.text_config.to_dict() | {"_name_or_path": ""}
+    config = FlipConfig(text_config=text_config, **SIZES, **processor.config_settings)
+    FlipTrainer(FlipForCTR(config), sound.args, processor, data)
+    assert "the text tower's weights are random" in caplog.text
+    caplog.clear()
+    sound.save_model(str(sound.args.output_dir))
+    loaded = FlipForCTR.from_pretrained(str(sound.args.output_dir))
+    caplog.clear()
+    FlipTrainer(loaded, sound.args, processor, data)
+    FlipTrainer(
+        FlipForCTR(FlipConfig(towers="tabular", **SIZES, **processor.config_settings)), sound.args, processor, data
+    )
+    assert caplog.text == ""
 
 
 def test_predictions_come_in_the_order_of_the_rows(make: Callable[..., FlipTrainer], processor: FlipProcessor) -> None:
