@@ -35,7 +35,8 @@ def write(output_dir: str | Path, sentences: Sequence[str], max_length: int) -> 
     characters = [*_LETTERS, *string.punctuation, *others]
     pieces = [*_SPECIAL_TOKENS, *characters, *(f"##{c}" for c in (*_LETTERS, *others))]
     trained.train_from_iterator(
-        sentences, trainers.WordPieceTrainer(vocab_size=2_000 + 2 * len(others), special_tokens=pieces, show_progress=False)
+        sentences,
+        trainers.WordPieceTrainer(vocab_size=2_000 + 2 * len(others), special_tokens=pieces, show_progress=False),
     )
     tokenizer = BertTokenizer(vocab=trained.get_vocab(), model_max_length=max_length)
     config = BertConfig(

@@ -312,9 +312,7 @@ def make_processor(recipe: Recipe, train: pa.Table, labels: np.ndarray, kinds: M
     return FlipProcessor.fit(train, schema, tokenizer, min_count=recipe.min_count, max_length=recipe.max_length)
 
 
-def inspect_fields(
-    recipe: Recipe, train: pa.Table, labels: np.ndarray, kinds: Mapping[str, str]
-) -> list[FieldReport]:
+def inspect_fields(recipe: Recipe, train: pa.Table, labels: np.ndarray, kinds: Mapping[str, str]) -> list[FieldReport]:
     """The fields that the recipe and the dataset declare, and for the rest what the training rows look like."""
     exclude = {name: "excluded by the recipe" for name in recipe.exclude_fields or []}
     declared: list[dict[str, Any]] = []
