@@ -9,6 +9,7 @@ import os
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,10 +20,16 @@ from accelerate import PartialState
 from transformers.utils import logging
 
 from data_scripts.registry import registered_datasets
+from data_scripts.text_model import write as write_text_model
+from modeling_flip.processing_flip import FlipProcessor
+from modeling_flip.training.checks import check_data
 from modeling_flip.training.command_line import is_expected, parse_recipe
 from modeling_flip.training.data import load_splits
-from modeling_flip.training.recipe import Recipe, field_names, uses_cpu
-from modeling_flip.training.stages import run
+from modeling_flip.training.publishing import RECIPE_FILE
+from modeling_flip.training.recipe import Recipe, field_names, needs_text, uses_cpu
+from modeling_flip.training.stages import inspect_fields, run
+
+ROWS_OF_TEXT_MODEL = 20_000  # enough to meet the words
 
 
 def load_data(recipe: Recipe) -> dict[str, pa.Table]:
@@ -68,6 +75,29 @@ def complete_recipe(recipe: Recipe) -> Recipe:
     return recipe
 
 
+def name_text_model(recipe: Recipe, data: Mapping[str, pa.Table]) -> Recipe:
+    """The recipe with a text tower where it needs one and names none: a tiny one that knows the words of the training rows, made
+    beside the output folder. A run that goes on there goes on with it.
+
+    Raises:
+        ValueError: something is wrong with the data.
+    """
+    if recipe.text_model_name_or_path is not None or not needs_text(recipe) or recipe.model_type == "p5":
+        return recipe
+    folder = Path(f"{recipe.output_dir}-text-model")
+    begins = PartialState().is_main_process and not (Path(recipe.output_dir) / RECIPE_FILE).exists()
+    if begins or not (folder / "config.json").exists():
+        rows, clicks = data["train"].slice(0, ROWS_OF_TEXT_MODEL), check_data(data, recipe)["train"]
+        reports = inspect_fields(recipe, rows, clicks[: len(rows)], kinds_of_columns(recipe))
+        processor = FlipProcessor.fit(rows, [report.field for report in reports])
+        write_text_model(folder, processor.texts(rows), max_length=512)
+    logging.get_logger("train").warning(
+        f"no text model is named: {folder} is made from the training rows, tiny, and has never read a word; for real use name a "
+        "pretrained one with --text_model_name_or_path"
+    )
+    return replace(recipe, text_model_name_or_path=str(folder))
+
+
 def use_all_cores(num_processes: int) -> None:
     """Share the cores among the processes: `accelerate launch` leaves each on the CPU one thread unless it is told a number."""
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ
@@ -85,6 +115,7 @@ def main(arguments: list[str]) -> None:
         with state.main_process_first():  # the others find what it downloaded or made
             recipe = complete_recipe(recipe)
             data = load_data(recipe)
+            recipe = name_text_model(recipe, data)
         results = run(recipe, data, kinds_of_columns(recipe))
     except Exception as error:
         if not is_expected(error):

@@ -17,7 +17,6 @@ train nor validation. Test AUC of predictors that know the generator (`oracle_au
 """
 
 import argparse
-import string
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +28,8 @@ from datasets import Dataset, DatasetDict
 if __name__ == "__main__":  # run as a file, python looks for modules in the file's folder, not in the one above it
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data_scripts import registry
-from data_scripts.publishing import dataset_card, dataset_id, finished_folder, push, write
+from data_scripts.publishing import dataset_card, dataset_id, push, write
+from data_scripts.text_model import write as write_text_model
 
 _USERS = 300
 _ITEMS = 400
@@ -55,7 +55,6 @@ _TONES = (
     "Brilliant Dazzling Gripping Joyful Clever Tender Bold Gentle Quiet Plain Distant Slow Gloomy Bitter Dreary Dull"
 )
 _CATEGORIES = ["film", "novel", "series", "podcast", "game"]
-_SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 _AGES = ["under 18", "18-24", "25-34", "35-49", "50-64", "65 or older"]
 
 
@@ -94,45 +93,15 @@ def oracle_auc(seed: int = 0) -> dict[str, float]:
 
 
 def text_model(output_dir: str | Path, dataset: DatasetDict) -> Path:
-    """Write a tiny untrained BERT, with a WordPiece vocabulary of the training sentences, as a checkpoint folder.
+    """Write a tiny untrained text tower for the demo, with a vocabulary of its training sentences, as a checkpoint folder.
 
     `AutoTokenizer` and `AutoModel` load it; the same dataset gives the same bytes.
     """
-    # Here, so that who reads the rows alone need not wait for them.
-    import torch
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-    from transformers import BertConfig, BertModel, BertTokenizer
-
     names = [name for name in dataset["train"].column_names if name != "label"]
-    trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    trained.normalizer = normalizers.BertNormalizer(lowercase=True)
-    trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    sentences = (
+    sentences = [
         " ".join(f"{name.replace('_', ' ')} is {row[name]}." for name in names) for row in dataset["train"].to_list()
-    )
-    # The trainer numbers characters in the random order in which it meets them, and breaks ties by number. Named here,
-    # they have fixed numbers, and words that the demo does not have can be spelled.
-    letters = string.ascii_lowercase + string.digits
-    pieces = [*_SPECIAL_TOKENS, *letters, *string.punctuation, *(f"##{letter}" for letter in letters)]
-    trained.train_from_iterator(
-        sentences, trainers.WordPieceTrainer(vocab_size=2_000, special_tokens=pieces, show_progress=False)
-    )
-    tokenizer = BertTokenizer(vocab=trained.get_vocab(), model_max_length=128)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=128,
-        max_position_embeddings=128,
-    )
-    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
-        torch.manual_seed(0)
-        model = BertModel(config)
-    with finished_folder(output_dir) as folder:
-        tokenizer.save_pretrained(folder)
-        model.save_pretrained(folder)
-    return Path(output_dir)
+    ]
+    return write_text_model(output_dir, sentences, max_length=128)
 
 
 def _generate(seed: int) -> pd.DataFrame:

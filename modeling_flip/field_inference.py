@@ -438,13 +438,14 @@ def field_table(reports: Sequence[FieldReport]) -> str:
         field = report.field
         example = report.example if len(report.example) <= 28 else report.example[:27] + "…"
         why = field.reason + (f"; but: {report.warning}" if report.warning else "")
+        looked_at = bool(report.distinct or report.missing)
         cells = (
             " ".join(field.name.split()),
             field.kind,
-            field.type,
+            field.type if looked_at else "–",
             field.side or "–",
-            f"{report.distinct:,}",
-            f"{report.missing:,}",
+            f"{report.distinct:,}" if looked_at else "–",
+            f"{report.missing:,}" if looked_at else "–",
         )
         lines.append((*cells, " ".join(example.split()), why))
     widths = [max(len(line[i]) for line in lines) for i in range(len(header) - 1)]

@@ -58,6 +58,16 @@ class RecipeParser(jsonargparse.ArgumentParser):
         if key is not None:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             text = f"no such key: {key}" + (f"; did you mean {near[0]}?" if near else "") + " (--help lists the keys)"
+        unquoted = re.search(
+            r"""Parser key "([\w.]+)".*Expected a <class 'str'>.* value: (True|False|[-+.\de]+)$""", text
+        )
+        if unquoted is not None:
+            key, value = unquoted.groups()
+            quoted = {"True": "yes", "False": "no"}.get(value, value)
+            text = (
+                f"{key} is {value}, and must be text: YAML reads yes, no and numbers so unless they are quoted, as in "
+                f"{key}: '{quoted}'"
+            )
         self.exit(2, f"train.py: error: {text}\n")
 
 

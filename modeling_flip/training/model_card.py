@@ -187,12 +187,12 @@ def how_to_use(processor: Any, source: str, revision: str | None) -> str:
         for field in processor.vocabulary.columns
         if (example := example_value(processor, field)) is not None
     }
-    first, *others = processor.fields
-    unknown_row = {first: "never seen before", **{f: known_row[f] for f in others if f in known_row}}
+    # Of a kind that can hold any word, and that rows are grouped by.
+    columns = processor.vocabulary.columns
+    new = next((f.name for f in columns if f.kind == "categorical"), columns[0].name)
+    unknown_row = known_row | {new: "never seen before"}
     branch = f"revision={revision!r}, " if revision else ""
-    return USE.format(
-        source=source, revision=branch, known=literal(known_row), unknown=literal(unknown_row), group=first
-    )
+    return USE.format(source=source, revision=branch, known=literal(known_row), unknown=literal(unknown_row), group=new)
 
 
 def example_value(processor: Any, field: Any) -> Any:

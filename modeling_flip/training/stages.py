@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, Tra
 from transformers.utils import logging
 
 from ..ctr_models import CTR_MODELS
-from ..field_inference import field_table, infer_fields
+from ..field_inference import FieldReport, field_table, infer_fields
 from ..fields import Field, used
 from ..modeling_flip import FlipForCTR, FlipForPreTraining, FlipPreTrainedModel
 from ..processing_flip import FlipProcessor
@@ -312,12 +312,8 @@ def make_processor(recipe: Recipe, train: pa.Table, labels: np.ndarray, kinds: M
     return FlipProcessor.fit(train, schema, tokenizer, min_count=recipe.min_count, max_length=recipe.max_length)
 
 
-def choose_fields(recipe: Recipe, train: pa.Table, labels: np.ndarray, kinds: Mapping[str, str]) -> list[Field]:
-    """The fields that the recipe and the dataset declare, and for the rest what the training rows look like; shown as a table.
-
-    Raises:
-        ValueError: no column is left to learn from.
-    """
+def inspect_fields(recipe: Recipe, train: pa.Table, labels: np.ndarray, kinds: Mapping[str, str]) -> list[FieldReport]:
+    """The fields that the recipe and the dataset declare, and for the rest what the training rows look like."""
     exclude = {name: "excluded by the recipe" for name in recipe.exclude_fields or []}
     declared: list[dict[str, Any]] = []
     for given in recipe.fields if recipe.fields is not None else kinds:
@@ -330,11 +326,21 @@ def choose_fields(recipe: Recipe, train: pa.Table, labels: np.ndarray, kinds: Ma
         exclude.setdefault(recipe.time_column, "the time column")
     in_table = {name: why for name, why in exclude.items() if name in train.column_names}
     rows = train.drop_columns([recipe.label_column])
-    reports = infer_fields(rows, declared or None, labels=labels, exclude=in_table)
+    return infer_fields(rows, declared or None, labels=labels, exclude=in_table)
+
+
+def choose_fields(recipe: Recipe, train: pa.Table, labels: np.ndarray, kinds: Mapping[str, str]) -> list[Field]:
+    """The fields to train on, shown as a table.
+
+    Raises:
+        ValueError: no column is left to learn from.
+    """
+    reports = inspect_fields(recipe, train, labels, kinds)
     schema = [report.field for report in reports]
     if PartialState().is_main_process:
         print(f"{field_table(reports)}\n", flush=True)
-        ignored = [field for field in schema if field.kind == "ignored" and field.name not in in_table]
+        known = {*(recipe.exclude_fields or []), recipe.time_column}
+        ignored = [field for field in schema if field.kind == "ignored" and field.name not in known]
         left_out = [f"{field.name!r} ({field.reason})" for field in ignored]
         if left_out:
             logger.warning(f"left out: {', '.join(left_out)}; name a column in fields to use it all the same")

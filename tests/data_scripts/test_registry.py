@@ -44,7 +44,7 @@ def test_a_dataset_is_added_by_one_file(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(data_scripts, "__path__", [*data_scripts.__path__, str(tmp_path)])
     (tmp_path / "shops.py").write_text(ONE_FILE.format(name="shops"))
     data = train.load_data(Recipe(dataset_name="shops", output_dir="out"))
-    assert [(split, list(rows["shop"])) for split, rows in data.items()] == [
+    assert [(split, rows["shop"].to_pylist()) for split, rows in data.items()] == [
         (split, ["a", "b"]) for split in ("train", "validation", "test")
     ]
     (tmp_path / "again.py").write_text(ONE_FILE.format(name="demo"))

@@ -486,5 +486,5 @@ tags       list         string   –           28        0  red, t0             
 review     text         string   –          400        0  brown far fox runs a jumps …  8 words on average, and hardly any text comes twice
 session    categorical  string   –          400        0  s0                            said so; but: one value a row: it would only be memorised
 two lines  categorical  string   –            2        0  a                             values that come again
-click      ignored      string   –            0        0                                the label
+click      ignored      –        –            –        –                                the label
 """  # noqa: E501

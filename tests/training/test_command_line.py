@@ -137,6 +137,9 @@ def test_every_recipe_of_the_project_can_be_read(path: Path) -> None:
             '"finetuning.learning_rate": .*Expected a .*float.* Given value: fast',
         ),
         ("", ["--model.hidden_sizes", "[a]"], "model.hidden_sizes"),
+        ("positive_label: yes", [], "positive_label is True, and must be text: .* as in positive_label: 'yes'$"),
+        ("positive_label: no", [], "positive_label is False, and must be text: .* as in positive_label: 'no'$"),
+        ("dataset_name: 2024", [], "dataset_name is 2024, and must be text: .* as in dataset_name: '2024'$"),
         ("", ["--finetuning.push_to_hub", "true"], "no such key: finetuning.push_to_hub"),
         # A recipe is published with its model; a token in it would be too.
         ("", ["--hub_token", "hf_secret"], "no such key: hub_token"),

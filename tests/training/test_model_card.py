@@ -108,6 +108,16 @@ def test_fields_of_every_kind_are_told(wordpiece: PreTrainedTokenizerFast, tiny_
     assert "{'user': 'never seen before', 'price': 1.5, 'tags': ['x', 'y']}" in card
 
 
+def test_the_value_that_nobody_has_seen_is_of_a_field_that_can_hold_it(
+    wordpiece: PreTrainedTokenizerFast, tiny_text_model: Path
+) -> None:
+    fields: list[dict[str, Any]] = [{"name": "price", "kind": "numeric", "type": "number"}, {"name": "user"}]
+    processor = FlipProcessor.fit({"price": [1.5, 2.5], "user": ["a", "a"]}, fields, wordpiece)
+    card = model_card(make(FlipForCTR, processor, tiny_text_model), processor, "me/flip")
+    assert "{'price': 1.5, 'user': 'never seen before'}" in card
+    assert 'group_by="user"' in card
+
+
 def test_a_pretraining_checkpoint_promises_no_clicks(processor: FlipProcessor, tiny_text_model: Path) -> None:
     card = model_card(make(FlipForPreTraining, processor, tiny_text_model), processor, "me/flip")
     assert "Aligned, not yet finetuned" in card
