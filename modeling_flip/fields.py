@@ -30,7 +30,7 @@ class Field:
             its quantile bucket), "list" (several values; their embeddings' mean), "text" (words, read by the text tower
             alone) or "ignored".
         type: of a value (of a list's member): "string", "integer", "number" (with fractions), "boolean", "date" or
-            "timestamp". Whatever container a cell comes from, it is read as this type.
+            "timestamp"; by default "number" of a numeric field, else "string". Whatever container a cell comes from, it is read as this type.
         side: "user", "item" or "context"; None where nobody said.
         words: the name in the sentence, "{words} is …"; by default the column's, with spaces for underscores.
         reason: why the kind is what it is; for an ignored column, why it is left out.
@@ -53,7 +53,7 @@ class Field:
 
     name: str
     kind: str = "categorical"
-    type: str = "string"
+    type: str = ""
     side: str | None = None
     words: str = ""
     reason: str = ""
@@ -66,6 +66,8 @@ class Field:
     max_words: int = 64
 
     def __post_init__(self) -> None:
+        if not self.type:
+            object.__setattr__(self, "type", "number" if self.kind == "numeric" else "string")
         if not self.words:
             object.__setattr__(self, "words", self.name.replace("_", " "))
         for key, value, allowed in (

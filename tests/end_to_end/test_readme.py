@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from transformers import AutoModel, AutoTokenizer
 
 import train
 from benchmarks import results_table
+from modeling_flip.fields import make_field
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -97,6 +99,12 @@ def test_code_blocks_run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     train.main(
         ["configuration/movielens-100k/p5.yaml", "--dataset_name", "demo", "--text_model_name_or_path", str(t5), *QUICK]
     )
+
+
+def test_the_fields_that_the_readme_declares_are_fields() -> None:
+    (declared,) = re.findall(r"```yaml\n(fields:.*?)```", README, flags=re.DOTALL)
+    fields = [make_field(field) for field in yaml.safe_load(declared)["fields"]]
+    assert [field.kind for field in fields] == ["categorical", "numeric", "list", "list"]
 
 
 def test_the_tables_are_what_the_committed_results_say() -> None:

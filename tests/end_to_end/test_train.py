@@ -414,6 +414,7 @@ def test_a_recipe_with_pretraining_is_trained_without(recipe: MakeRecipe) -> Non
 
 def test_what_max_length_cuts_is_said_before_training(recipe: MakeRecipe, caplog: pytest.LogCaptureFixture) -> None:
     asked = recipe("--max_length", 16, "--fields", "[user_id, age, genre, title]")
+
     def prepare(asked: Recipe) -> stages.Prepared:
         tables = train.load_data(asked)
         return stages.prepare(asked, tables, check_data(tables, asked))

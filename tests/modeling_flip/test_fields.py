@@ -116,7 +116,7 @@ def test_which_kinds_the_tabular_tower_reads() -> None:
         ({"kind": "list", "max_items": 0}, "field 'a': max_items is 0; it must be 1 or more"),
         ({"kind": "text", "max_words": None}, "field 'a': max_words is None; it must be 1 or more"),
         (
-            {"kind": "numeric"},
+            {"kind": "numeric", "type": "string"},
             "field 'a' is numeric, but its type is string; set its type to 'number', or its kind to 'categorical'",
         ),
         (
