@@ -7,7 +7,10 @@ import pyarrow as pa
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-FIELDS = ["user_id", "gender", "age", "occupation", "zipcode", "movie_id", "title", "genre"]
+from modeling_flip import Field
+
+NAMES = ["user_id", "gender", "age", "occupation", "zipcode", "movie_id", "title", "genre"]
+FIELDS = [Field(name=name) for name in NAMES]
 NUM_WORDS = 30_000
 VOCAB_SIZE = 30_522  # BERT's
 

@@ -31,7 +31,7 @@ from transformers.utils import logging
 
 from benchmarks import movielens_like
 from modeling_flip import CtrPredictionPipeline, FlipConfig, FlipDataCollator, FlipForCTR, FlipProcessor
-from modeling_flip.serving.score import score_file
+from modeling_flip.serving.score import open_input, score_file
 
 TOWERS = {"FLIP_ID": "tabular", "FLIP_PLM": "text", "FLIP": "both"}
 TINYBERT = {"num_hidden_layers": 4, "hidden_size": 312, "num_attention_heads": 12, "intermediate_size": 1200}
@@ -79,7 +79,7 @@ def throughput(
         pq.write_table(table, source)
 
         def from_file() -> None:
-            score_file(pipe, source, scores, batch_size)
+            score_file(pipe, open_input(source), scores, batch_size)
             scores.unlink()
 
         calls: dict[str, Callable[[], Any]] = {

@@ -14,7 +14,7 @@ from tokenizers import BertWordPieceTokenizer
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from data_scripts import movielens
-from modeling_flip import FlipProcessor
+from modeling_flip import Field, FlipProcessor
 
 SPECIAL = {
     name: f"[{name.split('_')[0].upper()}]"
@@ -24,7 +24,7 @@ SPECIAL = {
 
 def make(raw_dir: str | None, output_dir: Path) -> None:
     train = movielens.load("movielens-1m", raw_dir)["train"]
-    fields = [name for name in train.column_names if name != "label"]
+    fields = [Field(name=name) for name in train.column_names if name != "label"]
     sentences = FlipProcessor.fit(train, fields).texts(train.select(range(0, len(train), 10)))
     words = BertWordPieceTokenizer(lowercase=True)
     words.train_from_iterator(sentences, vocab_size=8192, min_frequency=20, show_progress=False)

@@ -93,7 +93,7 @@ def main() -> None:
     processor = FlipProcessor.fit(table, movielens_like.FIELDS)
     rows = processor.encode(table, "label")
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    feature_ids = torch.from_numpy(processor.feature_ids(rows)).to(device)
+    feature_ids = torch.from_numpy(rows.feature_ids()).to(device)
     labels = torch.from_numpy(rows.labels).to(device)
     sizes = {"num_features": processor.vocabulary.num_features, "num_fields": len(processor.fields)}
     figures: dict[str, dict[str, float]] = {}

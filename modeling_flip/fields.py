@@ -34,7 +34,8 @@ class Field:
         side: "user", "item" or "context"; None where nobody said.
         words: the name in the sentence, "{words} is …"; by default the column's, with spaces for underscores.
         reason: why the kind is what it is; for an ignored column, why it is left out.
-        missing_words: whether "", "NA", "null" and what else pandas takes for a missing value in a CSV is one, in any container.
+        missing_words: whether "NA", "null" and what else pandas takes for a missing value in a CSV is one, in any container; ""
+            always is.
         min_count: a value (or member) seen less often shares the field's unknown feature.
         num_buckets: quantile buckets of a numeric field, at most.
         max_items: a list is cut to its first so many members.

@@ -347,8 +347,9 @@ def canonical_text(values: pa.Array, field: Field) -> pa.Array:
         values = values.cast(pa.string())
         if field.type != "string":
             values = pc.utf8_trim_whitespace(values)
-        if field.missing_words:
-            values = pc.if_else(pc.is_in(values, MISSING_WORDS), None, values)
+        # An empty cell of a CSV is a missing value, whoever reads it.
+        missing = MISSING_WORDS if field.missing_words else MISSING_WORDS[:1]
+        values = pc.if_else(pc.is_in(values, missing), None, values)
     elif pa.types.is_decimal(kind):
         values, is_text = _without_zeros(values.cast(pa.string())), True
     elif pa.types.is_floating(kind):

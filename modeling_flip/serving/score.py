@@ -1,8 +1,12 @@
-"""Score a file of rows: `python -m modeling_flip.score --model ID_OR_FOLDER --input rows.parquet --output scores.parquet`.
+"""Score a file of rows: `python -m modeling_flip.score --model ID_OR_FOLDER --input rows.csv --output scores.parquet`.
 
-The output is the input with a column `probability`: the same columns, types (a CSV's are text) and order of rows. Files may be
-of any size: rows are read, scored and written in parts. Finished parts stand in OUTPUT.parts until all are there, so that the
-same command, given again, continues after an interruption.
+The input is CSV, TSV, JSON lines (all of these also gzipped) or Parquet. The output, Parquet or CSV, has the same columns and
+rows in the same order, and a column `probability`. Types stay too; the cells of CSV and TSV are text, exactly as it is written.
+The file is opened as training opens it (`table_files`), and each cell read as its field's type, which the checkpoint holds: the
+same row gets the same probability from whatever kind of file.
+
+Files may be of any size: rows are read, scored and written in parts. Finished parts stand in OUTPUT.parts until all are there, so
+that the same command, given again, continues after an interruption.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,58 +30,26 @@ from transformers.utils import CONFIG_NAME, cached_file, logging
 from transformers.utils.hub import extract_commit_hash
 
 from ..pipeline_flip import DEFAULT_BATCH_SIZE, PROBABILITIES, TOWER_PROBABILITIES, CtrPredictionPipeline
+from ..table_files import READ, TableFile, open_table
 from ..version import __version__
 
 ROWS_PER_PART = 32_768
-INTEGER = "^(0|-?[1-9][0-9]*)$"  # as this package spells it
-NUMBER = r"^[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|inf)$"
 RUN_FILE, UNFINISHED_OUTPUT = "run.json", "output.tmp"
-SUFFIXES = (".parquet", ".csv")
-# In a CSV, missing values for pandas, and so for `datasets.load_dataset`.
-NULL_WORDS = pa.array(
-    [
-        *("#N/A", "#N/A N/A", "#NA", "<NA>", "N/A", "n/a", "NA", "NULL", "null", "None"),
-        *("NaN", "nan", "-NaN", "-nan", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"),
-    ]
-)
+OUTPUT_SUFFIXES = (".parquet", ".csv")
 
 
-def read_schema(path: Path) -> pa.Schema:
-    """The columns of a Parquet or CSV file; a CSV's are all text.
+def open_input(path: Path, delimiter: str | None = None, encoding: str | None = None) -> TableFile:
+    """The rows of a file, opened as training opens them.
 
     Raises:
-        ValueError: the file is empty or truncated, not of this kind, or names a column twice.
-        FileNotFoundError: there is none.
+        ValueError, FileNotFoundError: as `open_table`; or it is a folder.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist or is no file")
-    try:
-        schema = pq.read_schema(path) if path.suffix == ".parquet" else _open_csv(path).schema
-    except pa.ArrowException as error:
-        raise ValueError(f"{path} is not a whole {path.suffix[1:]} file: {error}") from error
-    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
-    if twice:
-        raise ValueError(f"{path} has more than one column {twice[0]!r}; rename one")
-    return schema if path.suffix == ".parquet" else pa.schema([pa.field(name, pa.string()) for name in schema.names])
-
-
-def _open_csv(path: Path, schema: pa.Schema | None = None) -> csv.CSVStreamingReader:
-    parse = csv.ParseOptions(newlines_in_values=True)
-    convert = csv.ConvertOptions(column_types=schema, null_values=[""], strings_can_be_null=True)
-    return csv.open_csv(path, parse_options=parse, convert_options=convert)
-
-
-def read_batches(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """The rows of a file, with the types of `schema`; raises ValueError where they cannot be read."""
-    try:
-        if path.suffix == ".parquet":
-            with pq.ParquetFile(path) as file:
-                yield from file.iter_batches(batch_size=ROWS_PER_PART)
-        else:
-            with _open_csv(path, schema) as reader:
-                yield from reader
-    except pa.ArrowException as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name one file, and score one after the other")
+    table = open_table(path, delimiter=delimiter, encoding=encoding)
+    if path.suffix.lower() == ".parquet":  # notes beside the rows, such as pandas' index, are no rows, but are kept
+        return replace(table, schema=table.schema.with_metadata(pq.read_schema(path).metadata))
+    return table
 
 
 def in_parts(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
@@ -97,18 +70,18 @@ def in_parts(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Table]
 
 def score_file(
     pipe: CtrPredictionPipeline,
-    source: Path,
+    table: TableFile,
     output: Path,
     batch_size: int = DEFAULT_BATCH_SIZE,
     return_towers: bool = False,
     run: dict[str, Any] | None = None,
 ) -> int:
-    """Score the rows of a Parquet or CSV file, and write them with their probabilities to another.
+    """Score the rows of a file, and write them with their probabilities to another.
 
     Args:
         pipe: the model and its processor.
-        source: the rows; at least one column must be a field of the model.
-        output: a file that does not exist yet; it comes into being whole.
+        table: the rows, of `open_input`; at least one column must be a field of the model.
+        output: a .parquet or .csv file that does not exist yet; it comes into being whole.
         batch_size: rows to a batch.
         return_towers: write the towers' probabilities too.
         run: what these scores depend on. Parts left by a run that differs in it are not continued.
@@ -119,46 +92,44 @@ def score_file(
     Raises:
         ValueError: a file cannot be read or written, a column is missing or in the way, or parts of another run are.
     """
-    schema = read_schema(source)
+    schema = table.schema
     fields = pipe.processor.fields
     if not set(fields) & set(schema.names):
         raise ValueError(
-            f"{source} has no field of the model; its columns: {schema.names}; the model's fields: {fields}"
+            f"{table.path} has no field of the model; its columns: {schema.names}; the model's fields: {fields}"
         )
     added = added_columns(return_towers)
     check_output(output, schema, added)
-    batches = read_batches(source, schema)
     for name in added:
         schema = schema.append(pa.field(name, pa.float64()))
     if output.suffix == ".csv":
         check_csv_holds(schema)
 
-    status = source.stat()
-    input_file = {"path": str(source.resolve()), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+    status = table.path.stat()
+    input_file = {"path": str(table.path.resolve()), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
     settings = {"batch_size": batch_size, "return_towers": return_towers, "rows_per_part": ROWS_PER_PART}
     folder = output.with_name(output.name + ".parts")
     begin_or_continue(folder, {"input": input_file, **settings, **(run or {})})
     parts: list[Path] = []
     num_rows = 0
     finished = len(list(folder.glob("part-*.parquet"))) * ROWS_PER_PART
-    total = pq.read_metadata(source).num_rows if source.suffix == ".parquet" else None
-    with logging.tqdm(total=total, initial=finished, unit=" rows", unit_scale=True) as bar:
-        for table in in_parts(batches, ROWS_PER_PART):
+    with logging.tqdm(total=table.num_rows, initial=finished, unit=" rows", unit_scale=True) as bar:
+        for rows in in_parts(table.batches(), ROWS_PER_PART):
             parts.append(folder / f"part-{len(parts):05d}.parquet")
-            num_rows += len(table)
+            num_rows += len(rows)
             if parts[-1].exists():
                 continue
-            for name, column in pipe.probabilities(table, batch_size, return_towers).items():
-                table = table.append_column(name, pa.array(column))
+            for name, column in pipe.probabilities(rows, batch_size, return_towers).items():
+                rows = rows.append_column(name, pa.array(column))
             unfinished = parts[-1].with_suffix(".tmp")
             with open(unfinished, "wb") as file:
-                pq.write_table(table, file)
+                pq.write_table(rows, file)
                 os.fsync(file.fileno())  # a part that has its name is whole, whatever goes out
             unfinished.replace(parts[-1])
-            bar.update(len(table))
+            bar.update(len(rows))
     if num_rows == 0:
         finish(folder, [])
-        raise ValueError(f"{source} has columns but no rows")
+        raise ValueError(f"{table.path} has columns but no rows")
     write_output(parts, schema, folder / UNFINISHED_OUTPUT, output.suffix)
     (folder / UNFINISHED_OUTPUT).replace(output)
     finish(folder, parts)
@@ -257,9 +228,9 @@ def model_version(model: str, revision: str | None) -> dict[str, Any]:
     return {"model": str(Path(model).resolve()), "revision": None, "model_files": stats}
 
 
-def _file(text: str) -> Path:
-    if Path(text).suffix not in SUFFIXES:
-        raise argparse.ArgumentTypeError(f"{text} ends in neither {' nor '.join(SUFFIXES)}")
+def _output(text: str) -> Path:
+    if Path(text).suffix not in OUTPUT_SUFFIXES:
+        raise argparse.ArgumentTypeError(f"{text} ends in neither {' nor '.join(OUTPUT_SUFFIXES)}")
     return Path(text)
 
 
@@ -281,12 +252,25 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="score",
         usage="python -m modeling_flip.score --model ID_OR_FOLDER --input FILE --output FILE [options]",
-        description="Write a file of rows again with a column `probability`, of a click. Columns, types and order stay. "
-        "Interrupted, it continues when the same command is given again.",
+        description="Read a file of rows, and write them with one more column: `probability`, that of a click. Columns and "
+        "order stay, and so do types; the cells of CSV and TSV are text, as it is written. If it is interrupted, give the same "
+        "command again, and it continues.",
     )
     parser.add_argument("--model", required=True, metavar="ID_OR_FOLDER", help="a model on the Hub, or a folder")
-    parser.add_argument("--input", required=True, type=_file, metavar="FILE", help="rows, .parquet or .csv")
-    parser.add_argument("--output", required=True, type=_file, metavar="FILE", help="to write, .parquet or .csv")
+    parser.add_argument("--input", required=True, type=Path, metavar="FILE", help=f"rows to score: {READ}")
+    parser.add_argument(
+        "--output",
+        required=True,
+        type=_output,
+        metavar="FILE",
+        help="a new file, .parquet or .csv (with commas, in UTF-8, whatever the input has)",
+    )
+    parser.add_argument(
+        "--delimiter", help=r"between the cells of a CSV, such as ';' or '\t' (the one of , ; tab | that fits)"
+    )
+    parser.add_argument(
+        "--encoding", help="of text, such as utf-16 or cp1252 (what its first bytes say, UTF-8 if it is, else cp1252)"
+    )
     parser.add_argument(
         "--batch_size", type=_positive, default=DEFAULT_BATCH_SIZE, help="rows to a batch (%(default)s)"
     )
@@ -312,11 +296,13 @@ def main(arguments: list[str] | None = None) -> int:
     settings = {"dtype": args.dtype} | ({} if args.towers is None else {"towers": args.towers})
     try:
         # Before the model is loaded, which may take long.
-        check_output(args.output, read_schema(args.input), added_columns(args.return_towers))
+        table = open_input(args.input, args.delimiter, args.encoding)
+        check_output(args.output, table.schema, added_columns(args.return_towers))
         version = model_version(args.model, args.revision)
         pipe = load_pipeline(args.model, version["revision"], args.device, args.return_towers, **settings)
-        run = version | settings | {"device": str(pipe.device), "modeling_flip": __version__}
-        num_rows = score_file(pipe, args.input, args.output, args.batch_size, args.return_towers, run)
+        reading = {"delimiter": args.delimiter, "encoding": args.encoding}
+        run = version | settings | reading | {"device": str(pipe.device), "modeling_flip": __version__}
+        num_rows = score_file(pipe, table, args.output, args.batch_size, args.return_towers, run)
     except KeyboardInterrupt:
         print("score: interrupted; the same command continues where it stopped", file=sys.stderr)
         return 130

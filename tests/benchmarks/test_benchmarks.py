@@ -106,7 +106,7 @@ def test_the_bare_loop_trains_as_the_trainer_does() -> None:
     first = FlipForCTR(FlipConfig(towers="tabular", hidden_sizes=[8], embedding_size=4, **sizes))
     second = copy.deepcopy(first)
     assert rows.labels is not None
-    feature_ids, labels = torch.from_numpy(processor.feature_ids(rows)), torch.from_numpy(rows.labels)
+    feature_ids, labels = torch.from_numpy(rows.feature_ids()), torch.from_numpy(rows.labels)
     assert tabular_training.bare_loop(first, feature_ids, labels, 64, 1) > 0
     assert tabular_training.through_trainer(second, processor, rows, 64, 1) > 0
     for ours, theirs in zip(first.parameters(), second.parameters(), strict=True):

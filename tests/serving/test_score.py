@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import datetime
+import gzip
 import json
 import os
 import re
@@ -20,13 +23,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast, set_seed
 
-from modeling_flip import CtrPredictionPipeline, FeatureVocabulary, FlipForCTR, FlipForPreTraining, FlipProcessor
-from modeling_flip.feature_vocabulary import text_columns
+from modeling_flip import CtrPredictionPipeline, FlipForCTR, FlipForPreTraining, FlipProcessor
+from modeling_flip.pipeline_flip import BATCHES_PER_CHUNK
 from modeling_flip.serving import score
+from modeling_flip.table_files import open_table
 
 ROOT = Path(__file__).resolve().parents[2]
 FIELDS = ["user_id", "title", "zipcode"]
@@ -56,18 +58,22 @@ def make_table() -> pa.Table:
 TABLE = make_table()
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tiny_text_model: Path, wordpiece: PreTrainedTokenizerFast, tmp_path_factory: Any) -> Path:
-    processor = FlipProcessor.fit(TABLE.slice(0, 80), FIELDS, wordpiece)
+def save_model(processor: FlipProcessor, text_model: Path, folder: Path) -> Path:
+    """A checkpoint of a random model that tells rows apart."""
     set_seed(0)
-    model = FlipForCTR.from_text_pretrained(tiny_text_model, processor, embedding_size=4, hidden_sizes=[8])
+    model = FlipForCTR.from_text_pretrained(text_model, processor, embedding_size=4, hidden_sizes=[8])
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.3 * torch.randn_like(parameter)
-    folder = tmp_path_factory.mktemp("checkpoint")
     model.eval().save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_text_model: Path, wordpiece: PreTrainedTokenizerFast, tmp_path_factory: Any) -> Path:
+    processor = FlipProcessor.fit(TABLE.slice(0, 80), FIELDS, wordpiece)
+    return save_model(processor, tiny_text_model, tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="module")
@@ -172,45 +178,12 @@ def test_csv_is_read_and_written(run: Callable[..., int], pipe: CtrPredictionPip
     assert table["probability"].to_pylist() == scored["probability"].astype(float).tolist()
 
 
-cells = st.one_of(
-    st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=6),
-    st.lists(st.integers(2**63, 2**64 - 1), min_size=1, max_size=6),
-    st.lists(st.floats(allow_nan=False, width=32), min_size=1, max_size=6),
-    st.lists(st.sampled_from([True, False, None]), min_size=1, max_size=6),
-    st.lists(
-        st.sampled_from(["007", "7", "7.0", "1e3", "A1B", "NA", "None", "null", "a,b", "a\nb", "true", "x"]), max_size=6
-    ),
-)
-
-
-@pytest.mark.filterwarnings("ignore:overflow")
-@given(values=cells)
-def test_a_field_of_a_csv_is_read_as_in_training(values: list[Any], tmp_path_factory: Any) -> None:
-    """Training reads a CSV through pandas, which infers types from the whole file; scoring reads any part of it."""
-    path = tmp_path_factory.mktemp("csv") / "rows.csv"
-    pd.DataFrame({"field": values, "beside": "x"}).to_csv(path, index=False)
-    in_training, _ = text_columns(pd.read_csv(path), ["field"])
-    read = score.csv_reader(FeatureVocabulary.fit(in_training, ["field"]))
-    for rows in score.in_parts(score.read_batches(path, score.read_schema(path)), 1):
-        seen, _ = text_columns(read(rows), ["field"])
-        assert seen["field"].to_pylist() == in_training["field"].to_pylist()[: len(rows)]
-        in_training["field"] = in_training["field"].slice(len(rows))
-
-
 def test_line_breaks_inside_quotes_may_stand_anywhere(tmp_path: Path) -> None:
     cell = "one\ntwo, with a comma\nthree"
-    (tmp_path / "rows.csv").write_text("user_id,title\n" + f'7,"{cell}"\n' * 60_000)  # more than one of Arrow's blocks
-    batches = list(score.read_batches(tmp_path / "rows.csv", score.read_schema(tmp_path / "rows.csv")))
+    (tmp_path / "rows.csv").write_text("user_id,title\n" + f'7,"{cell}"\n' * 60_000)  # more than one block
+    batches = list(score.open_input(tmp_path / "rows.csv").batches())
     assert len(batches) > 1 and sum(map(len, batches)) == 60_000
     assert all(set(batch["title"].to_pylist()) == {cell} for batch in batches)
-
-
-def test_words_for_nothing_are_values_where_training_knew_them() -> None:
-    rows = pa.table({"country": ["NA", "DE", "null"]})
-    read = score.csv_reader(FeatureVocabulary.fit(rows, ["country"]))
-    assert read(rows)["country"].to_pylist() == ["NA", "DE", "null"]
-    read = score.csv_reader(FeatureVocabulary.fit(rows.slice(1, 1), ["country"]))
-    assert read(rows)["country"].to_pylist() == [None, "DE", None]
 
 
 def test_an_absent_field_is_scored_as_missing(
@@ -234,6 +207,199 @@ def test_parts_are_of_one_size_whatever_is_read() -> None:
         assert [len(part) for part in parts] == [16] * 6 + [4]
         assert pa.concat_tables(parts).equals(TABLE)
     assert list(score.in_parts(batches([0]), PART)) == []
+
+
+# ---- the same rows in any kind of file, and from Python: the same bits
+
+TYPES = {
+    "age": "integer",
+    "visits": "integer",
+    "price": "number",
+    "member": "boolean",
+    "zipcode": "string",
+    "country": "string",
+    "born": "date",
+    "seen": "timestamp",
+    "genre": "string",
+    "title": "string",
+}
+DECLARED = [
+    *("age", "visits", "price", "member", "zipcode"),
+    {"name": "country", "missing_words": False},  # where NA is Namibia
+    *("born", {"name": "seen", "kind": "numeric"}, "genre", {"name": "title", "kind": "text"}),
+]
+NUM_FIT = 80
+Row = dict[str, Any]
+
+
+def typed_rows() -> list[Row]:
+    """Python values of every type, with gaps; behind the rows to fit on, values that those do not have."""
+    rng = np.random.default_rng(0)
+    genres = np.array(["Action", "Drama", "Toy", "Story", "Life"])
+    titles = ["Toy, Story", 'the "Usual"\nSuspects', "千と千尋 is it", "it's   a wonderful life", None]
+
+    def row(i: int) -> Row:
+        new = 100 * (i >= NUM_FIT)
+        moment = datetime.datetime(2024, 1, 1 + i % 9, 12, 30, i % 3, 250_000 * (i % 2))
+        return {
+            "age": 18 + i % 30 + new,
+            "visits": None if i % 4 == 0 else int(rng.integers(25)) + new,
+            "price": None if i % 5 == 0 else (0.1, 19.9, 25.0, 1234.56)[i % 4] + new,
+            "member": (True, False, None)[i % 3],
+            "zipcode": "NA" if i % 7 == 0 else f"{i % 11 + new:05d}",
+            "country": ("NA", "DE", "US")[i % 3] if not new else "FR",
+            "born": datetime.date(1990 + new, 1 + i % 12, 5) if i % 6 else None,
+            "seen": moment + datetime.timedelta(days=new),
+            "genre": sorted(genres[rng.random(5) < 0.5].tolist() + ["college"] * bool(new)) or None,
+            "title": titles[i % 5],
+        }
+
+    return [row(i) for i in range(NUM_ROWS)]
+
+
+def spelled(value: Any) -> Any:
+    return "|".join(value) if isinstance(value, list) else value
+
+
+def write_text(rows: list[Row], path: Path, delimiter: str = ",", encoding: str = "utf-8") -> Path:
+    """As CSV or TSV: 25.0, True, 1990-01-05, 2024-01-01 12:30:00.250000, Drama|Toy, and nothing for None."""
+    with open(path, "w", newline="", encoding=encoding) as file:
+        writer = csv.writer(file, delimiter=delimiter)
+        writer.writerow(rows[0])
+        writer.writerows([spelled(value) for value in row.values()] for row in rows)
+    return path
+
+
+def write_json(rows: list[Row], path: Path) -> Path:
+    """With JSON's own numbers, booleans and lists, and moments with a T."""
+    lines = [json.dumps(row, default=lambda moment: moment.isoformat()) + "\n" for row in rows]
+    with gzip.open(path, "wt") if path.suffix == ".gz" else open(path, "w") as file:
+        file.writelines(lines)
+    return path
+
+
+def write_parquet(rows: list[Row], path: Path) -> Path:
+    """With types of its own, some of them narrow."""
+    types = {
+        "age": pa.uint8(),
+        "visits": pa.int16(),
+        "price": pa.float32(),
+        "zipcode": pa.large_string(),
+        "country": pa.dictionary(pa.int8(), pa.string()),
+        "seen": pa.timestamp("ms", "UTC"),
+    }
+    columns = {name: pa.array([row[name] for row in rows], types.get(name)) for name in rows[0]}
+    pq.write_table(pa.table(columns), path, row_group_size=30)
+    return path
+
+
+@pytest.fixture(scope="module")
+def typed_checkpoint(tiny_text_model: Path, wordpiece: PreTrainedTokenizerFast, tmp_path_factory: Any) -> Path:
+    """Fitted on a CSV, where everything is text."""
+    path = write_text(typed_rows()[:NUM_FIT], tmp_path_factory.mktemp("typed") / "train.csv")
+    processor = FlipProcessor.fit(open_table(path).to_table(), DECLARED, wordpiece)
+    assert {field.name: field.type for field in processor.schema} == TYPES
+    kinds = {field.name: field.kind for field in processor.schema}
+    assert (kinds["price"], kinds["genre"], kinds["title"]) == ("numeric", "list", "text")
+    assert not processor.cut_fields(processor.encode(typed_rows()))  # the text tower reads all of them
+    return save_model(processor, tiny_text_model, tmp_path_factory.mktemp("typed_checkpoint"))
+
+
+@pytest.fixture(scope="module")
+def typed_pipe(typed_checkpoint: Path) -> CtrPredictionPipeline:
+    model, processor = FlipForCTR.from_pretrained(typed_checkpoint), FlipProcessor.from_pretrained(typed_checkpoint)
+    return CtrPredictionPipeline(model, processor, device="cpu", batch_size=4)
+
+
+@pytest.fixture
+def scores_of(
+    run: Callable[..., int], typed_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., np.ndarray]:
+    """`scores_of(file, "--encoding", "cp1252")` → (N,) what the command writes, with the batches that the pipeline makes."""
+    monkeypatch.setattr(score, "ROWS_PER_PART", BATCHES_PER_CHUNK * 4)
+
+    def scored(source: Path, *more: str) -> np.ndarray:
+        output = f"{source.name}.scores.parquet"
+        assert run(*more, source=source, output=output, model=typed_checkpoint) == 0
+        return pq.read_table(tmp_path / output)["probability"].to_numpy()
+
+    return scored
+
+
+def from_python(pipe: CtrPredictionPipeline, rows: Any) -> np.ndarray:
+    return np.array([row["probability"] for row in pipe(rows)])
+
+
+@pytest.mark.parametrize("columns", ["those of training", "one absent", "others beside them, in another order"])
+def test_rows_get_the_same_bits_from_any_file_and_from_python(
+    columns: str, scores_of: Callable[..., np.ndarray], typed_pipe: CtrPredictionPipeline, tmp_path: Path
+) -> None:
+    rows = typed_rows()
+    if columns == "one absent":
+        rows = [{name: row[name] for name in TYPES if name != "zipcode"} for row in rows]
+    elif columns.startswith("others"):
+        rows = [{"clicks": i, **{n: row[n] for n in reversed(TYPES)}, "words": "a, b"} for i, row in enumerate(rows)]
+    expected = scores_of(write_text(rows, tmp_path / "rows.csv"))
+    assert expected.dtype == np.float64 and len(expected) == NUM_ROWS and np.ptp(expected) > 0.1
+
+    for path in (
+        write_text(rows, tmp_path / "rows.tsv", "\t"),
+        write_json(rows, tmp_path / "rows.jsonl"),
+        write_json(rows, tmp_path / "rows.ndjson.gz"),
+        write_parquet(rows, tmp_path / "types.parquet"),
+    ):
+        assert np.array_equal(scores_of(path), expected), path.name
+    with open(tmp_path / "rows.csv", newline="") as file:
+        of_text = list(csv.DictReader(file))
+    frame = pd.DataFrame(rows)
+    assert frame["visits"].dtype == np.float64  # made so by the gaps
+    for name, given in {
+        "csv.DictReader": of_text,
+        "Python values": rows,
+        "what Arrow makes of its own": pq.read_table(tmp_path / "types.parquet").to_pylist(),  # 0.10000000149, in UTC
+        "a stream": iter(rows),
+        "DataFrame": frame,
+        "convert_dtypes": frame.convert_dtypes(),
+    }.items():
+        assert np.array_equal(from_python(typed_pipe, given), expected), name
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_each_of_these_fields_has_a_part_in_the_score(name: str, typed_pipe: CtrPredictionPipeline) -> None:
+    """Else the same bits would show nothing."""
+    known, new = typed_rows()[: 16 * 4], typed_rows()[NUM_FIT:]
+    for rows in (known, new):
+        without = [{**row, name: None} for row in rows]
+        is_there = np.array([row[name] not in (None, "NA") for row in rows])
+        differs = from_python(typed_pipe, rows) != from_python(typed_pipe, without)
+        assert differs[is_there].mean() > 0.9
+
+
+def test_separators_and_encodings_are_found_or_said(
+    scores_of: Callable[..., np.ndarray],
+    run: Callable[..., int],
+    typed_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = [{**row, "title": "Léon; Señorita", "genre": None} for row in typed_rows()[:20]]
+    expected = scores_of(write_text(rows, tmp_path / "rows.csv"))
+    found = write_text(rows, tmp_path / "found.csv", ";", "cp1252")
+    assert np.array_equal(scores_of(found), expected)
+    said = write_text(rows, tmp_path / "said.csv", "^", "utf-16-le")
+    assert run(source=said, model=typed_checkpoint) == 2
+    assert "said.csv is no text in UTF-8: say its encoding" in error_of(capsys)
+    assert np.array_equal(scores_of(said, "--delimiter", "^", "--encoding", "utf-16-le"), expected)
+    assert run("--delimiter", "ab", source=found, model=typed_checkpoint) == 2
+    assert "delimiter is 'ab'; it must be one character" in error_of(capsys)
+
+
+def test_json_lines_keep_their_types(run: Callable[..., int], typed_checkpoint: Path, tmp_path: Path) -> None:
+    source = write_json(typed_rows(), tmp_path / "rows.jsonl")
+    assert run(source=source, model=typed_checkpoint) == 0
+    scored = pq.read_table(tmp_path / "scores.parquet").drop_columns("probability")
+    assert scored.to_pylist() == [json.loads(line) for line in source.read_text().splitlines()]
+    assert scored.schema.field("visits").type == pa.int64()
 
 
 # ---- interrupted and resumed
@@ -379,6 +545,8 @@ def test_another_command_does_not_continue(
         "return_towers": lambda: run("--return_towers"),
         "towers": lambda: run("--towers", "tabular"),
         "dtype": lambda: run("--dtype", "bfloat16"),
+        "delimiter": lambda: run("--delimiter", ";"),
+        "encoding": lambda: run("--encoding", "utf-8"),
         "model": lambda: run(model=retrained),
         "input": lambda: run(source=Path(shutil.copy(rows, tmp_path / "others.parquet"))),
     }
@@ -484,26 +652,43 @@ def test_input_that_cannot_be_read_is_refused(
 ) -> None:
     assert run(source=tmp_path / "none.parquet") == 2
     assert "none.parquet does not exist" in error_of(capsys)
-    for name, content in {
-        "cut.parquet": rows.read_bytes()[:-100],
-        "empty.parquet": b"",
-        "empty.csv": b"",
-        "text.parquet": b"user_id,title\n1,a\n",
-    }.items():
+    for name, content, message in (
+        ("cut.parquet", rows.read_bytes()[:-100], "is not a whole Parquet file"),
+        ("text.parquet", b"user_id,title\n1,a\n", "is not a whole Parquet file"),
+        ("empty.parquet", b"", "is empty"),
+        ("empty.csv", b"", "is empty"),
+        ("open.csv", b'user_id,"title\n1,a\n', "line 1: a quote in the header is not closed"),
+        ("rows.json", b"[1]\n", "line 1: '[1]' is no JSON object but an array"),
+        ("cut.csv.gz", gzip.compress(b"user_id,title\n1,a\n")[:-9], "is not a whole gzip file"),
+        ("rows.xlsx", b"PK", "ends in '.xlsx', which is not read; what is: .csv, .tsv, .jsonl"),
+    ):
         (tmp_path / name).write_bytes(content)
         assert run(source=tmp_path / name) == 2
-        assert f"{name} is not a whole" in error_of(capsys)
+        error = error_of(capsys)
+        assert error.startswith(f"score: error: {tmp_path / name}") and message in error
+    assert run(source=tmp_path) == 2
+    assert "is a folder; name one file" in error_of(capsys)
 
 
-@pytest.mark.parametrize("argument", ["--input", "--output"])
-def test_unknown_suffixes_are_refused(
-    argument: str, checkpoint: Path, rows: Path, capsys: pytest.CaptureFixture[str]
+def test_a_row_that_cannot_be_read_is_named(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = {"--model": str(checkpoint), "--input": str(rows), "--output": "scores.csv", argument: "rows.json"}
+    """Behind the header, which is all that is read before the model is loaded."""
+    source = tmp_path / "rows.csv"
+    lines = ["user_id,title", *(f"{i},Toy Story" for i in range(40))]
+    source.write_text("\n".join([*lines, "7,Toy, Story", ""]))
+    assert run(source=source) == 2
+    assert f"score: error: {source}, line 42: 3 cells where the header has 2: '7,Toy, Story'" in error_of(capsys)
+    assert not (tmp_path / "scores.parquet").exists()
+
+
+def test_an_output_of_unknown_suffix_is_refused(
+    checkpoint: Path, rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stopped:
-        score.main([word for pair in arguments.items() for word in pair])
+        score.main(["--model", str(checkpoint), "--input", str(rows), "--output", "rows.json"])
     assert stopped.value.code == 2
-    assert error_of(capsys) == f"score: error: argument {argument}: rows.json ends in neither .parquet nor .csv"
+    assert error_of(capsys) == "score: error: argument --output: rows.json ends in neither .parquet nor .csv"
 
 
 def test_a_pretraining_checkpoint_is_refused(
@@ -514,7 +699,9 @@ def test_a_pretraining_checkpoint_is_refused(
     model.save_pretrained(tmp_path / "pretraining")
     processor.save_pretrained(tmp_path / "pretraining")
     assert run(model=tmp_path / "pretraining") == 2
-    assert "is pretrained, not finetuned: it predicts no clicks yet" in error_of(capsys)
+    error = error_of(capsys)
+    assert f"{tmp_path / 'pretraining'} holds no trained weights for " in error and "Finetune it first" in error
+    assert not (tmp_path / "scores.parquet").exists() and not (tmp_path / "scores.parquet.parts").exists()
 
 
 def test_rows_and_model_must_fit(run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -139,7 +139,7 @@ def test_weights_that_the_last_update_has_spoiled_are_not_saved(make: Callable[.
 
         def spoil(*args: Any, step: Any = step, trainer: FlipTrainer = trainer, **kwargs: Any) -> Any:
             step(*args, **kwargs)
-            trainer.model.flip.tabular_tower.embedding.weight.data[3] = torch.inf
+            trainer.model.flip.feature_embeddings.embedding.weight.data[3] = torch.inf
 
         optimizer.step = spoil
         with pytest.raises(
