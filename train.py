@@ -29,6 +29,7 @@ from modeling_flip.training.publishing import RECIPE_FILE
 from modeling_flip.training.recipe import Recipe, field_names, needs_text, uses_cpu
 from modeling_flip.training.stages import inspect_fields, run
 
+logger = logging.get_logger(__name__)
 ROWS_OF_TEXT_MODEL = 20_000  # enough to meet the words
 
 
@@ -91,10 +92,11 @@ def name_text_model(recipe: Recipe, data: Mapping[str, pa.Table]) -> Recipe:
         reports = inspect_fields(recipe, rows, clicks[: len(rows)], kinds_of_columns(recipe))
         processor = FlipProcessor.fit(rows, [report.field for report in reports])
         write_text_model(folder, processor.texts(rows), max_length=512)
-    logging.get_logger("train").warning(
-        f"no text model is named: {folder} is made from the training rows, tiny, and has never read a word; for real use name a "
-        "pretrained one with --text_model_name_or_path"
-    )
+    if PartialState().is_main_process:
+        logger.warning(
+            f"no text model is named: {folder} is made from the training rows, tiny, and has never read a word; for real use "
+            "name a pretrained one with --text_model_name_or_path"
+        )
     return replace(recipe, text_model_name_or_path=str(folder))
 
 

@@ -164,6 +164,7 @@ def _report(
     else:
         kept = options if found == "list" else {k: v for k, v in options.items() if k not in ("kind", "separator")}
         field = Field(**{**kept, "kind": found, "reason": reason, **given})
+        warning = warning or _what_is_lost(facts, field)
     return FieldReport(field, facts.distinct, facts.missing, facts.example, warning)
 
 
@@ -374,9 +375,28 @@ def _why_not(facts: _Facts, field: Field, kind: str) -> str:
     if kind != "categorical" or facts.present < ROWS_TO_CONCLUDE:
         return ""
     if facts.distinct >= UNIQUE * facts.present:
-        return "one value a row: it would only be memorised"
+        return "; ".join(filter(None, ["one value a row: it would only be memorised", _what_is_lost(facts, field)]))
     if field.type == "timestamp" and facts.distinct > FEW_VALUES:
         return "moments that never come again; name it as time_column to split by it"
+    return ""
+
+
+def _what_is_lost(facts: _Facts, field: Field) -> str:
+    """What of its values is not read as a person would; "" where nothing is."""
+    if field.kind == "text":
+        words = pc.list_value_length(pc.split_pattern(facts.texts, " ")).to_numpy(zero_copy_only=False)
+        share = facts.counts[words > field.max_words].sum() / max(facts.present, 1)
+        return f"{share:.1%} of its texts are cut to their first {field.max_words} words (max_words)" if share else ""
+    if field.kind == "numeric" and facts.present:
+        strange = np.isnan(as_numbers(facts.texts, field.type))
+        share = facts.counts[strange].sum() / facts.present
+        if share:
+            example = facts.texts[int(np.argmax(strange))].as_py()
+            return f"{share:.1%} of its values, such as {example!r}, are no numbers, and count as missing"
+    if field.kind == "categorical" and field.type == "string" and facts.distinct > FEW_VALUES:
+        are_numbers = pc.match_substring_regex(facts.texts, WITH_COMMA)
+        if pc.all(are_numbers).as_py() and pc.any(pc.match_substring(facts.texts, ",")).as_py():
+            return f"numbers with commas, such as {facts.example}, are words here: write 1234.5 to have them as numbers"
     return ""
 
 

@@ -400,6 +400,20 @@ def test_a_declared_column_is_never_left_out_but_warned_of() -> None:
     assert infer(words).warning == ""
 
 
+def test_what_is_not_read_as_a_person_would_is_warned_of() -> None:
+    few, many = [f"{i % 40},{i % 40:02d}" for i in range(N)], [f"{i},50" for i in range(N)]
+    assert "such as 0,00, are words here: write 1234.5" in infer(few).warning
+    assert infer(few).field.kind == "categorical"
+    assert infer(many).field.kind == "ignored" and "such as 0,50, are words" in infer(many).field.reason
+    assert infer([text.replace(",", "/") for text in few]).warning == ""
+    declared = infer(["3,50", "2.5", None, "4"] * (N // 4), kind="numeric", type="number")
+    assert declared.warning == "33.3% of its values, such as '3,50', are no numbers, and count as missing"
+    assert infer(["2.5", None, "4"] * 100, kind="numeric", type="number", labels=None).warning == ""
+    texts = [" ".join([f"n{i}", *(f"w{j}" for j in range(60 + (i % 4 == 0) * 8))]) for i in range(N)]
+    assert infer(texts).field.kind == "text"
+    assert infer(texts).warning == "25.0% of its texts are cut to their first 64 words (max_words)"
+
+
 def test_declared_columns_come_in_their_order_and_others_are_left_out() -> None:
     rows = {"a": ["x"], "b": ["y"], "c": ["z"]}
     assert [report.field.name for report in infer_fields(rows, ["c", "a"])] == ["c", "a"]
