@@ -30,7 +30,8 @@ class Field:
             its quantile bucket), "list" (several values; their embeddings' mean), "text" (words, read by the text tower
             alone) or "ignored".
         type: of a value (of a list's member): "string", "integer", "number" (with fractions), "boolean", "date" or
-            "timestamp"; by default "number" of a numeric field, else "string". Whatever container a cell comes from, it is read as this type.
+            "timestamp"; by default "number" of a numeric field, else "string". Whatever container a cell comes from, it is
+            read as this type.
         side: "user", "item" or "context"; None where nobody said.
         words: the name in the sentence, "{words} is …"; by default the column's, with spaces for underscores.
         reason: why the kind is what it is; for an ignored column, why it is left out.

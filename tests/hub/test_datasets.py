@@ -101,14 +101,14 @@ from datasets import load_dataset
 
 whole, stream = load_dataset("me/flip-demo"), load_dataset("me/flip-demo", streaming=True)
 print(json.dumps({
-    "whole": {s: hashlib.sha256(json.dumps(rows.to_pylist()).encode()).hexdigest() for s, rows in whole.items()},
+    "whole": {s: hashlib.sha256(json.dumps(rows.to_list()).encode()).hexdigest() for s, rows in whole.items()},
     "first": {split: list(rows.take(5)) for split, rows in stream.items()},
 }))
 """
     loaded, made = last_line(run_python(code, token=None)), demo.load()  # public: no token is needed
     assert loaded == {
-        "whole": {split: digest(rows.to_pylist()) for split, rows in made.items()},
-        "first": {split: rows.select(range(5)).to_pylist() for split, rows in made.items()},
+        "whole": {split: digest(rows.to_list()) for split, rows in made.items()},
+        "first": {split: rows.select(range(5)).to_list() for split, rows in made.items()},
     }
     assert list(loaded["whole"]) == list(loaded["first"]) == SPLITS
 
