@@ -11,6 +11,7 @@ import datasets
 import evaluate
 import numpy as np
 import pytest
+import torch
 
 from modeling_flip.training.metrics import CtrMetrics, ctr_metrics
 
@@ -98,3 +99,27 @@ def test_metrics_of_one_and_of_two_towers() -> None:
     assert (both["auc"], both["tabular_auc"], both["text_auc"]) == (1.0, 1.0, 0.0)
     sure = np.log1p(np.exp([-2.0, -1.0])).mean()
     assert both["logloss"] == pytest.approx(sure)
+
+
+def test_large_logits_are_told_apart() -> None:
+    """Their probabilities are all 1: sigmoids would give an AUC of one half, and a logloss of 0 or infinity."""
+    logits, clicks = np.array([50.0, 60.0, 70.0, -800.0]), np.array([0, 1, 1, 0])
+    assert torch.from_numpy(logits[:3]).sigmoid().tolist() == [1.0, 1.0, 1.0]
+    metrics = ctr_metrics(logits, clicks)
+    assert metrics["auc"] == 1.0
+    # -log(1 - σ(50)) = 50; the others cost next to nothing.
+    assert metrics["logloss"] == pytest.approx(50 / 4)
+
+
+def test_a_logit_that_is_not_finite_is_named() -> None:
+    with pytest.raises(ValueError, match=r"predictions hold nan; lower learning_rate"):
+        ctr_metrics(np.array([0.0, np.nan]), np.array([0, 1]))
+
+
+def test_groups_add_their_auc() -> None:
+    logits, clicks, groups = np.array([0.1, 0.9, 0.7, 0.3, 0.5]), np.array([0, 1, 0, 1, 1]), np.array([0, 0, 1, 1, 2])
+    metrics = ctr_metrics((logits, logits, -logits), clicks, groups)
+    # Of the first group 1, of the second 0; the third has no AUC.
+    assert metrics["gauc"] == metrics["tabular_gauc"] == 0.5 and metrics["gauc_rows"] == 0.8
+    assert metrics["text_gauc"] == 0.5
+    assert "gauc" not in ctr_metrics(logits, clicks)
