@@ -155,6 +155,7 @@ class FlipTrainer(Trainer):
         finally:
             torch.set_float32_matmul_precision(before)
         self._stop_if_not_finite()
+        self.accelerator.unwrap_model(self.model).untrained_weights = ()
         return output
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:

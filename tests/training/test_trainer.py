@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from modeling_flip import (
+    CtrPredictionPipeline,
     FlipConfig,
     FlipDataset,
     FlipForCTR,
@@ -68,6 +69,18 @@ def test_each_tower_has_its_learning_rate(make: Callable[..., FlipTrainer]) -> N
         assert rate == (1e-5 if "text_tower" in name else 1e-2), name
         assert decay == (0.0 if name.endswith("bias") or "LayerNorm" in name or name == "alpha_logit" else 0.1), name
     assert len(of) == len(list(trainer.model.parameters()))
+
+
+def test_what_is_trained_from_a_pretraining_checkpoint_can_be_scored(
+    make: Callable[..., FlipTrainer], processor: FlipProcessor, data: FlipDataset, tmp_path: Path
+) -> None:
+    make(FlipForPreTraining).model.save_pretrained(tmp_path / "aligned")
+    model = FlipForCTR.from_pretrained(tmp_path / "aligned", towers="tabular")
+    with pytest.raises(ValueError, match="holds no trained weights for the click heads"):
+        CtrPredictionPipeline(model, processor)
+    args = FlipTrainingArguments(output_dir=str(tmp_path), use_cpu=True, max_steps=1, save_strategy="no")
+    FlipTrainer(model, args, processor, data).train()
+    assert 0 < CtrPredictionPipeline(model, processor)({})["probability"] < 1
 
 
 def test_without_a_text_learning_rate_all_towers_share_one(make: Callable[..., FlipTrainer]) -> None:
