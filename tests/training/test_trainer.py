@@ -80,7 +80,7 @@ def test_what_is_trained_from_a_pretraining_checkpoint_can_be_scored(
         CtrPredictionPipeline(model, processor)
     args = FlipTrainingArguments(output_dir=str(tmp_path), use_cpu=True, max_steps=1, save_strategy="no")
     FlipTrainer(model, args, processor, data).train()
-    assert 0 < CtrPredictionPipeline(model, processor)({})["probability"] < 1
+    assert 0 < CtrPredictionPipeline(model, processor)({"user_id": "1"})["probability"] < 1
 
 
 def test_without_a_text_learning_rate_all_towers_share_one(make: Callable[..., FlipTrainer]) -> None:
