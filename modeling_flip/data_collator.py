@@ -46,7 +46,7 @@ class FlipDataCollator:
         for side, fields in {"user": users, "item": self.item_fields}.items():
             if f"{side}_sentence" in self.inputs:
                 _, first, index = np.unique(rows.value_ids[:, fields], axis=0, return_index=True, return_inverse=True)
-                sentences = self.processor.sentences(rows.__getitems__(first.tolist()), fields)
+                sentences = self.processor.sentences(rows.__getitems__(first), fields)
                 batch |= {f"{side}_{key}": sentences[key] for key in ("input_ids", "attention_mask")}
                 batch[f"{side}_index"] = index.reshape(-1)
         return {key: torch.from_numpy(value) for key, value in batch.items()}

@@ -77,7 +77,8 @@ def gather_sentences(
     size, num_fields = value_ids.shape
     flat = value_ids.ravel()
     lengths = gather(seen.lengths, others.lengths, flat)  # (B C,)
-    starts = gather(seen.offsets[:-1], others.offsets[:-1] + len(seen.tokens), flat)
+    starts = gather(seen.offsets[:-1], others.offsets[:-1], flat)
+    starts[flat >= len(seen.lengths)] += len(seen.tokens)  # here, not in the table, which may be longer than a batch
     sentence_lengths = lengths.reshape(size, num_fields).sum(1)
     # The tokens of all sentences, end to end: `stops` counts them, each is a slice of the tables.
     stops = np.cumsum(lengths)
