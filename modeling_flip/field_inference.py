@@ -97,7 +97,7 @@ def infer_fields(
         >>> [r.field.kind for r in infer_fields({"price": [3.5, 2.0], "city": ["Rome", "Oslo"]})]
         ['numeric', 'categorical']
     """
-    names, length, column_of = open_rows(rows)
+    names, _, column_of = open_rows(rows)
     for name in names:
         if not isinstance(name, str):
             raise ValueError(f"the column names must be text; {name!r} is of type {type(name).__name__}: rename it")
@@ -120,14 +120,12 @@ def infer_fields(
     for name, given in settings.items():
         if name in excluded:
             continue
-        reports.append(_report(column_of(name), given, length, labels, may_ignore=declared is None))
+        reports.append(_report(column_of(name), given, labels, may_ignore=declared is None))
     ignored = [Field(name=name, kind="ignored", reason=reason) for name, reason in excluded.items()]
     return [*reports, *(FieldReport(field, 0, 0, "") for field in ignored)]
 
 
-def _report(
-    values: Any, given: Mapping[str, Any], length: int, labels: np.ndarray | None, *, may_ignore: bool
-) -> FieldReport:
+def _report(values: Any, given: Mapping[str, Any], labels: np.ndarray | None, *, may_ignore: bool) -> FieldReport:
     name = given["name"]
     for option in given:  # one that a single kind has says the kind
         having = [kind for kind, options in OPTIONS_OF_KIND.items() if option in options]
@@ -147,7 +145,7 @@ def _report(
         return FieldReport(Field(**{"reason": "said so", **given}), 0, 0, "")
     probe = Field(**(options | {k: v for k, v in given.items() if k in ("kind", "type", "separator", "missing_words")}))
     if probe.kind in ("numeric", "text"):
-        probe = replace(probe, kind="categorical", num_buckets=32)
+        probe = replace(probe, kind="categorical")
     column = read_column(values, probe)
     facts = _Facts.of(column, probe, labels)
     if "type" not in given and _are_moments(facts, probe):
@@ -181,17 +179,15 @@ def _type_of(values: Any, name: str) -> tuple[str | None, str, str | None]:
         except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
             values = list(values)
     if isinstance(values, pa.Array):
-        return _type_of_arrow(values, name)
+        return _type_of_arrow(values)
     cells = [value for value in values if value is not None and type(value).__name__ not in ("NAType", "NaTType")]
     containers = [isinstance(cell, (list, tuple, set, frozenset, np.ndarray)) for cell in cells]
     if any(containers):
         members = [m for cell, is_list in zip(cells, containers, strict=True) if is_list for m in cell]
         return "list", _type_of(members, name)[1], None
-    as_string = read_column(cells, Field(name=name))
-    kinds = {type(cell) for cell in cells}
-    if len(kinds) == 1:
-        return _type_of_arrow(to_arrow(cells, Field(name=name)), name)
-    return _type_of_arrow(as_string, name)
+    if len({type(cell) for cell in cells}) == 1:
+        return _type_of_arrow(to_arrow(cells, Field(name=name)))
+    return _type_of_arrow(read_column(cells, Field(name=name)))  # cells of several types: what their text looks like
 
 
 def _member_type(values: Any, name: str, separator: str | None) -> str:
@@ -199,12 +195,12 @@ def _member_type(values: Any, name: str, separator: str | None) -> str:
     return _type_of_text(pc.list_flatten(pc.split_pattern(lists, MEMBER_SEPARATOR)).unique())[1]
 
 
-def _type_of_arrow(values: pa.Array, name: str) -> tuple[str | None, str, str | None]:
+def _type_of_arrow(values: pa.Array) -> tuple[str | None, str, str | None]:
     kind = values.type
     if pa.types.is_dictionary(kind):
-        return _type_of_arrow(values.dictionary, name)
+        return _type_of_arrow(values.dictionary)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        return "list", _type_of_arrow(pc.list_flatten(values), name)[1], None
+        return "list", _type_of_arrow(pc.list_flatten(values))[1], None
     if pa.types.is_boolean(kind):
         return None, "boolean", None
     if pa.types.is_integer(kind):
@@ -369,7 +365,7 @@ def _why_not(facts: _Facts, field: Field, kind: str) -> str:
     if facts.present == 0:
         return "no row has a value"
     if len(facts.texts) == 1 and facts.missing == 0:
-        return f"constant: {facts.example!r} in every row"
+        return "constant: the same value in every row"  # unnamed: a reason is saved with the checkpoint
     if (leak := _leak(facts, field)) is not None:
         return leak
     if kind != "categorical" or facts.present < ROWS_TO_CONCLUDE:
@@ -396,7 +392,7 @@ def _what_is_lost(facts: _Facts, field: Field) -> str:
     if field.kind == "categorical" and field.type == "string" and facts.distinct > FEW_VALUES:
         are_numbers = pc.match_substring_regex(facts.texts, WITH_COMMA)
         if pc.all(are_numbers).as_py() and pc.any(pc.match_substring(facts.texts, ",")).as_py():
-            return f"numbers with commas, such as {facts.example}, are words here: write 1234.5 to have them as numbers"
+            return "numbers with commas are words here: write 1234.5 to have them as numbers"
     return ""
 
 

@@ -46,7 +46,7 @@ KINDS = {
 LEFT_OUT = {
     "Row ID": "one value a row: it would only be memorised",
     "notes": "no row has a value",
-    "country": "constant: 'CH' in every row",
+    "country": "constant: the same value in every row",
     "outcome": "identical to the label",
     "dwell time": "there is a value in just the rows of one label: known only after the click",
 }
