@@ -16,11 +16,10 @@ from ..ctr_models import CTR_MODELS
 from ..fields import Field, did_you_mean, used
 from ..modeling_p5 import check_has_decoder
 from ..tabular_towers import TABULAR_TOWERS
-from .data import read_labels
+from .data import SPLITS, read_labels
 from .hub import push_error
 from .recipe import (
     FREE_MODEL_KEYS,
-    SPLITS,
     STAGE_DEFAULTS,
     Recipe,
     field_names,

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..fields import Field, did_you_mean
-from ..row_reader import read_column
+from ..row_reader import NUMBER, read_column
 from ..table_files import KINDS, READ, SPLIT_NAMES, as_arrow, open_splits
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,6 @@ SPLITS = ("train", "validation", "test")
 # Of the split, not of the training: runs of several seeds, and a finetuning of another seed than its pretraining, must all have
 # the same test rows.
 SPLIT_SEED = 42
-NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 MISSING = pa.array(["", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null"])
 Column: TypeAlias = pa.Array | pa.ChunkedArray
 
@@ -387,7 +386,6 @@ def group_codes(splits: Mapping[str, pa.Table], group_column: str) -> dict[str, 
     codes = {}
     for split, rows in splits.items():
         _check_column(rows, group_column, "group_column", f"split {split!r}")
-        column = rows[group_column].combine_chunks()
-        column = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-        codes[split] = pc.fill_null(column.indices.cast(pa.int64()), -1).to_numpy(zero_copy_only=False)
+        column = read_column(rows[group_column], Field(name=group_column))
+        codes[split] = pc.fill_null(column.indices, -1).to_numpy().astype(np.int64)
     return codes

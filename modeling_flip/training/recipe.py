@@ -16,7 +16,6 @@ from ..configuration_flip import FlipConfig, flat_settings
 from ..tabular_towers import setting_names, tower_settings
 from .arguments import FlipTrainingArguments
 
-SPLITS = ("train", "validation", "test")
 # Where a run is pushed to; another place is no other run.
 HUB_KEYS = ("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_revision", "license")
 # Those of a recipe's section `model` that are FlipConfig's; beside them stand the settings of the tower.

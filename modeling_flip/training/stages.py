@@ -29,7 +29,7 @@ from ..processing_flip import FlipProcessor
 from ..row_dataset import FlipDataset
 from . import manifest
 from .checks import check_data, check_recipe, item_fields
-from .data import as_table, group_codes
+from .data import SPLITS, as_table, group_codes
 from .metrics import ctr_metrics
 from .publishing import (
     PRETRAINING_RESULTS_FILE,
@@ -44,7 +44,6 @@ from .publishing import (
 from .recipe import (
     FREE_MODEL_KEYS,
     HUB_KEYS,
-    SPLITS,
     Recipe,
     field_names,
     hub_repo,

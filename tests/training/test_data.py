@@ -364,14 +364,18 @@ def test_labels_that_are_no_clicks_are_named(values: list[Any], options: dict[st
 def test_groups_are_numbered_and_a_missing_one_is_none() -> None:
     splits = {
         "train": pa.table({"user": ["b", "a", None, "b"]}),
+        "validation": pa.table({"user": ["a", "", "NA"]}),
         "test": pa.table({"user": pa.array(["x", "x"]).dictionary_encode()}),
     }
     assert {split: codes.tolist() for split, codes in group_codes(splits, "user").items()} == {
         "train": [0, 1, -1, 0],
+        "validation": [0, -1, -1],
         "test": [0, 0],
     }
     with pytest.raises(ValueError, match=r"group_column 'users' is missing in split 'train'; .*did you mean 'user'"):
         group_codes(splits, "users")
+    gaps = pa.table({"user": [2.0, float("nan"), 2.0, None]})  # of integers, as pandas has them
+    assert group_codes({"train": gaps}, "user")["train"].tolist() == [0, -1, 0, -1]
 
 
 def test_gauc_by_hand() -> None:
