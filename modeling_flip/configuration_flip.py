@@ -214,8 +214,11 @@ class FlipConfig(PreTrainedConfig):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
         if not self.hidden_sizes:
             raise ValueError("hidden_sizes is empty; one layer or more is needed")
-        if self.embedding_size < 1:
-            raise ValueError(f"embedding_size is {self.embedding_size}; it must be 1 or more")
+        if min(self.hidden_sizes) < 1:
+            raise ValueError(f"hidden_sizes is {list(self.hidden_sizes)}; each must be 1 or more")
+        for name, least in {"num_features": 1, "num_fields": 0, "embedding_size": 1, "projection_size": 1}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be {least} or more")
         if self.icl_subspaces < 1 or self.projection_size % self.icl_subspaces:
             raise ValueError(
                 f"icl_subspaces is {self.icl_subspaces}; it must divide projection_size ({self.projection_size})"
@@ -224,6 +227,10 @@ class FlipConfig(PreTrainedConfig):
         if not set(self.item_fields) < set(range(in_sentence)):
             raise ValueError(
                 f"item_fields is {list(self.item_fields)}; it names positions among the {in_sentence} fields, not all"
+            )
+        if list(self.text_fields) != sorted(set(self.text_fields) & set(range(in_sentence))):
+            raise ValueError(
+                f"text_fields is {list(self.text_fields)}; it names positions among the {in_sentence} fields, in order"
             )
         if list(self.list_fields) != sorted(set(self.list_fields) & set(range(self.num_fields))):
             raise ValueError(
