@@ -23,7 +23,7 @@ class FlipTrainingArguments(TrainingArguments):
         early_stopping_patience: evaluations without a better validation metric before training stops; None: never.
         text_mask_ratio: share of fields masked in the text (pretraining).
         tabular_mask_ratio: share of fields masked in the table (pretraining).
-        num_noise_features: K, noise features drawn per row for MTM (pretraining).
+        num_noise_features: K, noise features drawn per masked field for MTM (pretraining).
         text_masking: "field", or "token" for the ablation (pretraining).
         train_sampling_strategy: "group_by_length" batches sentences of like length where there is text, else "random".
         float32_matmul_precision: how exact the products of fp32 tensors are, as in `torch.set_float32_matmul_precision`:
@@ -40,7 +40,7 @@ class FlipTrainingArguments(TrainingArguments):
     early_stopping_patience: int | None = field(default=None, metadata={"help": "Evaluations without a better metric."})
     text_mask_ratio: float = field(default=0.15, metadata={"help": "Share of fields masked in the text."})
     tabular_mask_ratio: float = field(default=0.15, metadata={"help": "Share of fields masked in the table."})
-    num_noise_features: int = field(default=25, metadata={"help": "Noise features drawn per row for MTM."})
+    num_noise_features: int = field(default=25, metadata={"help": "Noise features drawn per masked field for MTM."})
     text_masking: str = field(default="field", metadata={"help": "Mask whole fields' values, or random tokens: token."})
     train_sampling_strategy: str = field(default="group_by_length", metadata={"help": "Or random."})
     float32_matmul_precision: str | None = field(
