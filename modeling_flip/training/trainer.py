@@ -22,7 +22,7 @@ from .arguments import FlipTrainingArguments
 from .callbacks import EpochClock, SetEpoch
 from .metrics import ctr_metrics
 from .publishing import UNPUSHED, PublishCallback, Publisher, kept_step, validation_of, write_card
-from .samplers import LengthBuckets
+from .samplers import InOrder, LengthBuckets
 
 logger = logging.get_logger(__name__)
 
@@ -125,17 +125,18 @@ class FlipTrainer(Trainer):
         if self._has_text and self.args.train_sampling_strategy == "group_by_length":
             batch_size = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
             seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-            return LengthBuckets(batch_size, dataset.lengths.tolist(), seed)
+            return LengthBuckets(batch_size, dataset.lengths, seed)
         return torch.utils.data.RandomSampler(dataset)
 
-    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+    def _get_eval_sampler(self, eval_dataset: Any) -> InOrder:
         """Rows by length, so that batches need little padding; `predict` puts them back."""
-        return eval_dataset.lengths.argsort(kind="stable").tolist() if self._has_text else range(len(eval_dataset))
+        by_length = self._has_text
+        return InOrder(eval_dataset.lengths.argsort(kind="stable") if by_length else np.arange(len(eval_dataset)))
 
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> PredictionOutput:
         """As `Trainer.predict`, rows in the order of the dataset."""
         output = super().predict(test_dataset, *args, **kwargs)
-        back = np.argsort(list(self._get_eval_sampler(test_dataset)))
+        back = np.argsort(self._get_eval_sampler(test_dataset).order)
 
         def reorder(x: Any) -> Any:
             if x is None:
