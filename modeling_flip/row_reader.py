@@ -37,6 +37,12 @@ INTEGER = r"^[+-]?[0-9]+(\.0*)?$"
 INFINITY = r"^[+-]?(?i:inf(inity)?)$"
 NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 ISO = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([ T][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?)?$"
+# What else is read as a moment all at once, and not one by one.
+ZONED = (
+    r"^[12][0-9]{3}-[0-9]{2}-[0-9]{2}[ T][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?"
+    r"(Z|[+-]([01][0-9]|2[0-3]):?[0-5][0-9])$"
+)
+SINCE_1970 = r"^[1-9][0-9]{8,17}$"
 # Between the members of a list in its canonical text; no member holds it.
 MEMBER_SEPARATOR = "\x1f"
 # Below so much a float holds every whole number.
@@ -436,9 +442,29 @@ def _moments_of_text(values: pa.Array, kind: str) -> pa.Array:
     def read(found: pa.Array) -> pa.Array:
         return pc.coalesce(_moment_text(_timestamps(found), kind), found)
 
-    other = pc.and_(pc.invert(pc.fill_null(is_iso, False)), values.is_valid())
+    is_zoned = pc.match_substring_regex(values, ZONED)
+    is_count = pc.match_substring_regex(values, SINCE_1970)
+    known = pc.or_(pc.or_(is_iso, is_zoned), is_count)
+    other = pc.and_(pc.invert(pc.fill_null(known, False)), values.is_valid())
     values = _where(is_iso, read, values)
+    values = _where(is_zoned, lambda found: _zoned_text(found, kind), values)
+    values = _where(is_count, lambda found: _moment_text(_since_1970(found), kind), values)
     return _where(other, lambda found: pa.array([_moment(t, kind) for t in found.to_pylist()], pa.string()), values)
+
+
+def _zoned_text(texts: pa.Array, kind: str) -> pa.Array:
+    try:
+        return _moment_text(texts.cast(pa.timestamp("us", "UTC")).cast(pa.timestamp("us")), kind)
+    except pa.ArrowInvalid:  # one of them is such as 2024-02-30
+        return pa.array([_moment(text, kind) for text in texts.to_pylist()], pa.string())
+
+
+def _since_1970(texts: pa.Array) -> pa.Array:
+    """(N,) whole numbers of seconds, milli-, micro- or nanoseconds, whichever so large a number must be → (N,) timestamps."""
+    count = texts.cast(pa.int64()).to_numpy()
+    unit = np.searchsorted(np.array([10**11, 10**14, 10**17]), count, side="right")
+    with np.errstate(over="ignore"):  # in the units that are not chosen
+        return pa.array(np.choose(unit, [count * 10**6, count * 10**3, count, count // 10**3])).cast(pa.timestamp("us"))
 
 
 def _timestamps(texts: pa.Array) -> pa.Array:

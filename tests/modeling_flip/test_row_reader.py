@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerFast
 
 from modeling_flip import FeatureVocabulary, Field, FlipProcessor
 from modeling_flip.fields import TYPES
-from modeling_flip.row_reader import MEMBER_SEPARATOR, as_numbers, read_clicks, read_column, read_columns
+from modeling_flip.row_reader import MEMBER_SEPARATOR, _moment, as_numbers, read_clicks, read_column, read_columns
 
 D = decimal.Decimal
 UTC, ROME = dt.UTC, dt.timezone(dt.timedelta(hours=1))
@@ -911,3 +911,27 @@ def test_a_missing_label_column_is_named_with_the_nearest() -> None:
 
 def test_no_rows_have_no_labels() -> None:
     assert read_clicks({"click": []}, "click").shape == (0,)
+
+
+def test_moments_are_read_all_at_once_as_one_by_one() -> None:
+    rng = np.random.default_rng(0)
+    counts = [int(10**e) + d for e in range(8, 18) for d in (-1, 0, 1)] + [
+        int(10 ** rng.uniform(8, 18)) for _ in range(500)
+    ]
+    texts = [str(count) for count in counts]
+    for _ in range(500):
+        year, month, day, hour, minute, second = (int(rng.integers(*b)) for b in BOUNDS)
+        zone = rng.choice(["Z", "+01:00", "-0830", "+23:59", "-00:00", "+14:00"])
+        fraction = rng.choice(["", ".5", ".250", ".000001", ".120000"])
+        text = f"{year:04d}-{month:02d}-{day:02d}{rng.choice([' ', 'T'])}{hour:02d}:{minute:02d}:{second:02d}{fraction}{zone}"
+        texts.append(text)
+    valid = [text for text in texts if _moment(text, "timestamp") != text]
+    assert len(valid) > 900
+    for kind in ("timestamp", "date"):
+        field = Field(name="a", type=kind)
+        for chosen in (valid, texts):  # with days that there are not, and without
+            read = read_column(chosen, field).dictionary_decode().to_pylist()
+            assert read == [_moment(text, kind) for text in chosen]
+
+
+BOUNDS = ((1000, 3000), (1, 13), (1, 32), (0, 24), (0, 60), (0, 60))
