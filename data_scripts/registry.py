@@ -17,11 +17,12 @@ class Dataset:
 
     Attributes:
         names: what `--dataset_name` calls it, or its versions.
-        load: (name, folder with the raw files or None) → its splits train, validation and test, with clicks in `label`.
+        load: (name, folder with the raw files or None) → its splits train, validation and test.
         fields: the kind of each column that is a field, in the order of the sentence.
         item_fields: those that describe the item; the others are the user's.
         card: what its card says about it.
         license: one of the Hub's identifiers.
+        label_column: the column of clicks, 0 or 1.
         text_model: (folder, splits) → the folder, with a text tower that was made for it; None where it brings none.
     """
 
@@ -31,6 +32,7 @@ class Dataset:
     item_fields: tuple[str, ...]
     card: str
     license: str
+    label_column: str = "label"
     text_model: Callable[[Path, DatasetDict], Path] | None = None
 
 
