@@ -12,7 +12,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .fields import OPTIONS_OF_KIND, Field, check_keys, did_you_mean
-from .row_reader import ISO, MEMBER_SEPARATOR, MISSING_WORDS, NUMBER, as_numbers, open_rows, read_column, to_arrow
+from .row_reader import (
+    ISO,
+    MEMBER_SEPARATOR,
+    MISSING_WORDS,
+    NUMBER,
+    UnreadableError,
+    as_numbers,
+    open_rows,
+    read_column,
+    to_arrow,
+)
 
 # Below so many rows nothing is concluded from how often values repeat.
 ROWS_TO_CONCLUDE = 50
@@ -120,7 +130,10 @@ def infer_fields(
     for name, given in settings.items():
         if name in excluded:
             continue
-        reports.append(_report(column_of(name), given, length, labels, may_ignore=declared is None))
+        try:
+            reports.append(_report(column_of(name), given, length, labels, may_ignore=declared is None))
+        except UnreadableError as error:
+            raise UnreadableError(f"{error}, or leave the column out (exclude_fields)") from None
     ignored = [Field(name=name, kind="ignored", reason=reason) for name, reason in excluded.items()]
     return [*reports, *(FieldReport(field, 0, 0, "") for field in ignored)]
 
@@ -248,7 +261,10 @@ def _type_of_text(texts: pa.Array) -> tuple[str | None, str, str | None]:
     if all_match(ISO) or all_match(r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[ T][0-9:.]+(Z|[+-][0-9]{2}:?[0-9]{2})?$"):
         return None, "timestamp", None
     if all_match(r"^\[.*\]$"):
-        members = read_column(texts, Field(name="", kind="list"))
+        try:
+            members = read_column(texts, Field(name="", kind="list"))
+        except UnreadableError:  # such as JSON objects: text, then
+            return None, "string", None
         flat = pc.list_flatten(pc.split_pattern(members.dictionary, MEMBER_SEPARATOR))
         return "list", _type_of_text(flat.unique())[1], ","
     separator = _separator_of(trimmed)
