@@ -219,8 +219,10 @@ def read_times(column: Column, name: str = "time", where: str = "the rows") -> n
 
 def _since_1970(numbers: np.ndarray, name: str, where: str) -> np.ndarray:
     numbers = numbers.astype(np.float64 if numbers.dtype.kind == "f" else np.int64)
-    if numbers.dtype.kind == "f" and not np.isfinite(numbers).all():
-        at = int(np.argmin(np.isfinite(numbers)))
+    if (
+        numbers.dtype.kind == "f" and not (in_range := np.abs(numbers) < 2.0**63).all()
+    ):  # neither infinite nor no number
+        at = int(np.argmin(in_range))
         raise ValueError(f"time column {name!r} of {where} holds {numbers[at]} in row {at}, which is no time")
     year, month, day = numbers // 10_000, numbers // 100 % 100, numbers % 100
     if ((year >= 1900) & (year <= 2100) & (month >= 1) & (month <= 12) & (day >= 1) & (day <= 31)).all():
@@ -320,6 +322,8 @@ def read_labels(
     here = f"label column {name!r} of {split}"
     if positive_label is not None and positive_above is not None:
         raise ValueError(f"positive_label is {positive_label!r} and positive_above {positive_above}: give one of them")
+    if positive_label is not None and not positive_label.strip():
+        raise ValueError(f"positive_label is {positive_label!r}, which is no word: give the one that is a click")
     values = _decoded(column)
     if pa.types.is_nested(values.type) or pa.types.is_binary(values.type):
         raise ValueError(f"{here} has type {values.type}; labels are numbers, booleans or text")
@@ -337,6 +341,9 @@ def read_labels(
             raise ValueError(
                 f"{here} never holds positive_label {positive_label!r}; it holds {_seen(texts, positive_label)}"
             )
+        alike = pc.and_(pc.equal(pc.utf8_lower(texts), wanted.lower()), pc.invert(clicks))
+        if (at := _first(alike)) is not None:
+            logger.warning(f"{here} holds {texts[at].as_py()!r} (row {at}) beside {wanted!r}: it is taken for no click")
     elif positive_above is not None:
         clicks = pc.greater(_numbers(values, texts, here), float(positive_above))
     else:
