@@ -28,7 +28,7 @@ from ..modeling_flip import FlipForCTR, FlipForPreTraining, FlipPreTrainedModel
 from ..processing_flip import FlipProcessor
 from ..row_dataset import FlipDataset
 from . import manifest
-from .checks import check_data, check_recipe, item_fields
+from .checks import check_columns, check_data, check_recipe, item_fields
 from .data import as_table, group_codes
 from .metrics import ctr_metrics
 from .publishing import (
@@ -254,6 +254,7 @@ def prepare(
         kinds: of the columns whose kind the dataset says.
     """
     processor = make_processor(recipe, tables["train"], labels["train"], kinds or {})
+    check_columns(tables, processor.schema)
     splits = {split: processor.encode(tables[split], labels[split]) for split in SPLITS}
     groups = group_codes(tables, recipe.group_column) if recipe.group_column else {}
     text_model = None
