@@ -12,7 +12,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .fields import OPTIONS_OF_KIND, Field, check_keys, did_you_mean
-from .row_reader import ISO, MEMBER_SEPARATOR, MISSING_WORDS, NUMBER, as_numbers, open_rows, read_column, to_arrow
+from .row_reader import (
+    ISO,
+    MEMBER_SEPARATOR,
+    MISSING_WORDS,
+    NUMBER,
+    UnreadableError,
+    as_numbers,
+    open_rows,
+    read_column,
+    to_arrow,
+)
 
 # Below so many rows nothing is concluded from how often values repeat.
 ROWS_TO_CONCLUDE = 50
@@ -79,6 +89,7 @@ def infer_fields(
     *,
     labels: np.ndarray | None = None,
     exclude: Mapping[str, str] | None = None,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[FieldReport]:
     """The fields of a table, inferred from its training rows.
 
@@ -88,6 +99,8 @@ def infer_fields(
             taken as they are. A column that is named here is never ignored, only warned of. By default all columns.
         labels: (N,) clicks; columns that give them away are ignored.
         exclude: columns to leave out, and why.
+        overrides: where no columns are declared, settings of some of them, by name; these are as good as declared, and the others
+            are inferred.
 
     Raises:
         ValueError: a declared or excluded column does not exist (with the nearest) or is both, a setting is impossible, or a
@@ -101,6 +114,7 @@ def infer_fields(
     for name in names:
         if not isinstance(name, str):
             raise ValueError(f"the column names must be text; {name!r} is of type {type(name).__name__}: rename it")
+    overrides = overrides or {}
     settings: dict[str, dict[str, Any]] = {}
     for one in names if declared is None else declared:
         given = {"name": one} if isinstance(one, str) else one.to_dict() if isinstance(one, Field) else dict(one)
@@ -108,8 +122,11 @@ def infer_fields(
         if given["name"] in settings:
             raise ValueError(f"field {given['name']!r} is declared twice; name each column once")
         settings[given["name"]] = given
+    for name, own in overrides.items():
+        settings[name] = {"name": name, **own}
+        check_keys(settings[name])
     excluded = dict(exclude or {})
-    for name in settings if declared is not None else ():
+    for name in settings if declared is not None else overrides:
         if name in excluded and settings[name].get("kind") != "ignored":
             raise ValueError(f"column {name!r} is declared as a field, and left out: {excluded[name]}; do one of both")
     for name in (*settings, *excluded):
@@ -120,7 +137,12 @@ def infer_fields(
     for name, given in settings.items():
         if name in excluded:
             continue
-        reports.append(_report(column_of(name), given, labels, may_ignore=declared is None))
+        try:
+            reports.append(
+                _report(column_of(name), given, labels, may_ignore=declared is None and name not in overrides)
+            )
+        except UnreadableError as error:
+            raise UnreadableError(f"{error}, or leave the column out (exclude_fields)") from None
     ignored = [Field(name=name, kind="ignored", reason=reason) for name, reason in excluded.items()]
     return [*reports, *(FieldReport(field, 0, 0, "") for field in ignored)]
 
@@ -244,7 +266,10 @@ def _type_of_text(texts: pa.Array) -> tuple[str | None, str, str | None]:
     if all_match(ISO) or all_match(r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[ T][0-9:.]+(Z|[+-][0-9]{2}:?[0-9]{2})?$"):
         return None, "timestamp", None
     if all_match(r"^\[.*\]$"):
-        members = read_column(texts, Field(name="", kind="list"))
+        try:
+            members = read_column(texts, Field(name="", kind="list"))
+        except UnreadableError:  # such as JSON objects: text, then
+            return None, "string", None
         flat = pc.list_flatten(pc.split_pattern(members.dictionary, MEMBER_SEPARATOR))
         return "list", _type_of_text(flat.unique())[1], ","
     separator = _separator_of(trimmed)

@@ -145,10 +145,9 @@ def _holds_columns(rows: Mapping[str, Any], of_lists: Mapping[str, bool]) -> boo
     wanted = [(rows[name], is_list) for name, is_list in of_lists.items() if name in rows]
     scalars = [values for values, is_list in wanted if not is_list]
     if scalars:
-        return all(isinstance(values, (list, tuple, np.ndarray, *arrays)) for values in scalars)
+        return all(isinstance(values, arrays) or _is_sequence(values) for values in scalars)
     return bool(wanted) and all(
-        isinstance(values, arrays)
-        or (isinstance(values, (list, tuple, np.ndarray)) and any(v is None or _is_container(v) for v in values))
+        isinstance(values, arrays) or (_is_sequence(values) and any(v is None or _is_container(v) for v in values))
         for values, _ in wanted
     )
 
@@ -281,8 +280,12 @@ def _in_utc(moment: datetime.datetime) -> datetime.datetime:
     return moment.to_pydatetime(warn=False) if hasattr(moment, "to_pydatetime") else moment
 
 
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim > 0)
+
+
 def _is_container(value: Any) -> bool:
-    return isinstance(value, (list, tuple, set, frozenset)) or (isinstance(value, np.ndarray) and value.ndim > 0)
+    return _is_sequence(value) or isinstance(value, (set, frozenset))
 
 
 def _shown(value: Any) -> str:
@@ -493,7 +496,7 @@ def _moment(text: str, kind: str) -> str:
                 return _number_text(pa.array([float(text)]), short=False)[0].as_py()
             scale = next((s for bound, s in ((1e11, 1), (1e14, 10**3), (1e17, 10**6)) if abs(number) < bound), 10**9)
             moment = datetime.datetime(1970, 1, 1) + datetime.timedelta(microseconds=int(number * 10**6 / scale))
-    except (ValueError, OverflowError):
+    except (ValueError, ArithmeticError):  # no moment, or of more digits than a Decimal or a moment has
         return text
     return _moment_text(pa.array([moment], pa.timestamp("us")), kind)[0].as_py()
 

@@ -115,14 +115,29 @@ def check_data(tables: Mapping[str, pa.Table], recipe: Recipe) -> dict[str, np.n
         ValueError: a split is absent or empty, a column is absent, or labels are not clicks, or all the same.
     """
     named, label = field_names(recipe), recipe.label_column
+    if named is None and isinstance(recipe.fields, dict):
+        named = list(recipe.fields)
     if label in (named or []):
         raise ValueError(f"fields hold the label column {label!r}: the model would read the answer")
+    if label in (recipe.exclude_fields or []):
+        raise ValueError(
+            f"exclude_fields names the label column {label!r}, which is never read as a field: take it out"
+        )
+    for key in ("time_column", "group_column"):
+        if getattr(recipe, key) == label:
+            raise ValueError(f"{key} is the label column {label!r}: name another column, or leave it out")
     others = {
         "time_column": [recipe.time_column] if recipe.time_column and not set(SPLITS) <= set(tables) else [],
         "group_column": [recipe.group_column] if recipe.group_column else [],
-        "exclude_fields": recipe.exclude_fields or [],
         "item_fields": recipe.item_fields or [],
     }
+    in_any = list(dict.fromkeys(name for table in tables.values() for name in table.column_names))
+    for column in recipe.exclude_fields or []:  # one that only some splits have can be left out
+        if column not in in_any:
+            raise ValueError(
+                f"column {column!r} is missing in every split (exclude_fields); the columns are {in_any}"
+                + did_you_mean(column, in_any)
+            )
     labels = {}
     for split in SPLITS:
         if split not in tables:
@@ -148,6 +163,18 @@ def check_data(tables: Mapping[str, pa.Table], recipe: Recipe) -> dict[str, np.n
                 "for AUC"
             )
     return labels
+
+
+def check_columns(tables: Mapping[str, pa.Table], schema: Sequence[Field]) -> None:
+    """Raises ValueError where a field of the training rows is no column of another split."""
+    for split in SPLITS:
+        columns = tables[split].column_names
+        for field in used(schema):
+            if field.name not in columns:
+                raise ValueError(
+                    f"column {field.name!r} is missing in split {split!r}, and split 'train' has it; its columns are {columns}"
+                    f"{did_you_mean(field.name, columns)}: add it there, or leave it out with exclude_fields"
+                )
 
 
 def item_fields(recipe: Recipe, schema: Sequence[Field]) -> list[str]:

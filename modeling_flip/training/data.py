@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..fields import Field, did_you_mean
-from ..row_reader import NUMBER, read_column
+from ..row_reader import MISSING_WORDS, NUMBER, read_column
 from ..table_files import KINDS, READ, SPLIT_NAMES, as_arrow, open_splits
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ SPLITS = ("train", "validation", "test")
 # Of the split, not of the training: runs of several seeds, and a finetuning of another seed than its pretraining, must all have
 # the same test rows.
 SPLIT_SEED = 42
-MISSING = pa.array(["", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null"])
+
 Column: TypeAlias = pa.Array | pa.ChunkedArray
 
 
@@ -172,7 +172,7 @@ def _first(mask: Any) -> int | None:
 
 def _missing(values: pa.Array) -> pa.Array:
     if pa.types.is_string(values.type):
-        return pc.or_(pc.is_null(values), pc.fill_null(pc.is_in(pc.utf8_trim_whitespace(values), MISSING), True))
+        return pc.or_(pc.is_null(values), pc.fill_null(pc.is_in(pc.utf8_trim_whitespace(values), MISSING_WORDS), True))
     return pc.is_null(values, nan_is_null=True)
 
 
@@ -218,8 +218,10 @@ def read_times(column: Column, name: str = "time", where: str = "the rows") -> n
 
 def _since_1970(numbers: np.ndarray, name: str, where: str) -> np.ndarray:
     numbers = numbers.astype(np.float64 if numbers.dtype.kind == "f" else np.int64)
-    if numbers.dtype.kind == "f" and not np.isfinite(numbers).all():
-        at = int(np.argmin(np.isfinite(numbers)))
+    if (
+        numbers.dtype.kind == "f" and not (in_range := np.abs(numbers) < 2.0**63).all()
+    ):  # neither infinite nor no number
+        at = int(np.argmin(in_range))
         raise ValueError(f"time column {name!r} of {where} holds {numbers[at]} in row {at}, which is no time")
     year, month, day = numbers // 10_000, numbers // 100 % 100, numbers % 100
     if ((year >= 1900) & (year <= 2100) & (month >= 1) & (month <= 12) & (day >= 1) & (day <= 31)).all():
@@ -250,6 +252,12 @@ def _other_times(values: pa.Array, name: str, where: str) -> np.ndarray:
     """Dates in words, or with the day or the month first, as pandas reads them."""
     import pandas as pd  # `datasets` brings it
 
+    at = _first(pc.match_substring_regex(values, r"^\d{2}[/-]\d{1,2}[/-]\d{2}(\D|$)"))
+    if at is not None:
+        raise ValueError(
+            f"time column {name!r} of {where} holds {values[at].as_py()!r} in row {at}: with a year of two digits it can be two "
+            "dates; write it as 2024-04-25"
+        )
     texts = values.to_pandas()
 
     def parse(day_first: bool) -> np.ndarray:
@@ -319,6 +327,8 @@ def read_labels(
     here = f"label column {name!r} of {split}"
     if positive_label is not None and positive_above is not None:
         raise ValueError(f"positive_label is {positive_label!r} and positive_above {positive_above}: give one of them")
+    if positive_label is not None and not positive_label.strip():
+        raise ValueError(f"positive_label is {positive_label!r}, which is no word: give the one that is a click")
     values = _decoded(column)
     if pa.types.is_nested(values.type) or pa.types.is_binary(values.type):
         raise ValueError(f"{here} has type {values.type}; labels are numbers, booleans or text")
@@ -336,6 +346,9 @@ def read_labels(
             raise ValueError(
                 f"{here} never holds positive_label {positive_label!r}; it holds {_seen(texts, positive_label)}"
             )
+        alike = pc.and_(pc.equal(pc.utf8_lower(texts), wanted.lower()), pc.invert(clicks))
+        if (at := _first(alike)) is not None:
+            logger.warning(f"{here} holds {texts[at].as_py()!r} (row {at}) beside {wanted!r}: it is taken for no click")
     elif positive_above is not None:
         clicks = pc.greater(_numbers(values, texts, here), float(positive_above))
     else:

@@ -64,7 +64,7 @@ class Recipe:
         group_column: rank within the rows of one value, such as a user's: gAUC beside AUC.
         fields: the columns to use, in the order of the sentence, each a name, or a mapping of name and settings such as
             {name: price, kind: numeric}; what is not said is inferred from the training rows. By default all columns but
-            those that must not be learned from.
+            those that must not be learned from; settings of some of these are a mapping: {price: {kind: numeric}}.
         exclude_fields: columns to leave out, where fields are not named.
         item_fields: those that describe the item; the others are the user's. By default those of side item, where the dataset
             or the recipe says sides; read by ctr_bert and morec.
@@ -100,7 +100,7 @@ class Recipe:
     positive_above: float | None = None
     time_column: str | None = None
     group_column: str | None = None
-    fields: list[str | dict[str, Any]] | None = None
+    fields: list[str | dict[str, Any]] | dict[str, dict[str, Any]] | None = None
     exclude_fields: list[str] | None = None
     item_fields: list[str] | None = None
     delimiter: str | None = None
@@ -156,8 +156,8 @@ def model_settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def field_names(recipe: Recipe) -> list[str] | None:
-    """The columns that `fields` names; None where it names none."""
-    if recipe.fields is None:
+    """The columns that `fields` chooses; None where it chooses none."""
+    if not isinstance(recipe.fields, list):
         return None
     return [declared if isinstance(declared, str) else str(declared.get("name")) for declared in recipe.fields]
 

@@ -28,7 +28,7 @@ from ..modeling_flip import FlipForCTR, FlipForPreTraining, FlipPreTrainedModel
 from ..processing_flip import FlipProcessor
 from ..row_dataset import FlipDataset
 from . import manifest
-from .checks import check_data, check_recipe, item_fields
+from .checks import check_columns, check_data, check_recipe, item_fields
 from .data import SPLITS, as_table, group_codes
 from .metrics import ctr_metrics
 from .publishing import (
@@ -253,6 +253,7 @@ def prepare(
         kinds: of the columns whose kind the dataset says.
     """
     processor = make_processor(recipe, tables["train"], labels["train"], kinds or {})
+    check_columns(tables, processor.schema)
     splits = {split: processor.encode(tables[split], labels[split]) for split in SPLITS}
     groups = group_codes(tables, recipe.group_column) if recipe.group_column else {}
     text_model = None
@@ -315,17 +316,20 @@ def inspect_fields(recipe: Recipe, train: pa.Table, labels: np.ndarray, kinds: M
     """The fields that the recipe and the dataset declare, and for the rest what the training rows look like."""
     exclude = {name: "excluded by the recipe" for name in recipe.exclude_fields or []}
     declared: list[dict[str, Any]] = []
-    for given in recipe.fields if recipe.fields is not None else kinds:
+    overrides = recipe.fields if isinstance(recipe.fields, dict) else {}
+    if overrides and kinds:
+        overrides = {name: {"kind": kinds[name]} if name in kinds else {} for name in kinds} | overrides
+    for given in recipe.fields if isinstance(recipe.fields, list) else () if overrides else kinds:
         named = {"name": given} if isinstance(given, str) else dict(given)
         name = str(named.get("name"))
-        if name in exclude and recipe.fields is None:
+        if name in exclude and not recipe.fields:
             continue
         declared.append(({"kind": kinds[name]} if name in kinds else {}) | named)
     if recipe.time_column is not None and recipe.time_column not in [one.get("name") for one in declared]:
         exclude.setdefault(recipe.time_column, "the time column")
     in_table = {name: why for name, why in exclude.items() if name in train.column_names}
     rows = train.drop_columns([recipe.label_column])
-    return infer_fields(rows, declared or None, labels=labels, exclude=in_table)
+    return infer_fields(rows, declared or None, labels=labels, exclude=in_table, overrides=overrides)
 
 
 def choose_fields(recipe: Recipe, train: pa.Table, labels: np.ndarray, kinds: Mapping[str, str]) -> list[Field]:

@@ -23,6 +23,7 @@ from modeling_flip.field_inference import (
     words_of,
 )
 from modeling_flip.fields import Field
+from modeling_flip.row_reader import read_column
 
 N = 400
 RNG = np.random.default_rng(0)
@@ -504,3 +505,33 @@ session    categorical  string   –          400        0  s0                  
 two lines  categorical  string   –            2        0  a                             values that come again
 click      ignored      –        –            –        –                                the label
 """  # noqa: E501
+
+
+@pytest.mark.parametrize("values", [[{"a": 1}], [b"x"], pa.array([[[1]]])], ids=str)
+def test_a_column_without_text_is_refused_unless_it_is_left_out(values: Any) -> None:
+    rows = {"odd": values, "city": ["Rome"]}
+    with pytest.raises(TypeError, match=r"^field 'odd' .*, or leave the column out \(exclude_fields\)$"):
+        infer_fields(rows)
+    assert {report.field.name for report in infer_fields(rows, exclude={"odd": "said so"})} == {"odd", "city"}
+
+
+def test_lists_of_objects_that_are_written_as_text_are_text() -> None:
+    genres = ["[{'id': 16, 'name': 'Animation'}]", "[{'id': 35, 'name': 'Comedy'}]"]
+    (report,) = infer_fields({"genres": genres})
+    assert (report.field.kind, report.field.type) == ("categorical", "string")
+    assert read_column(genres, report.field).to_pylist() == genres
+
+
+def test_settings_of_single_columns_leave_the_others_to_inference() -> None:
+    rows = {"row": list(range(60)), "price": [1, 2, 3] * 20, "city": ["Rome", "Oslo", "Bern"] * 20, "same": ["x"] * 60}
+    reports = infer_fields(
+        rows, overrides={"price": {"kind": "numeric", "num_buckets": 2}, "same": {"kind": "categorical"}}
+    )
+    kinds = {report.field.name: report.field.kind for report in reports}
+    assert kinds == {"row": "ignored", "price": "numeric", "city": "categorical", "same": "categorical"}
+    assert reports[1].field.num_buckets == 2
+    assert reports[3].warning.startswith("constant")
+    with pytest.raises(ValueError, match=r"column 'prise' is missing.*did you mean 'price'"):
+        infer_fields(rows, overrides={"prise": {"kind": "numeric"}})
+    with pytest.raises(ValueError, match=r"field 'price' has no setting 'num_bucket'; did you mean 'num_buckets'"):
+        infer_fields(rows, overrides={"price": {"num_bucket": 2}})

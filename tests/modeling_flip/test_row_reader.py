@@ -528,6 +528,7 @@ def test_large_whole_numbers_are_one_number_in_any_container(values: list[int]) 
             ["2024-01-31 11:30:00", "2024-01-31 12:30:00.123456"]),
         ("timestamp", [1700000000123456789, "1700000000123456789", 1700000000123456], ["2023-11-14 22:13:20.123456"] * 3),
         ("timestamp", [True, "soon", 1999, 1999.0], ["true", "soon", "1999", "1999"]),
+        ("timestamp", ["1e99999999999999999999", "soon"], ["1e99999999999999999999", "soon"]),
         ("timestamp", [np.datetime64("NaT"), pd.NaT, pd.NA, None], [None] * 4),
     ],
     ids=str,
@@ -807,6 +808,13 @@ def test_every_kind_of_rows_gives_the_same_vocabulary_and_encoding(kind: str) ->
 def test_one_dict_is_one_row() -> None:
     columns, _ = read_columns(ROWS[0], SCHEMA)
     assert [columns[field].to_pylist() for field in ROW_FIELDS] == [["Amélie"], ["1"], ["25"], ["f"]]
+
+
+def test_arrays_without_dimensions_in_a_dict_are_the_values_of_one_row() -> None:
+    with pytest.raises(
+        TypeError, match=r"^field 'tags' holds a ndarray, array\(5\); turn it into text or numbers first"
+    ):
+        read_columns({"tags": np.array(5)}, [Field(name="tags")])
 
 
 def test_one_dict_with_a_list_in_a_column_not_asked_for_is_one_row() -> None:

@@ -11,7 +11,7 @@ from transformers import T5Config
 from modeling_flip.ctr_models import CTR_MODELS
 from modeling_flip.fields import Field
 from modeling_flip.training import checks
-from modeling_flip.training.checks import check_data, check_recipe, item_fields
+from modeling_flip.training.checks import check_columns, check_data, check_recipe, item_fields
 from modeling_flip.training.data import SPLITS
 from modeling_flip.training.recipe import Recipe
 
@@ -123,3 +123,32 @@ def test_item_fields_that_are_no_fields_are_refused(
 def test_an_item_field_that_no_column_is_is_refused() -> None:
     with pytest.raises(ValueError, match=r"column 'movie_di' is missing in split 'train' .* did you mean 'movie_id'"):
         check_data(make_data(), make_recipe(model_type="morec", item_fields=["movie_di"]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"exclude_fields": ["label"]},
+            "exclude_fields names the label column 'label', which is never read as a field",
+        ),
+        ({"group_column": "label"}, "group_column is the label column 'label': name another column"),
+        ({"time_column": "label"}, "time_column is the label column 'label': name another column"),
+        ({"exclude_fields": ["titel"]}, "'titel' is missing in every split .*exclude_fields.*did you mean 'title'?"),
+    ],
+)
+def test_the_label_column_has_no_second_role(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_data(make_data(), make_recipe(**settings))
+
+
+def test_a_column_that_only_some_splits_have_is_refused_by_its_split_and_can_be_left_out() -> None:
+    data = make_data()
+    data["test"] = data["test"].drop_columns(["title"])
+    schema = [Field(name="user_id"), Field(name="title")]
+    with pytest.raises(
+        ValueError, match=r"'title' is missing in split 'test', and split 'train' has it; .*exclude_fields"
+    ):
+        check_columns(data, schema)
+    check_data(data, make_recipe(exclude_fields=["title"]))
+    check_columns(data, [schema[0], Field(name="title", kind="ignored")])

@@ -405,3 +405,18 @@ def test_gauc_is_the_weighted_mean_of_pairwise_aucs(rows: list[tuple[int, bool, 
     value, share = gauc(logits.astype(float), labels, groups)
     assert share == pytest.approx(covered / len(rows))
     assert np.isnan(value) if covered == 0 else value == pytest.approx(weighted / covered)
+
+
+def test_a_number_too_large_for_a_time_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"holds 1e\+19 in row 1, which is no time"):
+        read_times(pa.array([1.0, 1e19]))
+
+
+def test_an_empty_positive_label_is_refused() -> None:
+    with pytest.raises(ValueError, match="positive_label is '', which is no word"):
+        read_labels(pa.array(["", "yes"]), positive_label="")
+
+
+def test_a_word_that_differs_from_the_positive_label_in_case_alone_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    assert read_labels(pa.array(["no", "Yes", "yes"]), positive_label="yes").tolist() == [0, 0, 1]
+    assert "holds 'Yes' (row 1) beside 'yes': it is taken for no click" in caplog.text
