@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -304,12 +304,28 @@ def make_processor(recipe: Recipe, train: pa.Table, labels: np.ndarray, kinds: M
                     f"{key} is {value}, but {recipe.pretrained_model_name_or_path} was pretrained with {theirs[key]}; "
                     "take that, or pretrain anew"
                 )
+        check_settings_of_fields(recipe, processor.schema)
         return processor
     tokenizer: PreTrainedTokenizerBase | None = None
     if needs_text(recipe):
         tokenizer = load_tokenizer(str(recipe.text_model_name_or_path))
     schema = choose_fields(recipe, train, labels, kinds)
     return FlipProcessor.fit(train, schema, tokenizer, min_count=recipe.min_count, max_length=recipe.max_length)
+
+
+def check_settings_of_fields(recipe: Recipe, schema: Sequence[Field]) -> None:
+    """Raises ValueError where the recipe says something else of a field than the checkpoint that it finetunes."""
+    given = recipe.fields or []
+    declared = given if isinstance(given, dict) else {one["name"]: one for one in given if isinstance(one, dict)}
+    theirs = {field.name: field for field in schema}
+    for name, settings in declared.items():
+        for key, value in settings.items():
+            pretrained = getattr(theirs.get(name), key, None)
+            if value != pretrained:
+                raise ValueError(
+                    f"{key} of field {name!r} is {value!r}, but {recipe.pretrained_model_name_or_path} was pretrained with "
+                    f"{pretrained!r}; take that, or pretrain anew"
+                )
 
 
 def inspect_fields(recipe: Recipe, train: pa.Table, labels: np.ndarray, kinds: Mapping[str, str]) -> list[FieldReport]:

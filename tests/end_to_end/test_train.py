@@ -307,6 +307,11 @@ def test_a_pretraining_checkpoint_of_another_shape_is_refused(
         run_recipe(recipe("--tabular_tower", "autoint", "--pretrained_model_name_or_path", pretrained))
     with pytest.raises(ValueError, match=r"embedding_size is 5, but .* was pretrained with 4"):
         run_recipe(recipe("--model.embedding_size", 5, "--pretrained_model_name_or_path", pretrained))
+    for fields in ('{"age": {"kind": "text"}}', '[user_id, {"name": "age", "kind": "text"}, title, genre]'):
+        with pytest.raises(
+            ValueError, match=r"kind of field 'age' is 'text', but .* was pretrained with 'categorical'"
+        ):
+            run_recipe(recipe("--fields", fields, "--pretrained_model_name_or_path", pretrained))
 
 
 def test_a_killed_finetuning_is_as_patient_as_an_uninterrupted_one(recipe: MakeRecipe, tmp_path: Path) -> None:
