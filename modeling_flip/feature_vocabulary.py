@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
@@ -26,6 +27,8 @@ VOCABULARY_FILE = "feature_vocab.parquet"
 FORMAT_VERSION = 2
 # Looking up more than a share of the vocabulary's size, all of it is hashed once; fewer are searched for in its order.
 SEARCHED_SHARE = 1 / 16
+# Up to so many texts are searched for one by one.
+FEW_TEXTS = 16
 
 
 @dataclass(frozen=True)
@@ -329,6 +332,14 @@ class FeatureVocabulary:
         if not len(texts):
             return np.zeros(0, np.int64)
         order = self._order(field)
+        if len(texts) <= FEW_TEXTS:  # a call of Arrow costs more than a few comparisons: this is the latency of one row
+            found = np.full(len(texts), -1, np.int64)
+            for i, text in enumerate(texts.to_pylist()):
+                # Python's order of code points is that of UTF-8's bytes, which is Arrow's.
+                place = bisect_left(order, text, key=lambda at: values[int(at)].as_py())
+                if place < len(order) and values[int(order[place])].as_py() == text:
+                    found[i] = order[place]
+            return found
         low, high = np.zeros(len(texts), np.int64), np.full(len(texts), len(values), np.int64)
         while (low < high).any():
             middle = np.minimum((low + high) // 2, len(values) - 1)

@@ -531,7 +531,7 @@ def test_few_texts_are_looked_up_without_going_through_the_vocabulary(
     texts = pa.array([f"a value of thirty characters, or {i * 299}" for i in range(size)])
     assert vocabulary.positions("a", texts).tolist() == [i * 299 for i in range(size)]
     assert not counting.calls["index_in"] + counting.calls["array_sort_indices"]
-    assert counting.most == size  # never an array of the vocabulary's length
+    assert counting.most <= size  # never an array of the vocabulary's length
     assert counting.calls["less"] <= 20  # of 300,000
 
 
