@@ -26,7 +26,7 @@ import torch
 from data_scripts.text_model import write as write_text_model
 from modeling_flip import CtrPredictionPipeline, Field, FlipForCTR, FlipProcessor
 from modeling_flip.fields import TYPES
-from modeling_flip.row_reader import read_column, read_columns
+from modeling_flip.row_reader import KINDS_OF_TEXT, read_column, read_columns
 
 Rng = np.random.Generator
 NUMERIC_TYPES = ("integer", "number", "date", "timestamp")
@@ -145,15 +145,20 @@ TEXTLESS: dict[str, Callable[[Rng], Any]] = {
 }
 
 
-def _scalar(rng: Rng, kinds: list[str]) -> Any:
-    kind = kinds[rng.integers(len(kinds))]
-    return (SCALARS | TEXTLESS)[kind](rng)
+def pool(makers: dict[str, Callable[[Rng], Any]], size: int = 12) -> dict[str, list[Any]]:
+    """Some values of each kind: so few that each can be read by itself, too."""
+    rng = np.random.default_rng(0)
+    return {kind: [make(rng) for _ in range(size)] for kind, make in makers.items()} | {"text": WORDS}
 
 
-def _cell(rng: Rng, kinds: list[str], is_list: bool) -> Any:
-    if not is_list or rng.random() < 0.2:
-        return _scalar(rng, kinds)
-    members = [_scalar(rng, kinds) for _ in range(rng.integers(5))]
+def _some(rng: Rng, kinds: list[str]) -> Any:
+    values = POOL[kinds[rng.integers(len(kinds))]]
+    return values[rng.integers(len(values))]
+
+
+def _list(rng: Rng) -> Any:
+    kinds = list(rng.choice(list(SCALARS), rng.integers(1, 5)))
+    members = [_some(rng, kinds) for _ in range(rng.integers(5))]
     shape = rng.integers(6)
     if shape == 0:
         return tuple(members)
@@ -175,7 +180,14 @@ def python_column(rng: Rng, rows: int, is_list: bool) -> list[Any]:
     kinds = list(rng.choice(names, rng.integers(1, 5))) if rng.random() < 0.7 else names
     if rng.random() < 0.03:
         kinds = [*kinds, str(rng.choice(list(TEXTLESS)))]
-    return [_cell(rng, kinds, is_list) for _ in range(rows)]
+    if is_list:
+        kinds = [*kinds, *["lists"] * 4 * len(kinds)]
+    return [_some(rng, kinds) for _ in range(rows)]
+
+
+POOL = pool(SCALARS | TEXTLESS)
+POOL |= pool({"lists": _list}, 200)
+FLOATS = np.array([*POOL["float"], *POOL["float32"], *POOL["float16"]], np.float64)
 
 
 # ---- Arrow
@@ -229,11 +241,14 @@ def arrow_array(rng: Rng, kind: pa.DataType, rows: int) -> pa.Array:
         return pa.array(rng.integers(0, 2, rows).astype(bool), mask=mask)
     if pa.types.is_floating(kind):
         with np.errstate(over="ignore"):
-            return pa.array(np.array([_float(rng) for _ in mask], kind.to_pandas_dtype()), kind, mask=mask)
+            return pa.array(rng.choice(FLOATS, rows).astype(kind.to_pandas_dtype()), kind, mask=mask)
     if pa.types.is_decimal(kind):
         digits = [int(rng.integers(0, kind.precision + 1)) for _ in mask]
         numbers = [decimal.Decimal(int("9" * d or "0") * 5 // int(rng.integers(5, 60))).scaleb(-kind.scale, CONTEXT) for d in digits]
-        return pa.array([None if m else n for m, n in zip(mask, numbers, strict=True)], kind)
+        try:
+            return pa.array([None if m else n for m, n in zip(mask, numbers, strict=True)], kind)
+        except pa.ArrowException:
+            return pa.nulls(rows, kind)
     if isinstance(kind, pa.UuidType):
         return pa.array([None if m else rng.bytes(16) for m in mask], pa.binary(16)).cast(kind)
     if pa.types.is_time(kind):
@@ -347,10 +362,10 @@ class Alone:
     """The text of each value by itself, or that there is none."""
 
     def __init__(self) -> None:
-        self.known: dict[tuple[str, type, str], str | None | type] = {}
+        self.known: dict[tuple[str, type, str | bytes], str | None | type] = {}
 
     def __call__(self, value: Any, field: Field) -> Any:
-        key = (field.name, type(value), repr(value))
+        key = (field.name, type(value), value.encode(errors="surrogatepass") if isinstance(value, str) else repr(value))
         if key not in self.known:
             try:
                 self.known[key] = read_column([value], field).to_pylist()[0]
@@ -380,10 +395,10 @@ def make_pipeline(folder: Path) -> CtrPredictionPipeline:
 
     rows = [{field.name: cell(field) for field in FIELDS} for _ in range(40)]
     texts = FlipProcessor.fit(rows, FIELDS).texts(rows)
-    write_text_model(folder, texts, max_length=256)
+    write_text_model(folder, texts, max_length=32)
     from transformers import AutoTokenizer
 
-    processor = FlipProcessor.fit(rows, FIELDS, AutoTokenizer.from_pretrained(folder))
+    processor = FlipProcessor.fit(rows, FIELDS, AutoTokenizer.from_pretrained(folder), max_length=32)
     torch.manual_seed(0)
     model = FlipForCTR.from_text_pretrained(str(folder), processor, embedding_size=4, hidden_sizes=[8])
     with torch.no_grad():
@@ -397,7 +412,7 @@ def cases(seed: int, rows: int, only: int | None = None) -> Iterator[tuple[int, 
     number = 0
     while rows > 0:
         rng = np.random.default_rng([seed, number])
-        size = min(rows, int(rng.choice([1, 2, 7, 60, 150, 300])))
+        size = min(rows, int(rng.choice([1, 2, 7, 60, 200, 500])))
         rows -= size
         if only in (None, number):
             yield number, rng, size
@@ -464,10 +479,18 @@ def _one_batch(pipe: CtrPredictionPipeline, rng: Rng, size: int, alone: Alone) -
 
 def _cells(column: pa.Array) -> list[Any] | None:
     """A column's values in Python, where Python has them."""
+    if not has_text(column.type):
+        return None
     try:
         return column.to_pylist()
     except (ValueError, OverflowError, NotImplementedError):
         return None
+
+
+def has_text(kind: pa.DataType) -> bool:
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        kind = kind.value_type
+    return any(is_kind(kind) for is_kind in KINDS_OF_TEXT) or isinstance(kind, pa.UuidType)
 
 
 def _compare(rows: Any, how: str, field: Field, expected: list[Any]) -> list[str]:
