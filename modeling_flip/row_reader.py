@@ -235,7 +235,11 @@ def _pieces(values: Any, field: Field) -> list[tuple[pa.Array, np.ndarray | None
 
 def _plain(chunk: pa.Array) -> pa.Array:
     # Chunks may have dictionaries of their own, which do not concatenate.
-    return chunk.dictionary_decode() if pa.types.is_dictionary(chunk.type) else chunk
+    if not pa.types.is_dictionary(chunk.type):
+        return chunk
+    if pa.types.is_string_view(chunk.type.value_type):  # Arrow cannot decode it
+        chunk = pa.DictionaryArray.from_arrays(chunk.indices, chunk.dictionary.cast(pa.string()))
+    return chunk.dictionary_decode()
 
 
 def to_arrow(values: Sequence[Any], field: Field) -> pa.Array:
@@ -323,7 +327,10 @@ def _is_container(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    text = " ".join(repr(value).split())
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # such as of an integer of very many digits, or in whatever else somebody's object has there
+        return "which cannot be shown"
     return text if len(text) <= 60 else text[:59] + "…"
 
 

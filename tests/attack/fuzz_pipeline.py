@@ -133,7 +133,7 @@ TEXTLESS: dict[str, Callable[[Rng], Any]] = {
     "Period": lambda rng: pd.Period("2024-01"),
     "Interval": lambda rng: pd.Interval(0, 1),
     "complex": lambda rng: (1j, np.complex64(1j))[rng.integers(2)],
-    "dict": lambda rng: {"a": 1},
+    "dict": lambda rng: ({"a": 1}, {"a": 10**5000})[rng.integers(2)],
     "list": lambda rng: (["a"], [], ("a",), {"a"}, np.array(["a"]))[rng.integers(5)],
     "array without dimensions": lambda rng: np.array(5),
     "huge": lambda rng: 10**5000,
@@ -358,6 +358,13 @@ def fault_of(error: Exception, names: list[str]) -> str | None:
     return None if "\n" not in str(error) else f"several lines: {said}"
 
 
+def _key(value: Any) -> str | bytes:
+    try:
+        return value.encode(errors="surrogatepass") if isinstance(value, str) else repr(value)
+    except ValueError:  # an integer of very many digits
+        return "huge"
+
+
 class Alone:
     """The text of each value by itself, or that there is none."""
 
@@ -365,7 +372,7 @@ class Alone:
         self.known: dict[tuple[str, type, str | bytes], str | None | type] = {}
 
     def __call__(self, value: Any, field: Field) -> Any:
-        key = (field.name, type(value), value.encode(errors="surrogatepass") if isinstance(value, str) else repr(value))
+        key = (field.name, type(value), _key(value))
         if key not in self.known:
             try:
                 self.known[key] = read_column([value], field).to_pylist()[0]
@@ -395,10 +402,10 @@ def make_pipeline(folder: Path) -> CtrPredictionPipeline:
 
     rows = [{field.name: cell(field) for field in FIELDS} for _ in range(40)]
     texts = FlipProcessor.fit(rows, FIELDS).texts(rows)
-    write_text_model(folder, texts, max_length=32)
+    write_text_model(folder, texts, max_length=16)
     from transformers import AutoTokenizer
 
-    processor = FlipProcessor.fit(rows, FIELDS, AutoTokenizer.from_pretrained(folder), max_length=32)
+    processor = FlipProcessor.fit(rows, FIELDS, AutoTokenizer.from_pretrained(folder), max_length=16)
     torch.manual_seed(0)
     model = FlipForCTR.from_text_pretrained(str(folder), processor, embedding_size=4, hidden_sizes=[8])
     with torch.no_grad():
