@@ -145,7 +145,7 @@ TEXTLESS: dict[str, Callable[[Rng], Any]] = {
 }
 
 
-def pool(makers: dict[str, Callable[[Rng], Any]], size: int = 12) -> dict[str, list[Any]]:
+def pool(makers: dict[str, Callable[[Rng], Any]], size: int = 6) -> dict[str, list[Any]]:
     """Some values of each kind: so few that each can be read by itself, too."""
     rng = np.random.default_rng(0)
     return {kind: [make(rng) for _ in range(size)] for kind, make in makers.items()} | {"text": WORDS}
@@ -186,7 +186,7 @@ def python_column(rng: Rng, rows: int, is_list: bool) -> list[Any]:
 
 
 POOL = pool(SCALARS | TEXTLESS)
-POOL |= pool({"lists": _list}, 200)
+POOL |= pool({"lists": _list}, 60)
 FLOATS = np.array([*POOL["float"], *POOL["float32"], *POOL["float16"]], np.float64)
 
 
@@ -243,17 +243,17 @@ def arrow_array(rng: Rng, kind: pa.DataType, rows: int) -> pa.Array:
         with np.errstate(over="ignore"):
             return pa.array(rng.choice(FLOATS, rows).astype(kind.to_pandas_dtype()), kind, mask=mask)
     if pa.types.is_decimal(kind):
-        digits = [int(rng.integers(0, kind.precision + 1)) for _ in mask]
-        numbers = [decimal.Decimal(int("9" * d or "0") * 5 // int(rng.integers(5, 60))).scaleb(-kind.scale, CONTEXT) for d in digits]
+        some = [int("9" * int(rng.integers(0, kind.precision + 1)) or 0) // divisor for divisor in (1, 7, 10)]
+        numbers = [decimal.Decimal(some[i]).scaleb(-kind.scale, CONTEXT) for i in rng.integers(3, size=rows)]
         try:
             return pa.array([None if m else n for m, n in zip(mask, numbers, strict=True)], kind)
         except pa.ArrowException:
             return pa.nulls(rows, kind)
     if isinstance(kind, pa.UuidType):
-        return pa.array([None if m else rng.bytes(16) for m in mask], pa.binary(16)).cast(kind)
+        return pa.array([None if m else bytes([i % 3] * 16) for i, m in enumerate(mask)], pa.binary(16)).cast(kind)
     if pa.types.is_time(kind):
         a_day = 86_400 * {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[kind.unit]
-        numbers = rng.choice([0, 1, a_day - 1, a_day // 2, int(rng.integers(a_day))], rows)
+        numbers = rng.choice([0, 1, a_day - 1, a_day // 2, 12_345_678_901 % a_day], rows)
         return pa.array(numbers, mask=mask).cast(pa.int32() if kind.bit_width == 32 else pa.int64()).cast(kind)
     if pa.types.is_date64(kind):
         return arrow_array(rng, pa.date32(), rows).cast(kind)
