@@ -159,7 +159,7 @@ def check_data(tables: Mapping[str, pa.Table], recipe: Recipe) -> dict[str, np.n
         )
         if len(np.unique(labels[split])) == 1:
             raise ValueError(
-                f"every label of split {split!r} is {labels[split][0]:.0f}; clicks and non-clicks are both needed, to learn and "
+                f"every label of split {split!r} is {labels[split][0]:.0f} (column {label!r}); clicks and non-clicks are both needed, to learn and "
                 "for AUC"
             )
     return labels

@@ -139,8 +139,34 @@ def cut_missing_splits(
         logger.warning(f"{what} is split by {time_column}: {', '.join(said)}")
     else:
         parts = {split: np.sort(part) for split, part in parts.items()}
-    cut = {split: rows.take(pa.array(part)) for split, part in parts.items()}
+    cut = {split: _take(rows, part, what) for split, part in parts.items()}
     return {split: cut[split] if split in cut else tables[split] for split in SPLITS}
+
+
+def _take(rows: pa.Table, picked: np.ndarray, what: str) -> pa.Table:
+    columns = []
+    for name, column in zip(rows.column_names, rows.columns, strict=True):
+        try:
+            columns.append(column.cast(_takeable(column.type)).take(pa.array(picked)))
+        except pa.ArrowException as error:
+            raise ValueError(
+                f"column {name!r} of {what} has type {column.type}, of which rows cannot be picked; turn it into text, numbers or "
+                "lists of them first"
+            ) from error
+    return pa.Table.from_arrays(columns, rows.column_names)
+
+
+def _takeable(kind: pa.DataType) -> pa.DataType:
+    """The type with the same values of which Arrow can take some."""
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_dictionary(kind):
+        return pa.dictionary(kind.index_type, _takeable(kind.value_type), kind.ordered)
+    if pa.types.is_list(kind):
+        return pa.list_(_takeable(kind.value_type))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(_takeable(kind.value_type))
+    return pa.list_(_takeable(kind.value_type), kind.list_size) if pa.types.is_fixed_size_list(kind) else kind
 
 
 def earlier_part(rows: int) -> int:
