@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard, DataLoaderShard, SeedableRandomSampler, skip_first_batches
-from torch.utils.data import BatchSampler
+from torch.utils.data import BatchSampler, DataLoader
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from modeling_flip import FlipDataset, FlipProcessor
 from modeling_flip.training import samplers
 from modeling_flip.training.samplers import InOrder, Shuffled
 
@@ -58,3 +59,22 @@ def test_a_resumed_epoch_goes_on_in_its_own_order_whatever_wraps_the_sampler() -
         rest.set_epoch(epoch)
         left += [index % 64 for batch in rest.batch_sampler for index in batch]
     assert sorted(left) == sorted(whole[32:])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_workers_that_live_on_learn_of_the_next_epoch(workers: int) -> None:
+    processor = FlipProcessor.fit({"user": ["a", "b", "c"]}, ["user"])
+    epochs = iter(range(2))
+    loader = DataLoader(
+        processor.encode({"user": ["a", "b", "c"]}),
+        batch_size=2,
+        sampler=Shuffled(3, 0, lambda: next(epochs)),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        collate_fn=epoch_and_rows,
+    )
+    assert [[epoch for epoch, _ in loader] for _ in range(2)] == [[0, 0], [1, 1]]
+
+
+def epoch_and_rows(rows: FlipDataset) -> tuple[int, list[int]]:
+    return rows.epoch, rows.row_ids.tolist()
