@@ -130,6 +130,8 @@ def check_files(name_or_path: str | os.PathLike, part: Part, **located: Any) -> 
             if isinstance(error.__cause__, HfHubHTTPError) and not isinstance(error.__cause__, EntryNotFoundError):
                 raise
             raise ValueError(f"{name} of {name_or_path} is missing; {REMEDY}") from error
+        if file is None:  # what transformers answers where config.json is missing in a folder
+            raise ValueError(f"{name} of {name_or_path} is missing; {REMEDY}")
         if _sha256(Path(file)) != expected:
             raise ValueError(f"{file} is cut short or was changed: its SHA-256 is not the saved one; {REMEDY}")
     return commit

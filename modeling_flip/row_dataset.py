@@ -24,7 +24,7 @@ class FlipDataset(torch.utils.data.Dataset["FlipDataset"]):
             (or there is no tokenizer).
         labels: (N,) float32 clicks, or None.
         row_ids: (N,) int64, which rows of the whole these are; seeds the masking.
-        epoch: seeds the masking.
+        epoch: seeds the masking. Row r can be asked for as e * N + r: then as it is e epochs later.
     """
 
     value_ids: np.ndarray
@@ -39,15 +39,16 @@ class FlipDataset(torch.utils.data.Dataset["FlipDataset"]):
         return len(self.value_ids)
 
     def __getitems__(self, indices: Sequence[int] | np.ndarray) -> FlipDataset:
-        index = np.asarray(indices, np.int64)
+        # The epoch comes with the indices: what is told to a dataset does not reach the workers that hold copies of it.
+        later, index = np.divmod(np.asarray(indices, np.int64), max(1, len(self)))
+        epoch = self.epoch + int(later.max(initial=0))
         labels = None if self.labels is None else self.labels[index]
-        return replace(self, value_ids=self.value_ids[index], labels=labels, row_ids=self.row_ids[index])
+        return replace(self, value_ids=self.value_ids[index], labels=labels, row_ids=self.row_ids[index], epoch=epoch)
 
     def __getitem__(self, index: int) -> FlipDataset:
-        return self.__getitems__([index])
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        return self.__getitems__([index % len(self)])
 
     def feature_ids(self) -> np.ndarray:
         """(N, F) int64 the feature of each field that the tabular tower reads; of a list the first member's."""

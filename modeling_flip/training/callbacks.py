@@ -1,4 +1,4 @@
-"""What runs beside a training: the epoch of the masks, and a clock."""
+"""What runs beside a training: a clock, and a line of the log at each save."""
 
 from __future__ import annotations
 
@@ -6,19 +6,17 @@ import time
 from typing import Any
 
 import numpy as np
-from transformers import TrainerCallback
-
-from ..row_dataset import FlipDataset
+from transformers import TrainerCallback, TrainerControl
 
 
-class SetEpoch(TrainerCallback):
-    """Tells the dataset its epoch, from which masks are drawn: accelerate does so only on a single process."""
+class LogAtSave(TrainerCallback):
+    """Logs whenever a checkpoint is saved: the losses since the last line are in no checkpoint, and a resumed run would log
+    others."""
 
-    def __init__(self, dataset: FlipDataset):
-        self.dataset = dataset
+    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
+        control.should_log |= control.should_save
 
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.dataset.set_epoch(int((state.epoch or 0) + 1e-6))
+    on_epoch_end = on_step_end
 
 
 class EpochClock(TrainerCallback):

@@ -23,7 +23,7 @@ import pyarrow as pa
 import torch
 import transformers
 from accelerate import PartialState
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..row_dataset import FlipDataset
 from ..version import __version__
@@ -31,6 +31,11 @@ from ..version import __version__
 FOLDER = "manifests"
 PACKAGE = Path(__file__).parents[1]
 ROWS_AT_ONCE = 1 << 20
+TEXT_MODEL_PARTS = {
+    "config_sha256": "another configuration",
+    "tokenizer_sha256": "another tokenizer",
+    "weights_sha256": "other weights",
+}
 REMEDY = (
     "weights of the one would go on with the other. Give the run what it began with, or choose another --output_dir or "
     "delete the folder to begin anew"
@@ -64,19 +69,47 @@ class Outputs:
 
 @contextmanager
 def recorded(run_folder: Path, stage: str, inputs: Mapping[str, Any]) -> Iterator[Outputs]:
-    """Note on the main process what goes into a stage when it begins, and when it ends what it has put into the outputs."""
+    """Note on the main process what goes into a stage when it begins, and when it ends what it has put into the outputs.
+
+    Raises:
+        ValueError: somebody has deleted or replaced the run's folder while the stage went on.
+    """
     outputs, path = Outputs(), path_of(run_folder, stage)
     content = {"stage": stage, "complete": False, "inputs": dict(inputs)}
+    begun = _json(content)
     if PartialState().is_main_process:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(path, _json(content))
+        write(path, begun)
     yield outputs
     if PartialState().is_main_process:
+        if not path.is_file() or path.read_text() != begun:
+            raise ValueError(
+                f"{run_folder} was deleted or replaced while this run went on: delete what is left of it, and run again"
+            )
         made = {
             file.relative_to(run_folder).as_posix(): {"size": file.stat().st_size, "sha256": sha256_of_file(file)}
             for file in sorted(outputs.files)
         }
         write(path, _json(content | {"complete": True, "outputs": {"figures": outputs.figures, "files": made}}))
+
+
+def check_outputs(run_folder: Path, stage: str) -> None:
+    """Raises ValueError where a stage that is complete has lost a file, or one is no longer as it was; nothing of a stage that
+    was not recorded, or not to its end."""
+    path = path_of(run_folder, stage)
+    if not path.exists():
+        return
+    try:
+        content = json.loads(path.read_text())
+        files = dict(content["outputs"]["files"]) if content["complete"] else {}
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is no manifest ({error!r})") from error
+    for name, saved in files.items():
+        file = run_folder / name
+        if not file.is_file():
+            raise ValueError(f"{file} is missing")
+        if sha256_of_file(file) != saved["sha256"]:
+            raise ValueError(f"{file} is cut short or was changed: its SHA-256 is not the saved one")
 
 
 def check_same_inputs(run_folder: Path, stage: str, inputs: Mapping[str, Any]) -> None:
@@ -105,8 +138,10 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]
                 yield f"split {split!r} had other {what}"
     if before["vocabulary"] != now["vocabulary"]:
         yield "the training rows gave another vocabulary"
-    if (before["text_model"] or {}).get("config_sha256") != (now["text_model"] or {}).get("config_sha256"):
-        yield f"the text model {(now['text_model'] or {}).get('name')!r} had another configuration"
+    ours, theirs = now["text_model"] or {}, before["text_model"] or {}
+    for key, what in TEXT_MODEL_PARTS.items():
+        if theirs.get(key, ours.get(key)) != ours.get(key):
+            yield f"the text model {ours.get('name')!r} had {what}"
 
 
 def _json(content: Mapping[str, Any]) -> str:
@@ -143,13 +178,22 @@ def _bytes_of(texts: pa.Array) -> bytes:
     return ends + (data[int(offsets[0]) : int(offsets[-1])].to_pybytes() if data is not None else b"")
 
 
-def describe_text_model(name: str, config: PreTrainedConfig) -> dict[str, str]:
-    """Its name, and the SHA-256 of its settings, wherever it lies."""
+def describe_text_model(
+    name: str, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase | None
+) -> dict[str, str | None]:
+    """Its name, and the SHA-256 of its settings, of its tokenizer, and, of a folder, of its weights."""
     settings = {k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
-    return {
-        "name": name,
-        "config_sha256": hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest(),
-    }
+    sha256: dict[str, str | None] = {"config": _sha256_of_json(settings), "tokenizer": None, "weights": None}
+    if tokenizer is not None:
+        steps = json.loads(tokenizer.backend_tokenizer.to_str())
+        sha256["tokenizer"] = _sha256_of_json(steps | {"truncation": None, "padding": None})  # these each call sets
+    if Path(name).is_dir():
+        sha256["weights"] = _sha256_of_json([sha256_of_file(file) for file in sorted(Path(name).glob("*.safetensors"))])
+    return {"name": name} | {f"{part}_sha256": value for part, value in sha256.items()}
+
+
+def _sha256_of_json(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 # ---- circumstances

@@ -25,6 +25,7 @@ from transformers.utils import logging
 
 from ..modeling_flip import FlipPreTrainedModel
 from ..processing_flip import FlipProcessor
+from .checkpoints import STATE, step_of
 from .hub import create_repo, is_final, push_error, upload, with_retries
 from .model_card import CURVE_FILE, model_card
 
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 RECIPE_FILE = "recipe.yaml"
-# Of a checkpoint, what only a resumed training reads.
-STATE_FILES = ("optimizer.*", "scheduler.*", "scaler.*", "rng_state*", "trainer_state.json")
 # Of an output folder, what stays here: the state of a training, and files that are being written.
 UNPUSHED = ("checkpoints/*", "checkpoint-*/*", "runs/*", "manifests/*", ".*", "*/.*")
 LAST = "last-checkpoint"
@@ -213,7 +212,7 @@ class PublishCallback(TrainerCallback):
         shown = checkpoint.with_name(f"checkpoint-{kept_step(args, state)}")
         if not shown.is_dir():
             shown = checkpoint
-        link_files(shown, staged / self.subfolder, STATE_FILES)
+        link_files(shown, staged / self.subfolder, (*STATE.patterns, STATE.checksums))
         if self.strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             place = staged / (LAST if self.strategy == HubStrategy.CHECKPOINT else checkpoint.name)
             link_files(checkpoint, place, ())
@@ -304,11 +303,6 @@ def validation_of(log_history: Sequence[Mapping[str, float]], step: int | None) 
     at_step = [entry for entry in log_history if "eval_auc" in entry and entry["step"] == step]
     measured = at_step[-1] if at_step else {}
     return {k.replace("eval_", "validation_", 1): v for k, v in measured.items() if k.startswith("eval_")}
-
-
-def step_of(checkpoint: str | os.PathLike | None) -> int | None:
-    """The step in a checkpoint's name, `checkpoint-STEP`."""
-    return None if checkpoint is None else int(Path(checkpoint).name.rpartition("-")[2])
 
 
 def link_files(source: Path, target: Path, without: Sequence[str]) -> None:

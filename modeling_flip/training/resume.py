@@ -13,12 +13,11 @@ from typing import Any
 import yaml
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import RevisionNotFoundError
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
-from ..checkpoint_files import MODEL, check_files
 from ..modeling_flip import FlipForPreTraining
 from . import manifest
+from .checkpoints import STATE_FILE, step_of
 from .hub import create_repo, is_final, push_error, with_retries
 from .publishing import (
     LAST,
@@ -27,10 +26,8 @@ from .publishing import (
     RECIPE_FILE,
     RESULTS_FILE,
     link_files,
-    step_of,
 )
 from .recipe import HUB_KEYS, Recipe, hub_repo, stage_arguments
-from .trainer import FlipTrainer
 
 logger = logging.get_logger(__name__)
 
@@ -64,21 +61,6 @@ def check_same_run(recipe_file: Path, recipe: Recipe, what: str, remedy: str, bu
             raise ValueError(f"{what}: its {key} is {theirs.get(key)!r}, this run's is {ours.get(key)!r}; {remedy}")
 
 
-def last_checkpoint(trainer: FlipTrainer) -> str | None:
-    """The last whole checkpoint of an interrupted stage, if there is one; half-written ones are deleted."""
-    folder = Path(str(trainer.args.output_dir))
-    for checkpoint in folder.glob("checkpoint-*"):
-        # Trainer writes its state last; without it the checkpoint is half-written and must not be resumed from.
-        if not (checkpoint / "trainer_state.json").exists() and trainer.is_world_process_zero():
-            shutil.rmtree(checkpoint, ignore_errors=True)
-    trainer.accelerator.wait_for_everyone()
-    last = get_last_checkpoint(str(folder)) if folder.exists() else None
-    if last is not None:
-        check_files(last, MODEL)
-        logger.warning(f"continuing from {last}")
-    return last
-
-
 def restore_from_hub(recipe: Recipe) -> None:
     """Bring what an earlier run of this recipe pushed with hub_strategy "checkpoint" into the output folder, all or nothing.
 
@@ -90,7 +72,7 @@ def restore_from_hub(recipe: Recipe) -> None:
     output_dir = Path(recipe.output_dir).resolve()
     restored = output_dir.with_name(f".{output_dir.name}.restored")
     begun = check_output_dir(recipe)
-    little = [RECIPE_FILE, *NOT_OF_THIS_RUN[1:], f"{LAST}/trainer_state.json", f"{LAST}/config.json"]
+    little = [RECIPE_FILE, *NOT_OF_THIS_RUN[1:], f"{LAST}/{STATE_FILE}", f"{LAST}/config.json"]
     with tempfile.TemporaryDirectory() as repo_dir:
         repo = Path(repo_dir)
         try:
@@ -146,7 +128,7 @@ def restore_from_hub(recipe: Recipe) -> None:
 def progress_on_hub(repo: Path) -> tuple[int, int]:
     """How far a run has come: the position of its stage in STAGES, and the step."""
     if (repo / LAST).exists():
-        step = json.loads((repo / LAST / "trainer_state.json").read_text())["global_step"]
+        step = json.loads((repo / LAST / STATE_FILE).read_text())["global_step"]
         return STAGES.index(stage_on_hub(repo)), step
     return (STAGES.index("finished") if (repo / RESULTS_FILE).exists() else 0), 0
 
@@ -156,7 +138,7 @@ def progress_here(output_dir: Path) -> tuple[int, int]:
     if (output_dir / RESULTS_FILE).exists():
         return STAGES.index("finished"), 0
     aligned = (output_dir / "pretraining" / PRETRAINING_RESULTS_FILE).exists()
-    states = output_dir.glob("checkpoints/*/checkpoint-*/trainer_state.json")
+    states = output_dir.glob(f"checkpoints/*/checkpoint-*/{STATE_FILE}")
     saved = [(STAGES.index(p.parent.parent.name), step_of(p.parent) or 0) for p in states]
     return max([(STAGES.index("finetuning") if aligned else 0, 0), *saved])
 
@@ -175,15 +157,11 @@ def restore_checkpoints(repo: Path, restored: Path, recipe: Recipe) -> None:
     if prepared.exists():  # what the run was begun with; compared with what it is to go on with
         (restored / manifest.FOLDER).mkdir()
         shutil.move(prepared, manifest.path_of(restored, "prepare"))
-    state = json.loads((repo / LAST / "trainer_state.json").read_text())
+    state = json.loads((repo / LAST / STATE_FILE).read_text())
     keeps_best = stage_arguments(recipe, stage).load_best_model_at_end
-    last, best = state["global_step"], step_of(state["best_model_checkpoint"]) if keeps_best else None
+    last, best = state["global_step"], state["best_global_step"] if keeps_best else None
     shutil.copytree(repo / LAST, restored / folder / f"checkpoint-{last}")
-    if best is None:
+    if best in (None, last):
         return
-    state["best_model_checkpoint"] = str(Path(recipe.output_dir) / folder / f"checkpoint-{best}")
-    if best != last:
-        shown = repo / "pretraining" if stage == "pretraining" else repo
-        link_files(shown, restored / folder / f"checkpoint-{best}", ("README.md", "*.png", "*.yaml"))
-    for step in {last, best}:
-        (restored / folder / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps(state, indent=2))
+    shown = repo / "pretraining" if stage == "pretraining" else repo
+    link_files(shown, restored / folder / f"checkpoint-{best}", ("README.md", "*.png", "*.yaml"))

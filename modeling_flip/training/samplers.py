@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from torch.utils.data import Sampler
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
 READ_AT_ONCE = 1 << 16
 MOST_BATCHES_SORTED = 50  # together, as transformers has it; fewer where there are few rows
@@ -26,30 +25,57 @@ class InOrder(Sampler[int]):
         return one_by_one(self.order)
 
 
-class LengthBuckets(LengthGroupedSampler):
-    """Batches of like length in an order that depends on seed and epoch alone, so that all processes, and a resumed run,
-    see the same: that of transformers' `LengthGroupedSampler`. `lengths` is (N,)."""
+class Shuffled(Sampler[int]):
+    """All rows, in an order that depends on seed and epoch alone: every process, a resumed run, and whatever wraps the sampler
+    see the same.
 
-    def __init__(self, batch_size: int, lengths: np.ndarray, seed: int):
-        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
-        self.seed = seed
-        self.set_epoch(0)
+    Row r of epoch e is read as e * N + r, from which a `FlipDataset` knows the epoch of its masks in every worker.
 
-    def set_epoch(self, epoch: int) -> None:
-        self.generator.manual_seed(self.seed + epoch)
+    Args:
+        num_rows: N.
+        seed: of the order.
+        epoch: tells the epoch whenever an order begins. It is asked, not told: not every wrapper of accelerate passes on what
+            it is told.
+        lengths: (N,) tokens of each sentence; then sentences of like length share a batch, in the order of transformers'
+            `LengthGroupedSampler`.
+        batch_size: rows of a batch, of all processes together.
+
+    Example:
+        >>> list(Shuffled(3, seed=0, epoch=lambda: 2))  # rows 0, 2 and 1
+        [6, 8, 7]
+    """
+
+    def __init__(
+        self,
+        num_rows: int,
+        seed: int,
+        epoch: Callable[[], int],
+        lengths: np.ndarray | None = None,
+        batch_size: int = 1,
+    ):
+        self.num_rows, self.seed, self.epoch, self.lengths, self.batch_size = num_rows, seed, epoch, lengths, batch_size
+
+    def __len__(self) -> int:
+        return self.num_rows
 
     def __iter__(self) -> Iterator[int]:
-        lengths = self.lengths
-        order = torch.randperm(len(lengths), generator=self.generator).numpy()
-        size = self.batch_size * max(1, min(len(lengths) // (4 * self.batch_size), MOST_BATCHES_SORTED))
-        starts = np.arange(0, len(order), size)
-        for start in starts:
-            part = order[start : start + size]
-            part[:] = part[np.argsort(-lengths[part], kind="stable")]
-        # The longest sentence of all comes first: where memory is short, it shows at once.
-        longest = starts[np.argmax(lengths[order[starts]])]
-        order[[0, longest]] = order[[longest, 0]]
-        return one_by_one(order)
+        epoch = self.epoch()
+        order = torch.randperm(self.num_rows, generator=torch.Generator().manual_seed(self.seed + epoch)).numpy()
+        if self.lengths is not None:
+            group_by_length(order, self.lengths, self.batch_size)
+        return one_by_one(order + epoch * self.num_rows)
+
+
+def group_by_length(order: np.ndarray, lengths: np.ndarray, batch_size: int) -> None:
+    """Sort an order (N,) by length (N,), in place, within chunks of some batches."""
+    size = batch_size * max(1, min(len(order) // (4 * batch_size), MOST_BATCHES_SORTED))
+    starts = np.arange(0, len(order), size)
+    for start in starts:
+        part = order[start : start + size]
+        part[:] = part[np.argsort(-lengths[part], kind="stable")]
+    # The longest sentence of all comes first: where memory is short, it shows at once.
+    longest = starts[np.argmax(lengths[order[starts]])]
+    order[[0, longest]] = order[[longest, 0]]
 
 
 def one_by_one(order: np.ndarray) -> Iterator[int]:

@@ -21,6 +21,7 @@ from accelerate import PartialState
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.utils import logging
 
+from ..checkpoint_files import MODEL, PROCESSOR, check_files
 from ..ctr_models import CTR_MODELS
 from ..field_inference import FieldReport, field_table, infer_fields
 from ..fields import Field, used
@@ -28,6 +29,7 @@ from ..modeling_flip import FlipForCTR, FlipForPreTraining, FlipPreTrainedModel
 from ..processing_flip import FlipProcessor
 from ..row_dataset import FlipDataset
 from . import manifest
+from .checkpoints import decided_once, fact, last_checkpoint
 from .checks import check_columns, check_data, check_recipe, item_fields
 from .data import SPLITS, as_table, group_codes
 from .metrics import ctr_metrics
@@ -53,7 +55,7 @@ from .recipe import (
     stage_arguments,
     uses_cpu,
 )
-from .resume import check_output_dir, last_checkpoint, restore_from_hub
+from .resume import check_output_dir, restore_from_hub
 from .trainer import FlipTrainer
 
 logger = logging.get_logger(__name__)
@@ -259,7 +261,8 @@ def prepare(
     text_model = None
     if needs_text(recipe):
         name = str(recipe.text_model_name_or_path)
-        text_model = manifest.describe_text_model(name, AutoConfig.from_pretrained(name))
+        tokenizer = processor.tokenizer
+        text_model = manifest.describe_text_model(name, AutoConfig.from_pretrained(name), tokenizer)
     inputs = {
         "data": {split: manifest.describe_rows(rows) for split, rows in splits.items()},
         "vocabulary": processor.vocabulary.fingerprint,
@@ -411,14 +414,30 @@ def begin(run: Run, prepared: Prepared) -> None:
 def align(run: Run, prepared: Prepared) -> Aligned:
     """Align the two towers on the training rows; checkpoint and figures go to `pretraining/`."""
     folder = run.folder / "pretraining"
+    resumed = decided_once(lambda: is_aligned(run.folder, folder))
     with manifest.recorded(run.folder, "align", run.inputs("align", prepared)) as outputs:
-        resumed = folder.exists()
         if not resumed:
             pretrain(run, prepared, folder)
         figures = json.loads((folder / PRETRAINING_RESULTS_FILE).read_text())
         outputs.figures, outputs.files = dict(figures), [file for file in folder.iterdir() if file.is_file()]
     seconds = figures.pop("pretraining_seconds")
     return Aligned(folder, figures, seconds, resumed)
+
+
+def is_aligned(run_folder: Path, folder: Path) -> bool:
+    """Whether an alignment has ended in the folder, and is as it was saved. What is damaged is deleted, which is said."""
+    if not folder.exists():
+        return False
+    try:
+        manifest.check_outputs(run_folder, "align")
+        for part in (MODEL, PROCESSOR):
+            check_files(folder, part)
+        json.loads((folder / PRETRAINING_RESULTS_FILE).read_text())
+    except (ValueError, OSError) as error:
+        logger.warning(f"the alignment in {folder} is not as it was saved ({fact(error)}): it is done again")
+        shutil.rmtree(folder)
+        return False
+    return True
 
 
 def pretrain(run: Run, prepared: Prepared, folder: Path) -> None:
@@ -428,7 +447,7 @@ def pretrain(run: Run, prepared: Prepared, folder: Path) -> None:
     callbacks = run.callbacks(processor, subfolder="pretraining")
     splits = prepared.splits
     trainer = FlipTrainer(model, arguments, processor, splits["train"], splits["validation"], callbacks)
-    trainer.train(resume_from_checkpoint=last_checkpoint(trainer))
+    trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args))
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     figures = {
         "pretraining_samples_per_second": trainer.clock.median,
@@ -460,7 +479,7 @@ def finetune(run: Run, prepared: Prepared, aligned: Aligned | None) -> Finetuned
             splits["validation"],
             run.callbacks(processor, folders=folders),
         )
-        last = last_checkpoint(trainer)
+        last = last_checkpoint(trainer.args)
         trainer.train(resume_from_checkpoint=last)
         seconds = time.perf_counter() - begun
         trainer.save_model(str(run.folder), _internal_call=True)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainerCallback
-from transformers.trainer_utils import PredictionOutput, TrainOutput
+from transformers.trainer_utils import PredictionOutput, TrainOutput, rotate_checkpoints
 from transformers.utils import logging
 
 from ..data_collator import FlipDataCollator, PretrainingCollator
@@ -19,18 +19,16 @@ from ..processing_flip import FlipProcessor
 from ..row_dataset import FlipDataset
 from ..tabular_layers import BatchNorm
 from .arguments import FlipTrainingArguments
-from .callbacks import EpochClock, SetEpoch
+from .callbacks import EpochClock, LogAtSave
+from .checkpoints import check_weights, fact, seal
 from .metrics import ctr_metrics
 from .publishing import UNPUSHED, PublishCallback, Publisher, kept_step, validation_of, write_card
-from .samplers import InOrder, LengthBuckets
+from .samplers import InOrder, Shuffled
 
 logger = logging.get_logger(__name__)
 
 
-REMEDY = (
-    "checkpoints written before it are sound. Lower learning_rate or text_learning_rate and run again, with another "
-    "output_dir or this one deleted"
-)
+REMEDY = "lower learning_rate or text_learning_rate and run again, with another output_dir or this one deleted"
 
 
 class FlipTrainer(Trainer):
@@ -53,12 +51,9 @@ class FlipTrainer(Trainer):
         eval_dataset: FlipDataset | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ):
-        args = copy.copy(args)  # the caller's stay as they are, and so do its datasets' epochs
-        train_dataset = copy.copy(train_dataset)
+        args = copy.copy(args)  # the caller's stay as they are
         self.clock = EpochClock()
-        callbacks = [*(callbacks or []), self.clock]
-        if train_dataset is not None:
-            callbacks.append(SetEpoch(train_dataset))
+        callbacks = [*(callbacks or []), self.clock, LogAtSave()]
         if args.early_stopping_patience is not None:
             callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
         collator: FlipDataCollator | PretrainingCollator
@@ -120,13 +115,16 @@ class FlipTrainer(Trainer):
 
     # ---- data
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        if self._has_text and self.args.train_sampling_strategy == "group_by_length":
-            batch_size = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-            return LengthBuckets(batch_size, dataset.lengths, seed)
-        return torch.utils.data.RandomSampler(dataset)
+    def _get_train_sampler(self, train_dataset: Any = None) -> Shuffled:
+        dataset, args = self.train_dataset if train_dataset is None else train_dataset, self.args
+        by_length = self._has_text and args.train_sampling_strategy == "group_by_length"
+        return Shuffled(
+            len(dataset),
+            args.seed if args.data_seed is None else args.data_seed,
+            lambda: int((self.state.epoch or 0) + 1e-6),
+            dataset.lengths if by_length else None,
+            args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
+        )
 
     def _get_eval_sampler(self, eval_dataset: Any) -> InOrder:
         """Rows by length, so that batches need little padding; `predict` puts them back."""
@@ -213,10 +211,12 @@ class FlipTrainer(Trainer):
     def _stop_if_not_finite(self) -> None:
         """The last update can spoil the weights though its loss was finite."""
         self._stop_if_loss_is_not_finite()
-        parameters = dict(self.accelerator.unwrap_model(self.model).named_parameters())
-        are_finite = torch.stack([p.detach().isfinite().all() for p in parameters.values()])
+        model = self.accelerator.unwrap_model(self.model)
+        weights = dict(model.named_parameters())
+        weights |= {k: v for k, v in model.named_buffers() if v.is_floating_point() and "text_tower." not in k}
+        are_finite = torch.stack([weight.detach().isfinite().all() for weight in weights.values()])
         if not are_finite.all():
-            name = list(parameters)[int(are_finite.int().argmin())]
+            name = list(weights)[int(are_finite.int().argmin())]
             raise FloatingPointError(f"{name} is not finite after step {self.state.global_step}; {REMEDY}")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -231,6 +231,46 @@ class FlipTrainer(Trainer):
                 logs["alpha"] = model.alpha.item()
             self._components, self._num_steps_logged = {}, 0
         super().log(logs, start_time)
+
+    # ---- checkpoints
+
+    def _init_training_state(
+        self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, *args: Any
+    ) -> tuple[int, int]:
+        """Epochs, and batches of the next one, that a resumed training has behind it."""
+        done = super()._init_training_state(max_steps, num_update_steps_per_epoch, num_train_epochs, *args)
+        state, patience = self.state, self.args.early_stopping_patience
+        best = Path(str(self.args.output_dir), f"checkpoint-{state.best_global_step}")
+        if state.best_global_step and best.is_dir():  # wherever it was when it was saved
+            state.best_model_checkpoint = str(best)
+        stopper = state.stateful_callbacks.get(EarlyStoppingCallback.__name__, {})
+        waited = stopper.get("attributes", {}).get("early_stopping_patience_counter", 0)
+        # Trainer would take one more step, and evaluate once more, before it sees that it had stopped.
+        has_stopped = patience is not None and waited >= patience
+        return (num_train_epochs, 0) if has_stopped else done
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """As in Trainer, and sealed; those before it are deleted only when it is whole."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            folder = Path(str(self.args.output_dir))
+            seal(folder / f"checkpoint-{self.state.global_step}")
+            rotate_checkpoints(str(folder), limit, self.state.best_model_checkpoint)
+
+    def _load_best_model(self) -> None:
+        """As in Trainer, of weights that are as they were saved."""
+        try:
+            check_weights(Path(str(self.state.best_model_checkpoint)))
+        except (ValueError, OSError) as error:
+            raise ValueError(
+                f"the best checkpoint cannot be loaded: {fact(error)}; run again, which goes on from the last that is whole"
+            ) from error
+        super()._load_best_model()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         self._stop_if_not_finite()

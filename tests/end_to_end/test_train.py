@@ -381,6 +381,22 @@ def test_old_weights_never_go_on_with_other_data(
     assert run(begun, data)["resumed"] == (stage == "finetune")
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "pretraining_results.json", "README.md"])
+def test_a_damaged_alignment_is_done_again(
+    file: str, recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun = recipe("--pretraining.max_steps", 1, "--finetuning.max_steps", 1)
+    data = train.load_data(begun)
+    killed_while("finetune", begun, data, monkeypatch)
+    damaged = Path(begun.output_dir) / "pretraining" / file
+    before = {name: weight.clone() for name, weight in weights(damaged.parent).items()}  # they lie in the file
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    run(begun, data)
+    assert f"{damaged} is cut short" in caplog.text and "it is done again" in caplog.text
+    after = weights(damaged.parent)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
 def test_every_stage_says_what_went_in_and_what_came_out(flip: tuple[Recipe, dict[str, Any]]) -> None:
     folder, results = Path(flip[0].output_dir), flip[1]
     told = {path.stem: json.loads(path.read_text()) for path in (folder / "manifests").iterdir()}

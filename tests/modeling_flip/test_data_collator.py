@@ -199,7 +199,7 @@ def test_another_epoch_or_seed_chooses_anew(
     collator = PretrainingCollator(processors["wordpiece"], 0.3, 0.3, text_masking=text_masking)
     first = collate(collator, dataset, rows)
     if change == "epoch":
-        dataset.set_epoch(1)
+        dataset.epoch = 1
     else:
         collator.seed = 1
     second = collate(collator, dataset, rows)
@@ -422,7 +422,7 @@ def test_another_epoch_or_seed_draws_another_member(kinds: FlipProcessor, change
     collator = PretrainingCollator(kinds, tabular_mask_ratio=1.0)
     first = collate(collator, dataset, list(range(40)))["mtm_labels"]
     if change == "epoch":
-        dataset.set_epoch(1)
+        dataset.epoch = 1
     else:
         collator.seed = 1
     second = collate(collator, dataset, list(range(40)))["mtm_labels"]

@@ -169,6 +169,19 @@ def test_lengths_are_those_of_the_sentences(wordpiece: PreTrainedTokenizerFast) 
 
 def test_an_epoch_is_the_batchs_too(processor: FlipProcessor) -> None:
     dataset = processor.encode(SEEN)
-    dataset.set_epoch(3)
+    dataset.epoch = 3
     assert isinstance(dataset[1], FlipDataset)
     assert (dataset[1].epoch, dataset[1].row_ids.tolist(), dataset[1].labels) == (3, [1], None)
+
+
+def test_an_index_beyond_the_rows_is_a_row_of_a_later_epoch(processor: FlipProcessor) -> None:
+    """So the sampler tells each worker the epoch, and nothing is told to a dataset of which workers hold copies."""
+    dataset = processor.encode(SEEN)
+    rows = len(dataset)
+    later = dataset.__getitems__([2 * rows, 2 * rows + 1])
+    assert (later.epoch, later.row_ids.tolist()) == (2, [0, 1])
+    assert dataset.epoch == 0
+    assert dataset[-1].row_ids.tolist() == [rows - 1]
+    assert [row.row_ids.item() for row in dataset] == list(range(rows))  # it ends
+    with pytest.raises(IndexError, match=f"row {rows} of {rows}"):
+        dataset[rows]

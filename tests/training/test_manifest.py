@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -51,6 +52,41 @@ def test_a_stage_is_complete_only_when_it_has_ended(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "manifests").iterdir()] == ["align.json"]
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_folder_that_is_deleted_while_the_run_goes_on_is_no_success(replaced: bool, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+
+    def stage() -> None:
+        with manifest.recorded(folder, "align", {"vocabulary": "v"}):
+            shutil.rmtree(folder)
+            if replaced:
+                manifest.path_of(folder, "align").parent.mkdir(parents=True)
+                manifest.path_of(folder, "align").write_text("{}")
+
+    with pytest.raises(ValueError, match="run was deleted or replaced while this run went on"):
+        stage()
+
+
+@pytest.mark.parametrize("damage", ["cut", "removed"])
+def test_what_a_stage_has_made_is_looked_at_again(damage: str, tmp_path: Path) -> None:
+    manifest.check_outputs(tmp_path, "align")  # it was not recorded
+    made = tmp_path / "model.safetensors"
+    made.write_bytes(b"abc")
+    with manifest.recorded(tmp_path, "align", {}) as outputs:
+        outputs.files.append(made)
+        manifest.check_outputs(tmp_path, "align")  # it is not complete
+    manifest.check_outputs(tmp_path, "align")
+    if damage == "cut":
+        made.write_bytes(b"ab")
+    else:
+        made.unlink()
+    with pytest.raises(ValueError, match=r"model.safetensors is (cut short or was changed|missing)"):
+        manifest.check_outputs(tmp_path, "align")
+    manifest.path_of(tmp_path, "align").write_text("{")
+    with pytest.raises(ValueError, match=r"align.json is no manifest"):
+        manifest.check_outputs(tmp_path, "align")
+
+
 # ---- what is compared
 
 
@@ -83,10 +119,12 @@ def test_words_of_unseen_values_count(processor: FlipProcessor) -> None:
 
 
 def test_another_vocabulary_or_text_model_is_refused(processor: FlipProcessor, tmp_path: Path) -> None:
-    small, large = (manifest.describe_text_model("me/bert", BertConfig(num_hidden_layers=layers)) for layers in (1, 2))
+    small, large = (
+        manifest.describe_text_model("me/bert", BertConfig(num_hidden_layers=layers), None) for layers in (1, 2)
+    )
     with manifest.recorded(tmp_path, "prepare", inputs(processor) | {"text_model": small}):
         pass
-    elsewhere = manifest.describe_text_model("a/copy", BertConfig(num_hidden_layers=1))
+    elsewhere = manifest.describe_text_model("a/copy", BertConfig(num_hidden_layers=1), None)
     manifest.check_same_inputs(tmp_path, "prepare", inputs(processor) | {"text_model": elsewhere})
     with pytest.raises(ValueError, match="the text model 'me/bert' had another configuration"):
         manifest.check_same_inputs(tmp_path, "prepare", inputs(processor) | {"text_model": large})

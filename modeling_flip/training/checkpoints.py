@@ -1,0 +1,143 @@
+"""The checkpoints of a training: one that is whole can be told from one that is not, and only such a one is gone on from."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from transformers import TrainingArguments
+from transformers.utils import logging
+
+from ..checkpoint_files import MODEL, PROCESSOR, REMEDY, Part, check_files, write_checksums
+
+T = TypeVar("T")
+
+logger = logging.get_logger(__name__)
+
+STATE_FILE = "trainer_state.json"
+# What of a checkpoint only a resumed training reads. Its checksums are written last of all: without them it is half-written.
+STATE = Part(
+    "state.sha256",
+    ("optimizer.*", "scheduler.*", "scaler.*", "rng_state*", STATE_FILE),
+    ("optimizer.*", "scheduler.*", "rng_state*", STATE_FILE),
+)
+# Trainer would read these where there are no safetensors, or where these are in shards.
+FOREIGN = ("*.bin", "*.pkl", "adapter_*")
+
+
+def seal(checkpoint: Path) -> None:
+    """Say that all of a checkpoint is written, when it is on the disk."""
+    for path in (*checkpoint.iterdir(), checkpoint, checkpoint.parent):
+        _sync(path)
+    write_checksums(checkpoint, STATE)
+    for path in (checkpoint / STATE.checksums, checkpoint):
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def check_weights(checkpoint: Path) -> None:
+    """Raises ValueError where the weights of a checkpoint are not those that were saved."""
+    for pattern in FOREIGN:
+        for file in checkpoint.glob(pattern):
+            raise ValueError(f"{file} was not written by this training")
+    _check_part(checkpoint, MODEL)
+
+
+def _check_part(checkpoint: Path, part: Part) -> None:
+    if not (checkpoint / part.checksums).is_file():
+        raise ValueError(f"{checkpoint} holds no {part.checksums}")
+    check_files(checkpoint, part)
+
+
+def check(checkpoint: Path) -> None:
+    """Raises ValueError where a checkpoint is not as it was saved, or was not written to its end."""
+    if not (checkpoint / STATE.checksums).is_file():
+        raise ValueError(f"{checkpoint} was not written to its end")
+    check_weights(checkpoint)
+    for part in (PROCESSOR, STATE):
+        _check_part(checkpoint, part)
+
+
+def last_checkpoint(args: TrainingArguments) -> str | None:
+    """The last checkpoint of an interrupted stage that is whole, and whose best one so far is whole where that is loaded at the
+    end; the same on every process.
+
+    Those behind it are deleted, which is said: training comes by there again, to the same bits.
+
+    Raises:
+        ValueError: it was written by another number of processes.
+    """
+    return decided_once(lambda: _last_checkpoint(Path(str(args.output_dir)), bool(args.load_best_model_at_end)))
+
+
+def _last_checkpoint(folder: Path, needs_best: bool) -> str | None:
+    saved = sorted((p for p in folder.glob("checkpoint-*") if p.is_dir()), key=lambda p: step_of(p) or 0, reverse=True)
+    for checkpoint in saved:
+        try:
+            check(checkpoint)
+            best = json.loads((checkpoint / STATE_FILE).read_text()).get("best_global_step")
+            if needs_best and best:
+                check_weights(folder / f"checkpoint-{best}")
+        except (ValueError, OSError) as error:
+            logger.warning(f"{checkpoint} is passed over: {fact(error)}")
+            continue
+        _check_number_of_processes(checkpoint)
+        break
+    else:
+        checkpoint = None
+        if saved:
+            logger.warning(f"no checkpoint in {folder} is whole: training begins anew")
+    for behind in saved[: saved.index(checkpoint) if checkpoint else None]:
+        shutil.rmtree(behind)
+    if checkpoint is not None:
+        logger.warning(f"continuing from {checkpoint}")
+    return None if checkpoint is None else str(checkpoint)
+
+
+def _check_number_of_processes(checkpoint: Path) -> None:
+    before, now = len([*checkpoint.glob("rng_state*")]), PartialState().num_processes
+    if before != now:
+        raise ValueError(
+            f"{checkpoint} was written by {before} processes, and now there are {now}: rows would be read in another order. "
+            f"Start as many again, or delete {checkpoint.parent} to begin this stage anew"
+        )
+
+
+def step_of(checkpoint: str | os.PathLike | None) -> int | None:
+    """The step in a checkpoint's name, `checkpoint-STEP`."""
+    if checkpoint is None:
+        return None
+    step = Path(checkpoint).name.rpartition("-")[2]
+    return int(step) if step.isdecimal() else None
+
+
+def fact(error: Exception) -> str:
+    """What an error says, without the remedy for a checkpoint that was downloaded."""
+    return " ".join(str(error).split()).removesuffix(f"; {REMEDY}")
+
+
+def decided_once(decide: Callable[[], T]) -> T:
+    """What `decide` returns, or the ValueError that it raises, on the main process; on every process."""
+    decided: list[T | ValueError | None] = [None]
+    if PartialState().is_main_process:
+        try:
+            decided = [decide()]
+        except ValueError as error:
+            decided = [error]
+    broadcast_object_list(decided)
+    if isinstance(decided[0], ValueError):
+        raise decided[0]
+    return decided[0]  # type: ignore[return-value]
