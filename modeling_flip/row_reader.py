@@ -483,7 +483,9 @@ def _text_of_decimals(values: pa.Array) -> pa.Array:
     texts = values.cast(pa.string())
     # Arrow writes 3E-8 of small ones.
     small = pc.match_substring(texts, "E")
-    texts = _where(small, lambda t: pa.array([format(decimal.Decimal(v), "f") for v in t.to_pylist()], pa.string()), texts)
+    texts = _where(
+        small, lambda t: pa.array([format(decimal.Decimal(v), "f") for v in t.to_pylist()], pa.string()), texts
+    )
     return _without_zeros(texts)
 
 

@@ -68,6 +68,8 @@ class RecipeParser(jsonargparse.ArgumentParser):
                 f"{key} is {value}, and must be text: YAML reads yes, no and numbers so unless they are quoted, as in "
                 f"{key}: '{quoted}'"
             )
+        if text.startswith("Value not boolean"):
+            text += " use_cpu and push_to_hub are true or false"
         self.exit(2, f"train.py: error: {text}\n")
 
 
@@ -141,6 +143,9 @@ def parse_recipe(arguments: Sequence[str]) -> Recipe:
     arguments, no_pretraining = without_null(arguments, "--pretraining")
     given = parser.parse_args(arguments, defaults=False).as_dict()
     given.pop("recipe", None)
+    for section in ("model", *STAGE_DEFAULTS):
+        if section in given and not isinstance(given[section], (dict, type(None))):
+            parser.error(f"{section} is {given[section]!r}; it is a section: write its keys below it, or leave it out")
     return Recipe(**given | ({"pretraining": None} if no_pretraining else {}))
 
 
