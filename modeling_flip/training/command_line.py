@@ -144,7 +144,9 @@ def parse_recipe(arguments: Sequence[str]) -> Recipe:
     given = parser.parse_args(arguments, defaults=False).as_dict()
     given.pop("recipe", None)
     for section in ("model", *STAGE_DEFAULTS):
-        if section in given and not isinstance(given[section], (dict, type(None))):
+        if given.get(section, {}) is None:  # nothing stands below its name
+            given.pop(section)
+        elif not isinstance(given.get(section, {}), dict):
             parser.error(f"{section} is {given[section]!r}; it is a section: write its keys below it, or leave it out")
     return Recipe(**given | ({"pretraining": None} if no_pretraining else {}))
 

@@ -27,6 +27,10 @@ SPLITS = ("train", "validation", "test")
 # the same test rows.
 SPLIT_SEED = 42
 
+# From 1990 to 2100, in seconds: numbers of a time column that are so in two units are in both.
+PRESENT = (631_152_000, 4_102_444_800)
+UNITS = ("seconds", "milliseconds", "microseconds", "nanoseconds")
+
 Column: TypeAlias = pa.Array | pa.ChunkedArray
 
 
@@ -253,6 +257,16 @@ def _since_1970(numbers: np.ndarray, name: str, where: str) -> np.ndarray:
     if ((year >= 1900) & (year <= 2100) & (month >= 1) & (month <= 12) & (day >= 1) & (day <= 31)).all():
         months = ((year - 1970) * 12 + month - 1).astype(np.int64).astype("datetime64[M]")
         return months.astype("datetime64[D]") + (day.astype(np.int64) - 1)
+    of_units = [
+        (numbers > start * 1000**i) & (numbers < stop * 1000**i) for i, (start, stop) in enumerate([PRESENT] * 4)
+    ]
+    in_units = [(int(np.argmax(mask)), unit) for mask, unit in zip(of_units, UNITS, strict=True) if mask.any()]
+    if len(in_units) > 1:
+        (one, unit), (other, other_unit) = in_units[:2]
+        raise ValueError(
+            f"time column {name!r} of {where} holds {numbers[one]} in row {one}, which are {unit} since 1970, and {numbers[other]} "
+            f"in row {other}, which are {other_unit}: write all of them in one unit"
+        )
     # Seconds as large as the least milliseconds would be of the year 5138, and so on.
     largest = float(np.abs(numbers).max(initial=0))
     power = int(np.searchsorted([1e11, 1e14, 1e17], largest, side="right"))

@@ -34,7 +34,10 @@ FIELDS = [
     *(Field(name=f"{type} category", type=type) for type in TYPES),
     Field(name="word for word", missing_words=False),
     *(Field(name=f"{type} number", type=type, kind="numeric") for type in NUMERIC_TYPES),
-    *(Field(name=f"{type} list", type=type, kind="list", separator="|" if type == "string" else None) for type in TYPES),
+    *(
+        Field(name=f"{type} list", type=type, kind="list", separator="|" if type == "string" else None)
+        for type in TYPES
+    ),
     Field(name="text", kind="text", max_words=8),
     Field(name="note", kind="ignored"),
 ]
@@ -75,16 +78,37 @@ UNITS = ("Y", "M", "W", "D", "h", "m", "s", "ms", "us", "ns", "ps", "as")
 
 def _int(rng: Rng) -> int:
     bits = int(rng.integers(1, 80))
-    return int(rng.integers(2**min(bits, 62))) * 2 ** max(0, bits - 62) * int(rng.choice([-1, 1]))
+    return int(rng.integers(2 ** min(bits, 62))) * 2 ** max(0, bits - 62) * int(rng.choice([-1, 1]))
 
 
 def _float(rng: Rng) -> float:
-    special = [0.0, -0.0, math.nan, math.inf, -math.inf, 1e300, 5e-324, 0.1, 1 / 3, 2.0**53, 1.7e9, -1.7e12, 1e22, 65504.0]
+    special = [
+        0.0,
+        -0.0,
+        math.nan,
+        math.inf,
+        -math.inf,
+        1e300,
+        5e-324,
+        0.1,
+        1 / 3,
+        2.0**53,
+        1.7e9,
+        -1.7e12,
+        1e22,
+        65504.0,
+    ]
     return float(rng.choice([*special, rng.normal(), float(np.float32(rng.normal())), rng.integers(-9, 99) / 4]))
 
 
 def _moment(rng: Rng) -> dt.datetime:
-    ends = [dt.datetime.min, dt.datetime.max, dt.datetime(1970, 1, 1), dt.datetime(2024, 2, 29), dt.datetime(1969, 12, 31, 23)]
+    ends = [
+        dt.datetime.min,
+        dt.datetime.max,
+        dt.datetime(1970, 1, 1),
+        dt.datetime(2024, 2, 29),
+        dt.datetime(1969, 12, 31, 23),
+    ]
     ends += [dt.datetime(2024, 1, 31) + dt.timedelta(microseconds=int(rng.integers(-(10**15), 10**15)))]
     return ends[rng.integers(len(ends))].replace(tzinfo=ZONES[rng.integers(len(ZONES))])
 
@@ -103,7 +127,9 @@ SCALARS: dict[str, Callable[[Rng], Any]] = {
     "int": _int,
     "float": _float,
     "decimal": lambda rng: decimal.Decimal(
-        str(rng.choice(["7.00", "0.1", "1E+3", "NaN", "sNaN", "Infinity", "-0.00", "1E-30", "9" * 40, "1E+400", "2.50"]))
+        str(
+            rng.choice(["7.00", "0.1", "1E+3", "NaN", "sNaN", "Infinity", "-0.00", "1E-30", "9" * 40, "1E+400", "2.50"])
+        )
     ),
     "float16": lambda rng: np.float16(rng.choice([0.1, 7, 65504, np.nan, np.inf, -0.0, 6e-8])),
     "float32": lambda rng: np.float32(rng.choice([0.1, 7, 1e38, np.nan, -np.inf, 1e-45, 16777217])),
@@ -113,7 +139,9 @@ SCALARS: dict[str, Callable[[Rng], Any]] = {
     "uint64": lambda rng: np.uint64(rng.choice(np.array([0, 7, 2**53 + 1, 2**64 - 1], np.uint64))),
     "bool_": lambda rng: np.bool_(rng.integers(2)),
     "str_": lambda rng: np.str_(WORDS[rng.integers(14)]),
-    "datetime64": lambda rng: np.datetime64(int(rng.choice([0, 1, 54, 19753, -1, 2**40, -(2**63)])), str(rng.choice(UNITS))),
+    "datetime64": lambda rng: np.datetime64(
+        int(rng.choice([0, 1, 54, 19753, -1, 2**40, -(2**63)])), str(rng.choice(UNITS))
+    ),
     "date": lambda rng: _moment(rng).date(),
     "datetime": _moment,
     "time": lambda rng: _moment(rng).time() if rng.integers(3) else _moment(rng).timetz(),
@@ -211,7 +239,14 @@ def _scalar_type(rng: Rng) -> pa.DataType:
 
 def textless_type(rng: Rng) -> pa.DataType:
     types = [
-        *(pa.binary(), pa.large_binary(), pa.binary(4), pa.binary_view(), pa.duration("s"), pa.month_day_nano_interval()),
+        *(
+            pa.binary(),
+            pa.large_binary(),
+            pa.binary(4),
+            pa.binary_view(),
+            pa.duration("s"),
+            pa.month_day_nano_interval(),
+        ),
         *(pa.struct({"a": pa.int8()}), pa.map_(pa.string(), pa.int8()), pa.run_end_encoded(pa.int32(), pa.int64())),
         *(pa.bool8(), pa.json_(), pa.fixed_shape_tensor(pa.int8(), [2]), pa.opaque(pa.int8(), "a", "b")),
         *(pa.list_(pa.list_(pa.int8())), pa.list_view(pa.int8()), pa.large_list_view(pa.string())),
@@ -262,7 +297,9 @@ def arrow_array(rng: Rng, kind: pa.DataType, rows: int) -> pa.Array:
     integers = np.iinfo(f"{'u' if pa.types.is_unsigned_integer(kind) else ''}int{width}")
     special = [0, 1, 7, 54, 100, integers.max, integers.min, integers.max // 2**11, 1_700_000_000, 1_700_000_000_123]
     fits = np.array([n for n in special if integers.min <= n <= integers.max], integers.dtype)
-    numbers = pa.array(rng.choice(fits, rows) if rng.random() < 0.5 else rng.integers(0, 100, rows).astype(integers.dtype), mask=mask)
+    numbers = pa.array(
+        rng.choice(fits, rows) if rng.random() < 0.5 else rng.integers(0, 100, rows).astype(integers.dtype), mask=mask
+    )
     return numbers.cast(pa.int32() if width == 32 else pa.int64()).cast(kind) if is_moment else numbers
 
 
@@ -298,13 +335,18 @@ def _can_encode(column: pa.Array) -> bool:
 
 def of_arrow(rng: Rng, columns: dict[str, pa.Array]) -> tuple[str, Any]:
     """A container of Arrow columns, and its name."""
-    how = str(rng.choice(["table", "chunks", "dictionaries", "sliced", "ArrowDtype", "Dataset", "batch of text", "dicts"]))
+    how = str(
+        rng.choice(["table", "chunks", "dictionaries", "sliced", "ArrowDtype", "Dataset", "batch of text", "dicts"])
+    )
     if how == "chunks":
         return how, pa.table({name: _chunks(rng, column, encode=False) for name, column in columns.items()})
     if how == "dictionaries":
         return how, pa.table({n: _chunks(rng, c, encode=True) if _can_encode(c) else c for n, c in columns.items()})
     if how == "sliced":
-        made = {name: pa.concat_arrays([c[-1:], c, c[:1]])[len(c[-1:]) : len(c[-1:]) + len(c)] for name, c in columns.items()}
+        made = {
+            name: pa.concat_arrays([c[-1:], c, c[:1]])[len(c[-1:]) : len(c[-1:]) + len(c)]
+            for name, c in columns.items()
+        }
         return how, pa.table(made)
     table = pa.table(columns)
     try:
@@ -321,10 +363,14 @@ def of_arrow(rng: Rng, columns: dict[str, pa.Array]) -> tuple[str, Any]:
 
 def of_python(rng: Rng, columns: dict[str, list[Any]]) -> tuple[str, Any]:
     """A container of Python values as they are, and its name."""
-    how = str(rng.choice(["dicts", "tuple of dicts", "DataFrame", "DataFrame of another index", "generator", "ragged dicts"]))
+    how = str(
+        rng.choice(["dicts", "tuple of dicts", "DataFrame", "DataFrame of another index", "generator", "ragged dicts"])
+    )
     rows = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
     if how == "ragged dicts":
-        return how, [{name: value for name, value in row.items() if value is not None or rng.random() < 0.5} for row in rows]
+        return how, [
+            {name: value for name, value in row.items() if value is not None or rng.random() < 0.5} for row in rows
+        ]
     if how == "tuple of dicts":
         return how, tuple(rows)
     if how.startswith("DataFrame"):
@@ -419,7 +465,7 @@ def cases(seed: int, rows: int, only: int | None = None) -> Iterator[tuple[int, 
     number = 0
     while rows > 0:
         rng = np.random.default_rng([seed, number])
-        size = min(rows, int(rng.choice([1, 2, 7, 60, 200, 500])))
+        size = min(rows, int(rng.choice([1, 2, 7, 100, 400, 700])))
         rows -= size
         if only in (None, number):
             yield number, rng, size

@@ -31,7 +31,21 @@ from modeling_flip.table_files import open_table
 from .fuzz_pipeline import NOISE, READ, WORDS
 
 NAMES = [field.name for field in READ]
-SUFFIXES = (".csv", ".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".csv.gz", ".tsv.gz", ".jsonl.gz", ".CSV", ".txt", "")
+SUFFIXES = (
+    ".csv",
+    ".csv",
+    ".tsv",
+    ".jsonl",
+    ".ndjson",
+    ".json",
+    ".parquet",
+    ".csv.gz",
+    ".tsv.gz",
+    ".jsonl.gz",
+    ".CSV",
+    ".txt",
+    "",
+)
 FILE_NAMES = ("rows", "a b", "ünï", "-x", "a%20b", "#1", "x.y", "'q'", "train")
 # The cells of a whole file: what every kind of file can hold, and one line of a CSV is not another.
 PLAIN = [w for w in WORDS if w.isprintable() and "\ud800" not in w and w.strip() and len(w) < 100 and w[0] not in "[{"]
@@ -86,14 +100,18 @@ def as_parquet(draw: random.Random, rows: list[dict[str, Any]]) -> bytes:
 def _ragged(draw: random.Random, text: str) -> str:
     lines = text.splitlines(keepends=True)
     at = draw.randrange(len(lines))
-    lines[at] = draw.choice(["a,b,c,d,e,f,g,h\n", "x\n", "\n", ",\n", '"\n', "{}\n", "[1]\n", "null\n", "5\n", '{"a": \n', lines[at] * 2])
+    lines[at] = draw.choice(
+        ["a,b,c,d,e,f,g,h\n", "x\n", "\n", ",\n", '"\n', "{}\n", "[1]\n", "null\n", "5\n", '{"a": \n', lines[at] * 2]
+    )
     return "".join(lines)
 
 
 def _header(draw: random.Random, text: str) -> str:
     first, _, rest = text.partition("\n")
     twice = first.split(",")[0]
-    first = draw.choice([f"{first},{twice}", f"{first},", f",{first}", f'{first},""', f"{first},probability", f"{first}, ", "x,y", ""])
+    first = draw.choice(
+        [f"{first},{twice}", f"{first},", f",{first}", f'{first},""', f"{first},probability", f"{first}, ", "x,y", ""]
+    )
     return f"{first}\n{rest}"
 
 
@@ -151,7 +169,21 @@ OF_BYTES: dict[str, Callable[[random.Random, bytes], bytes]] = {
     "another kind": lambda draw, data: draw.choice([b"PAR1", gzip.compress(data), b"PK\x03\x04", b"<html></html>", b"PAR1" + data + b"PAR1"]),
     "hole": lambda draw, data: data[: len(data) // 3] + data[len(data) // 2 :],
 }  # fmt: skip
-ENCODINGS = ("idna", "punycode", "undefined", "unicode_escape", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "cp1252", "latin-1", "shift_jis", "utf-7", "utf-8")
+ENCODINGS = (
+    "idna",
+    "punycode",
+    "undefined",
+    "unicode_escape",
+    "utf-8-sig",
+    "utf-16",
+    "utf-16-le",
+    "utf-32",
+    "cp1252",
+    "latin-1",
+    "shift_jis",
+    "utf-7",
+    "utf-8",
+)
 
 
 def odd_parquet(draw: random.Random) -> bytes:
@@ -199,7 +231,10 @@ def make_case(draw: random.Random, folder: Path) -> Case:
             if draw.random() < 0.5:
                 arguments = ["--encoding", draw.choice([encoding, *ENCODINGS, "nonsense", "rot13", "base64"])]
         if draw.random() < 0.05:
-            arguments, rows = [*arguments, "--delimiter", draw.choice([",", ";", "\\t", "", "ab", '"', "a", "\x00", "§"])], None
+            arguments, rows = (
+                [*arguments, "--delimiter", draw.choice([",", ";", "\\t", "", "ab", '"', "a", "\x00", "§"])],
+                None,
+            )
     damage = draw.choice(list(OF_BYTES)) if draw.random() < 0.3 else None
     if damage is not None and not suffix.endswith(".gz"):
         data, rows, note = OF_BYTES[damage](draw, data), None, f"{note}, {damage}"
@@ -221,7 +256,9 @@ def cases(seed: int, files: int, only: int | None = None) -> Iterator[tuple[int,
             yield number, random.Random(f"score {seed} {number}")
 
 
-def fuzz(pipe: CtrPredictionPipeline, checkpoint: Path, folder: Path, seed: int, files: int, only: int | None = None) -> list[str]:
+def fuzz(
+    pipe: CtrPredictionPipeline, checkpoint: Path, folder: Path, seed: int, files: int, only: int | None = None
+) -> list[str]:
     """So many files through the command; what did not hold, one line each. Their files stay in the folder."""
     faults = []
     with patch.object(score, "load_pipeline", return_value=pipe):
@@ -263,7 +300,10 @@ def _one_file(pipe: CtrPredictionPipeline, checkpoint: Path, case: Case, draw: r
     errors = [line for line in lines if line.startswith("score: error: ")]
     if len(errors) != 1 or lines[-1] != errors[0]:
         faults.append(f"not one line: {wrong.getvalue()[-500:]!r}")
-    elif not any(word in errors[0] for word in (str(case.path), output.name, *map(repr, [*NAMES, "probability"]), *case.arguments)):
+    elif not any(
+        word in errors[0]
+        for word in (str(case.path), output.name, *map(repr, [*NAMES, "probability"]), *case.arguments)
+    ):
         faults.append(f"names neither file nor field: {errors[0][:300]}")
     if case.rows is not None and case.path.is_file():
         faults.append(f"a whole file is refused: {errors[:1]}")
@@ -281,7 +321,9 @@ def _check_scores(pipe: CtrPredictionPipeline, case: Case, output: Path) -> list
     if not (np.isfinite(scores) & (scores >= 0) & (scores <= 1)).all():
         faults.append(f"no probabilities: {scores[:5]}")
     said = dict(zip(case.arguments[::2], case.arguments[1::2], strict=True))
-    read = sum(map(len, open_table(case.path, encoding=said.get("--encoding"), delimiter=said.get("--delimiter")).batches()))
+    read = sum(
+        map(len, open_table(case.path, encoding=said.get("--encoding"), delimiter=said.get("--delimiter")).batches())
+    )
     if len(scores) != read:
         faults.append(f"{len(scores)} scores of {read} rows")
     if case.rows is not None:

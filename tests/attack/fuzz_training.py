@@ -34,7 +34,24 @@ from modeling_flip.training import command_line, publishing
 from .fuzz_pipeline import POOL, WORDS, arrow_column
 from .fuzz_score import OF_TEXT
 
-COLUMNS = ("user_id", "item id", "age", "price", "genre", "seen at", "title", "url", "é|ü", "label is", "x" * 80, " ", "a\nb", "0", "on", "null")
+COLUMNS = (
+    "user_id",
+    "item id",
+    "age",
+    "price",
+    "genre",
+    "seen at",
+    "title",
+    "url",
+    "é|ü",
+    "label is",
+    "x" * 80,
+    " ",
+    "a\nb",
+    "0",
+    "on",
+    "null",
+)
 SMALL = {
     "output_dir": "",
     "dataset_name": "",
@@ -53,7 +70,21 @@ def _labels(draw: random.Random, rows: int) -> list[Any]:
     how = draw.random()
     if how < 0.6:
         return clicks
-    spelled: list[Any] = draw.choice([[False, True], ["no", "yes"], [0.0, 1.0], ["0", "1"], ["0.0", "1"], [1, 5], [0, 2], [-1, 1], [0, 0], ["", "1"], [None, 1]])
+    spelled: list[Any] = draw.choice(
+        [
+            [False, True],
+            ["no", "yes"],
+            [0.0, 1.0],
+            ["0", "1"],
+            ["0.0", "1"],
+            [1, 5],
+            [0, 2],
+            [-1, 1],
+            [0, 0],
+            ["", "1"],
+            [None, 1],
+        ]
+    )
     labels = [spelled[click] for click in clicks]
     if how < 0.75 and rows:
         labels[draw.randrange(rows)] = draw.choice([None, math.nan, "maybe", 2, b"x", [1], "", 1.5, math.inf, "1"])
@@ -72,7 +103,14 @@ def _moments(draw: random.Random, rows: int) -> list[str]:
 
 
 def _numbers(draw: random.Random, rows: int) -> list[Any]:
-    made = draw.choice([lambda: draw.randint(0, 9), lambda: draw.random(), lambda: draw.randint(0, 2**62), lambda: draw.choice([7, 2.5, None])])
+    made = draw.choice(
+        [
+            lambda: draw.randint(0, 9),
+            lambda: draw.random(),
+            lambda: draw.randint(0, 2**62),
+            lambda: draw.choice([7, 2.5, None]),
+        ]
+    )
     return [made() for _ in range(rows)]
 
 
@@ -101,7 +139,11 @@ def write_table(draw: random.Random, folder: Path) -> tuple[Path, list[str]]:
         arrays = {}
         for name, cells in columns.items():
             try:
-                arrays[name] = pa.array(cells) if name == "label" or draw.random() < 0.4 else arrow_column(rng, rows, draw.random() < 0.3)
+                arrays[name] = (
+                    pa.array(cells)
+                    if name == "label" or draw.random() < 0.4
+                    else arrow_column(rng, rows, draw.random() < 0.3)
+                )
             except (pa.ArrowException, ValueError, OverflowError):
                 arrays[name] = pa.array([str(cell) for cell in cells])
         try:
@@ -112,7 +154,9 @@ def write_table(draw: random.Random, folder: Path) -> tuple[Path, list[str]]:
         lines = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
         path.write_text("".join(json.dumps(line, default=str) + "\n" for line in lines))
     else:
-        pd.DataFrame({name: pd.Series(cells, dtype=object) for name, cells in columns.items()}).to_csv(path, index=draw.random() < 0.1)
+        pd.DataFrame({name: pd.Series(cells, dtype=object) for name, cells in columns.items()}).to_csv(
+            path, index=draw.random() < 0.1
+        )
         if draw.random() < 0.15:
             text = path.read_bytes().decode()
             path.write_bytes(OF_TEXT[draw.choice(list(OF_TEXT))](draw, text).encode(errors="replace"))
@@ -123,14 +167,48 @@ def write_table(draw: random.Random, folder: Path) -> tuple[Path, list[str]]:
 
 
 def _odd(draw: random.Random) -> Any:
-    return draw.choice([0, -1, 1, 1.5, 1e400, -1e-9, math.nan, None, True, "", "x", "yes", [], [1], {}, {"a": 1}, 10**20, "1e-3", [None], ["a", "a"], "\x00"])
+    return draw.choice(
+        [
+            0,
+            -1,
+            1,
+            1.5,
+            1e400,
+            -1e-9,
+            math.nan,
+            None,
+            True,
+            "",
+            "x",
+            "yes",
+            [],
+            [1],
+            {},
+            {"a": 1},
+            10**20,
+            "1e-3",
+            [None],
+            ["a", "a"],
+            "\x00",
+        ]
+    )
 
 
 def change_recipe(draw: random.Random, recipe: dict[str, Any], names: list[str], text_model: Path) -> None:
     """One to three changes, most of them of a kind that a person makes."""
     name, other = draw.choice(names), draw.choice([*names, "label", "nothing", ""])
     settings: dict[str, Any] = {"kind": draw.choice(KINDS), "type": draw.choice(TYPES)}
-    more = {"min_count": 2, "num_buckets": 3, "max_items": 2, "separator": "|", "features_of": other, "max_words": 3, "side": "item", "words": "w", "missing_words": False}
+    more = {
+        "min_count": 2,
+        "num_buckets": 3,
+        "max_items": 2,
+        "separator": "|",
+        "features_of": other,
+        "max_words": 3,
+        "side": "item",
+        "words": "w",
+        "missing_words": False,
+    }
     odd = draw.choice([*more, "kind", "type", "nothing"])
     changes: list[tuple[str, Any]] = [
         *(("label_column", other), ("positive_label", draw.choice(["yes", "1", "maybe", ""])), ("positive_above", draw.choice([0, 3, 0.5]))),
@@ -196,7 +274,9 @@ def fuzz(folder: Path, seed: int, trainings: int, only: int | None = None) -> li
     """So many trainings; what did not hold, one line each. Their files stay in the folder."""
     text_model = write_text_model(folder / "text-model", ["a b c 0 1 2 is"], max_length=32)
     right = folder / "right.csv"
-    pd.DataFrame({"user_id": [i % 7 for i in range(60)], "genre": list("abc") * 20, "label": [0, 1] * 30}).to_csv(right, index=False)
+    pd.DataFrame({"user_id": [i % 7 for i in range(60)], "genre": list("abc") * 20, "label": [0, 1] * 30}).to_csv(
+        right, index=False
+    )
     faults: list[str] = []
     with quick():
         for number, draw in cases(seed, trainings, only):
@@ -221,8 +301,7 @@ def _one_training(draw: random.Random, folder: Path, right: Path, text_model: Pa
     faults = _outcome([str(file)], output, known)
     if (output / "all_results.json").exists() or draw.random() < 0.5:
         return faults
-    for key in ("dataset_name", *(key for key in recipe if key not in SMALL)):
-        recipe.pop(key)
+    file = folder / "right.yaml"
     file.write_text(yaml.safe_dump({**SMALL, "dataset_name": str(right), "output_dir": str(output)}))
     again = _outcome([str(file)], output, [])
     return faults + [f"and the next start: {fault}" for fault in again]
