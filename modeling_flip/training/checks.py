@@ -175,8 +175,8 @@ def check_data(tables: Mapping[str, pa.Table], recipe: Recipe) -> dict[str, np.n
         )
         if len(np.unique(labels[split])) == 1:
             raise ValueError(
-                f"every label of split {split!r} is {labels[split][0]:.0f} (column {label!r}); clicks and non-clicks are both needed, to learn and "
-                "for AUC"
+                f"every label of split {split!r} is {labels[split][0]:.0f} (column {label!r}); clicks and non-clicks are both "
+                "needed, to learn and for AUC"
             )
     return labels
 

@@ -154,8 +154,8 @@ def _take(rows: pa.Table, picked: np.ndarray, what: str) -> pa.Table:
             columns.append(column.cast(_takeable(column.type)).take(pa.array(picked)))
         except pa.ArrowException as error:
             raise ValueError(
-                f"column {name!r} of {what} has type {column.type}, of which rows cannot be picked; turn it into text, numbers or "
-                "lists of them first"
+                f"column {name!r} of {what} has type {column.type}, of which no rows can be taken; turn it into text or "
+                "numbers first"
             ) from error
     return pa.Table.from_arrays(columns, rows.column_names)
 
@@ -264,8 +264,8 @@ def _since_1970(numbers: np.ndarray, name: str, where: str) -> np.ndarray:
     if len(in_units) > 1:
         (one, unit), (other, other_unit) = in_units[:2]
         raise ValueError(
-            f"time column {name!r} of {where} holds {numbers[one]} in row {one}, which are {unit} since 1970, and {numbers[other]} "
-            f"in row {other}, which are {other_unit}: write all of them in one unit"
+            f"time column {name!r} of {where} holds {numbers[one]} in row {one}, which are {unit} since 1970, and "
+            f"{numbers[other]} in row {other}, which are {other_unit}: write all of them in one unit"
         )
     # Seconds as large as the least milliseconds would be of the year 5138, and so on.
     largest = float(np.abs(numbers).max(initial=0))

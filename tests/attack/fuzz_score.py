@@ -117,8 +117,10 @@ def _header(draw: random.Random, text: str) -> str:
 
 def _odd_json(draw: random.Random, text: str) -> str:
     cells = [
-        *("1", "1.5", "true", "null", '"a"', "[1, 2]", '["a", null]', "[[1]]", "{}", '{"a": 1}', "NaN", "Infinity", "1e999", "9" * 30, "9" * 5000),
-        *('"\\ud800"', '"\\u0000"', "[]", "[true, 1, 2.5]", '[{"a": 1}]', "-0.0", '""', "1E400", "[" * 2000 + "]" * 2000, '"' + "x" * 100_000 + '"'),
+        *("1", "1.5", "true", "null", '"a"', "[1, 2]", '["a", null]', "[[1]]", "{}", '{"a": 1}', "NaN"),
+        *("Infinity", "1e999", "9" * 30, "9" * 5000),
+        *('"\\ud800"', '"\\u0000"', "[]", "[true, 1, 2.5]", '[{"a": 1}]', "-0.0"),
+        *('""', "1E400", "[" * 2000 + "]" * 2000, '"' + "x" * 100_000 + '"'),
     ]  # fmt: skip
     names = draw.sample(NAMES, 3)
     lines = []
@@ -133,7 +135,7 @@ OF_TEXT: dict[str, Callable[[random.Random, str], str]] = {
     "header": _header,
     "quote": lambda draw, text: text.replace(draw.choice(",\n a"), '"', draw.choice([1, 2, -1])),
     "delimiters": lambda draw, text: text.replace(",", draw.choice(";|\t "), draw.choice([1, -1])),
-    "control": lambda draw, text: text.replace(draw.choice("aeo1"), draw.choice(["\x00", "\x1f", "\x0b", "\x85", "\u2028", "\r", "\ufeff"])),
+    "control": lambda draw, text: text.replace(draw.choice("aeo1"), draw.choice([*"\x00\x1f\x0b\x85\u2028\r\ufeff"])),
     "no last line break": lambda draw, text: text.rstrip("\r\n"),
     "blank lines": lambda draw, text: "\n" * draw.randint(1, 3) + text.replace("\n", "\n\n", 1) + "\n" * draw.randint(0, 3),
     "huge cell": lambda draw, text: text.replace("a", "y" * draw.choice([70_000, 200_000]), 1),
@@ -166,7 +168,7 @@ OF_BYTES: dict[str, Callable[[random.Random, bytes], bytes]] = {
     "random": lambda draw, data: draw.randbytes(draw.choice([1, 10, 1000])),
     "zeros": lambda draw, data: bytes(draw.choice([1, 100, 5000])),
     "behind": lambda draw, data: data + draw.choice([b"\x00", b"junk", b"\xff\xfe", data[:20]]),
-    "another kind": lambda draw, data: draw.choice([b"PAR1", gzip.compress(data), b"PK\x03\x04", b"<html></html>", b"PAR1" + data + b"PAR1"]),
+    "another kind": lambda draw, data: draw.choice([b"PAR1", gzip.compress(data), b"PK\x03\x04", b"<html>", b"PAR1" + data + b"PAR1"]),
     "hole": lambda draw, data: data[: len(data) // 3] + data[len(data) // 2 :],
 }  # fmt: skip
 ENCODINGS = (

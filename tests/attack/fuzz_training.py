@@ -1,7 +1,7 @@
 """Small tables of any mess, and recipes with any key or value changed, through train.py.
 
 What must hold: a trained model with a finite AUC, or one line `train.py: error: …` that names a column, a key or the file; and the
-next start in the same folder, with a recipe and rows that are right, ends well.
+next start in the same folder, with a right recipe and rows, ends well.
 """
 
 from __future__ import annotations
@@ -211,28 +211,79 @@ def change_recipe(draw: random.Random, recipe: dict[str, Any], names: list[str],
     }
     odd = draw.choice([*more, "kind", "type", "nothing"])
     changes: list[tuple[str, Any]] = [
-        *(("label_column", other), ("positive_label", draw.choice(["yes", "1", "maybe", ""])), ("positive_above", draw.choice([0, 3, 0.5]))),
+        *(
+            ("label_column", other),
+            ("positive_label", draw.choice(["yes", "1", "maybe", ""])),
+            ("positive_above", draw.choice([0, 3, 0.5])),
+        ),
         *(("time_column", other), ("time_column", name), ("group_column", other), ("group_column", name)),
-        *(("fields", [name, other]), ("fields", [name]), ("fields", [{"name": name} | settings]), ("fields", {name: settings})),
+        *(
+            ("fields", [name, other]),
+            ("fields", [name]),
+            ("fields", [{"name": name} | settings]),
+            ("fields", {name: settings}),
+        ),
         ("fields", [{"name": name} | {odd: more.get(odd, "x")}, *names]),
         ("fields", [{"name": name, odd: _odd(draw)}]),
-        *(("fields", {name: {odd: _odd(draw)}}), ("fields", {other: {"kind": "ignored"}}), ("exclude_fields", [other]), ("exclude_fields", names)),
-        *(("item_fields", [name]), ("item_fields", [other, name]), ("tabular_tower", draw.choice([*TABULAR_TOWERS, "dcn3"]))),
-        *(("seed", draw.choice([0, 7, 2**32])), ("max_train_samples", draw.choice([1, 5, 30])), ("min_count", draw.choice([1, 2, 99]))),
-        *(("model.dropout", draw.choice([0, 0.5, 1])), ("model.embedding_size", draw.choice([1, 8, 10**6])), ("model.hidden_sizes", draw.choice([[], [1], [4, 4]]))),
+        *(
+            ("fields", {name: {odd: _odd(draw)}}),
+            ("fields", {other: {"kind": "ignored"}}),
+            ("exclude_fields", [other]),
+            ("exclude_fields", names),
+        ),
+        *(
+            ("item_fields", [name]),
+            ("item_fields", [other, name]),
+            ("tabular_tower", draw.choice([*TABULAR_TOWERS, "dcn3"])),
+        ),
+        *(
+            ("seed", draw.choice([0, 7, 2**32])),
+            ("max_train_samples", draw.choice([1, 5, 30])),
+            ("min_count", draw.choice([1, 2, 99])),
+        ),
+        *(
+            ("model.dropout", draw.choice([0, 0.5, 1])),
+            ("model.embedding_size", draw.choice([1, 8, 10**6])),
+            ("model.hidden_sizes", draw.choice([[], [1], [4, 4]])),
+        ),
         *(("model.batch_norm", True), ("model.num_cross_layers", draw.choice([0, 1, 3])), ("model.embedding_l2", 0.1)),
-        *(("finetuning.learning_rate", draw.choice([0, 1e-2, 10, 1e30])), ("finetuning.per_device_train_batch_size", draw.choice([1, 4, 1000]))),
-        *(("finetuning.max_steps", draw.choice([1, 2])), ("finetuning.lr_scheduler_type", draw.choice(["cosine", "constant", "cosin"]))),
-        *(("finetuning.eval_strategy", draw.choice(["no", "steps"])), ("finetuning.optim", draw.choice(["adamw_torch", "adagrad", "adam"]))),
-        *(("finetuning.gradient_accumulation_steps", 2), ("finetuning.weight_decay", 0.1), ("finetuning.warmup_steps", draw.choice([0.1, 3]))),
-        *(("finetuning.metric_for_best_model", draw.choice(["logloss", "acc"])), ("finetuning.save_strategy", draw.choice(["no", "steps", "best"]))),
-        *((draw.choice(["delimiter", "encoding"]), draw.choice([";", ",", "utf-8", "utf-16", "x"])), ("dataset_name", draw.choice(["nothing.csv", ".", "demoo"]))),
-        *((f"{draw.choice(['model', 'finetuning', 'nothing'])}.{draw.choice(['nothing', 'epochs', 'lr'])}", 1), ("nothing", 1)),
+        *(
+            ("finetuning.learning_rate", draw.choice([0, 1e-2, 10, 1e30])),
+            ("finetuning.per_device_train_batch_size", draw.choice([1, 4, 1000])),
+        ),
+        *(
+            ("finetuning.max_steps", draw.choice([1, 2])),
+            ("finetuning.lr_scheduler_type", draw.choice(["cosine", "constant", "cosin"])),
+        ),
+        *(
+            ("finetuning.eval_strategy", draw.choice(["no", "steps"])),
+            ("finetuning.optim", draw.choice(["adamw_torch", "adagrad", "adam"])),
+        ),
+        *(
+            ("finetuning.gradient_accumulation_steps", 2),
+            ("finetuning.weight_decay", 0.1),
+            ("finetuning.warmup_steps", draw.choice([0.1, 3])),
+        ),
+        *(
+            ("finetuning.metric_for_best_model", draw.choice(["logloss", "acc"])),
+            ("finetuning.save_strategy", draw.choice(["no", "steps", "best"])),
+        ),
+        *(
+            (draw.choice(["delimiter", "encoding"]), draw.choice([";", ",", "utf-8", "utf-16", "x"])),
+            ("dataset_name", draw.choice(["nothing.csv", ".", "demoo"])),
+        ),
+        *(
+            (f"{draw.choice(['model', 'finetuning', 'nothing'])}.{draw.choice(['nothing', 'epochs', 'lr'])}", 1),
+            ("nothing", 1),
+        ),
         (draw.choice(list(KEYS)), _odd(draw)),
         (draw.choice(list(KEYS)), _odd(draw)),
         (f"finetuning.{draw.choice(ARGUMENTS)}", _odd(draw)),
-        (f"model.{draw.choice(['embedding_size', 'hidden_sizes', 'dropout', 'projection_size', 'batch_norm', 'embedding_l2'])}", _odd(draw)),
-    ]  # fmt: skip
+        (
+            f"model.{draw.choice(SIZES)}",
+            _odd(draw),
+        ),
+    ]
     for key, value in draw.sample(changes, draw.randint(1, 3)):
         section, _, inner = key.partition(".")
         if not inner:
@@ -245,8 +296,20 @@ def change_recipe(draw: random.Random, recipe: dict[str, Any], names: list[str],
         recipe["pretraining"] = draw.choice([{"max_steps": 1, "disable_tqdm": True}, {}, None, {"nothing": 1}])
 
 
-KEYS = ("label_column", "positive_label", "positive_above", "time_column", "group_column", "fields", "exclude_fields", "item_fields", "delimiter", "encoding", "model_type", "text_model_name_or_path", "pretrained_model_name_or_path", "tabular_tower", "towers", "seed", "max_train_samples", "min_count", "max_length", "use_cpu", "license", "model", "finetuning", "raw_dir")  # fmt: skip
-ARGUMENTS = ("learning_rate", "text_learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "bf16", "train_sampling_strategy", "logging_steps", "eval_steps", "early_stopping_patience", "eval_strategy", "save_strategy", "optim", "dataloader_num_workers", "save_total_limit", "seed")  # fmt: skip
+SIZES = ["embedding_size", "hidden_sizes", "dropout", "projection_size", "batch_norm", "embedding_l2"]
+KEYS = [
+    *("label_column", "positive_label", "positive_above", "time_column", "group_column", "fields"),
+    *("exclude_fields", "item_fields", "delimiter", "encoding", "model_type", "text_model_name_or_path"),
+    *("pretrained_model_name_or_path", "tabular_tower", "towers", "seed", "max_train_samples", "min_count"),
+    *("max_length", "use_cpu", "license", "model", "finetuning", "raw_dir"),
+]
+ARGUMENTS = [
+    *("learning_rate", "text_learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size"),
+    *("per_device_eval_batch_size", "gradient_accumulation_steps", "lr_scheduler_type", "warmup_steps"),
+    *("weight_decay", "max_grad_norm", "bf16", "train_sampling_strategy", "logging_steps", "eval_steps"),
+    *("early_stopping_patience", "eval_strategy", "save_strategy", "optim", "dataloader_num_workers"),
+    *("save_total_limit", "seed"),
+]
 
 
 # ---- what must hold
