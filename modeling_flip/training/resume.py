@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from ..modeling_flip import FlipForPreTraining
 from . import manifest
-from .checkpoints import STATE_FILE, step_of
+from .checkpoints import STATE_FILE, check, seal, step_of
 from .hub import create_repo, is_final, push_error, with_retries
 from .publishing import (
     LAST,
@@ -159,9 +159,16 @@ def restore_checkpoints(repo: Path, restored: Path, recipe: Recipe) -> None:
         shutil.move(prepared, manifest.path_of(restored, "prepare"))
     state = json.loads((repo / LAST / STATE_FILE).read_text())
     keeps_best = stage_arguments(recipe, stage).load_best_model_at_end
-    last, best = state["global_step"], state["best_global_step"] if keeps_best else None
-    shutil.copytree(repo / LAST, restored / folder / f"checkpoint-{last}")
-    if best in (None, last):
+    last, best = state["global_step"], step_of(state["best_model_checkpoint"]) if keeps_best else None
+    checkpoint = restored / folder / f"checkpoint-{last}"
+    shutil.copytree(repo / LAST, checkpoint)
+    if best is None:
         return
-    shown = repo / "pretraining" if stage == "pretraining" else repo
-    link_files(shown, restored / folder / f"checkpoint-{best}", ("README.md", "*.png", "*.yaml"))
+    if best != last:
+        shown = repo / "pretraining" if stage == "pretraining" else repo
+        link_files(shown, restored / folder / f"checkpoint-{best}", ("README.md", "*.png", "*.yaml"))
+    with contextlib.suppress(ValueError):  # a damaged one stays so, and is passed over
+        check(checkpoint)
+        state["best_model_checkpoint"] = str(Path(recipe.output_dir) / folder / f"checkpoint-{best}")
+        (checkpoint / STATE_FILE).write_text(json.dumps(state, indent=2))
+        seal(checkpoint)
