@@ -140,13 +140,14 @@ def main(arguments: list[str]) -> None:
                 held.enter_context(sole_writer(recipe.output_dir))
             results = train(recipe, state)
     except KeyboardInterrupt as interrupt:
-        print("train.py: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("\ntrain.py: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(exit_code(interrupt))
     except Exception as error:
-        full = no_space(error, recipe.output_dir)
-        if full is None and not is_expected(error):
+        if (full := no_space(error, recipe.output_dir)) is not None:
+            sys.exit(f"\ntrain.py: error: {full}")  # in a line of its own below the progress bar
+        if not is_expected(error):
             raise
-        sys.exit(f"train.py: error: {' '.join(str(full or error).split())}")
+        sys.exit(f"train.py: error: {' '.join(str(error).split())}")
     if not state.is_main_process:
         return
     width = max(map(len, results))

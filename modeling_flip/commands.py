@@ -157,7 +157,8 @@ def no_space(error: BaseException, output: str | os.PathLike) -> str | None:
     cause: BaseException | None = error
     while cause is not None:
         if (isinstance(cause, OSError) and cause.errno in NO_SPACE) or NO_SPACE_WORDS.search(str(cause)):
-            named = cause.filename if isinstance(cause, OSError) else None
+            # Of a copy the second is the one that is written.
+            named = cause.filename2 or cause.filename if isinstance(cause, OSError) else None
             places = [Path(os.fsdecode(named)).parent] if named else [output, HF_HOME, tempfile.gettempdir()]
             folder = min(places, key=_room)
             return f"no space left on the disk of {folder}: make room, and give the same command again"

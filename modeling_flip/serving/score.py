@@ -380,13 +380,15 @@ def main(arguments: list[str] | None = None) -> int:
             run = version | settings | reading | {"device": str(pipe.device), "modeling_flip": __version__}
             num_rows = score_file(pipe, table, args.output, args.batch_size, args.return_towers, run)
     except KeyboardInterrupt as interrupt:
-        print("score: interrupted; the same command continues where it stopped", file=sys.stderr)
+        print("\nscore: interrupted; the same command continues where it stopped", file=sys.stderr)
         return exit_code(interrupt)
     except Exception as error:
-        message = no_space(error, args.output.parent)
-        if message is None and not isinstance(error, (OSError, ValueError, TypeError, pa.ArrowException)):
+        if (full := no_space(error, args.output.parent)) is not None:
+            print(f"\nscore: error: {full}", file=sys.stderr)
+            return 2
+        if not isinstance(error, (OSError, ValueError, TypeError, pa.ArrowException)):
             raise
-        print(f"score: error: {' '.join(str(message or error).split())}", file=sys.stderr)
+        print(f"score: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     print(f"{num_rows:,} rows scored: {args.output}")
     return 0

@@ -202,6 +202,9 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/runs/model.safete
         FULL,
         raised_from(ValueError("cannot be read"), FULL),
         OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), "/data/runs/x"),
+        OSError(
+            errno.ENOSPC, os.strerror(errno.ENOSPC), "/code/x.py", None, "/data/runs/x.py"
+        ),  # copied from, copied to
     ],
 )
 def test_the_folder_of_the_file_that_had_no_room_is_named(error: Exception) -> None:
