@@ -38,8 +38,9 @@ STAGES = ("pretraining", "finetuning", "finished")
 
 
 def check_output_dir(recipe: Recipe) -> bool:
-    """Whether the output folder holds this very run, begun or finished. Hidden files count for nothing: a lock, and what was being
-    written when a run was killed, which gets its name once it is whole.
+    """Whether the output folder holds this very run, begun or finished.
+
+    Hidden files do not count: a lock, or what was being written when a run was killed.
 
     Raises:
         ValueError: it holds something else.
