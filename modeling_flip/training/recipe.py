@@ -159,19 +159,26 @@ def check_yaml(text: str) -> None:
     is nested deeper than any recipe."""
     depth = 0
     for event in yaml.parse(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        line = event.start_mark.line + 1 if event.start_mark else "?"
         if isinstance(event, yaml.AliasEvent):
-            line = event.start_mark.line + 1
-            raise yaml.YAMLError(
-                f"alias *{event.anchor[:40]} in line {line}: a recipe has none; write out what it stands for"
-            )
+            name = (event.anchor or "")[:40]
+            raise yaml.YAMLError(f"alias *{name} in line {line}: a recipe has none; write out what it stands for")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST:
-            raise yaml.YAMLError(f"line {event.start_mark.line + 1} is nested more than {DEEPEST} deep; no recipe is")
+            raise yaml.YAMLError(f"line {line} is nested more than {DEEPEST} deep; no recipe is")
 
 
 class _PlainDumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+    def quote_breaks(self, text: str) -> yaml.ScalarNode:
+        """PyYAML writes Unicode's line breaks as they are, and reads them as others."""
+        style = '"' if set(text) & {"\x85", "\u2028", "\u2029"} else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_PlainDumper.add_representer(str, _PlainDumper.quote_breaks)
 
 
 # ---- what it asks for
