@@ -399,6 +399,13 @@ def test_what_transformers_runs_before_this_package_is_asked(copy: Path) -> None
     assert marker.exists()
 
 
+def test_what_transformers_runs_where_it_looks_for_a_processor_itself(copy: Path) -> None:
+    """As above: AutoProcessor asks the files of a checkpoint for a class first, and its configuration last."""
+    marker = make_hostile(copy, processor_class)
+    AutoProcessor.from_pretrained(copy, **TRUST)
+    assert marker.exists()
+
+
 def test_a_processor_names_no_other_model(copy: Path, tiny_text_model: Path, unread: list[str]) -> None:
     """transformers would load it, from anywhere, and pickles too."""
     torch.save(load_file(tiny_text_model / "model.safetensors"), copy.parent / "pytorch_model.bin")
