@@ -28,12 +28,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from pyarrow import csv
-from transformers import AutoModelForSequenceClassification, AutoProcessor
+from transformers import AutoModelForSequenceClassification
 from transformers.utils import CONFIG_NAME, cached_file, logging
 from transformers.utils.hub import extract_commit_hash
 
 from ..commands import ends_in_order, exit_code, no_space, sole_writer
 from ..pipeline_flip import DEFAULT_BATCH_SIZE, PROBABILITIES, TOWER_PROBABILITIES, CtrPredictionPipeline
+from ..processing_flip import FlipProcessor
 from ..table_files import READ, TableFile, open_table
 from ..version import __version__
 
@@ -285,7 +286,7 @@ def load_pipeline(
 ) -> CtrPredictionPipeline:
     """Model and processor of a checkpoint; `kwargs` are dtype and towers."""
     loaded = AutoModelForSequenceClassification.from_pretrained(model, revision=revision, **kwargs)
-    processor = AutoProcessor.from_pretrained(model, revision=revision)
+    processor = FlipProcessor.from_pretrained(model, revision=revision)
     return CtrPredictionPipeline(loaded, processor, task="ctr-prediction", device=device, return_towers=return_towers)
 
 
