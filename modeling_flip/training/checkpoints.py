@@ -88,9 +88,9 @@ def _last_checkpoint(folder: Path, needs_best: bool) -> str | None:
     for checkpoint in saved:
         try:
             check(checkpoint)
-            best = json.loads((checkpoint / STATE_FILE).read_text()).get("best_global_step")
-            if needs_best and best:
-                check_weights(folder / f"checkpoint-{best}")
+            best = json.loads((checkpoint / STATE_FILE).read_text())["best_model_checkpoint"]
+            if needs_best and best is not None:
+                check_weights(folder / Path(best).name)
         except (ValueError, OSError) as error:
             logger.warning(f"{checkpoint} is passed over: {fact(error)}")
             continue

@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from ..modeling_flip import FlipForPreTraining
 from . import manifest
-from .checkpoints import STATE_FILE, step_of
+from .checkpoints import STATE_FILE, check, seal, step_of
 from .hub import create_repo, is_final, push_error, with_retries
 from .publishing import (
     LAST,
@@ -38,15 +38,18 @@ def check_output_dir(recipe: Recipe) -> bool:
     """Whether the output folder holds this very run, begun or finished. A recipe alone, of which nothing has been trained, is in
     nobody's way.
 
+    Hidden files do not count: a lock, or what was being written when a run was killed.
+
     Raises:
         ValueError: it holds something else.
     """
     folder, remedy = Path(recipe.output_dir), "choose another --output_dir, or delete the folder"
-    if not folder.exists() or not any(folder.iterdir()):
+    held = sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) if folder.exists() else []
+    if not held:
         return False
     if not (folder / RECIPE_FILE).is_file():
-        raise ValueError(f"output folder {folder} holds something else ({next(folder.iterdir()).name}); {remedy}")
-    if {path.name for path in folder.iterdir()} <= {RECIPE_FILE, manifest.path_of(folder, "prepare").parent.name}:
+        raise ValueError(f"output folder {folder} holds something else ({held[0]}); {remedy}")
+    if set(held) <= {RECIPE_FILE, manifest.path_of(folder, "prepare").parent.name}:
         return False
     check_same_run(folder / RECIPE_FILE, recipe, f"output folder {folder} holds another model", remedy)
     return True
@@ -162,9 +165,16 @@ def restore_checkpoints(repo: Path, restored: Path, recipe: Recipe) -> None:
         shutil.move(prepared, manifest.path_of(restored, "prepare"))
     state = json.loads((repo / LAST / STATE_FILE).read_text())
     keeps_best = stage_arguments(recipe, stage).load_best_model_at_end
-    last, best = state["global_step"], state["best_global_step"] if keeps_best else None
-    shutil.copytree(repo / LAST, restored / folder / f"checkpoint-{last}")
-    if best in (None, last):
+    last, best = state["global_step"], step_of(state["best_model_checkpoint"]) if keeps_best else None
+    checkpoint = restored / folder / f"checkpoint-{last}"
+    shutil.copytree(repo / LAST, checkpoint)
+    if best is None:
         return
-    shown = repo / "pretraining" if stage == "pretraining" else repo
-    link_files(shown, restored / folder / f"checkpoint-{best}", ("README.md", "*.png", "*.yaml"))
+    if best != last:
+        shown = repo / "pretraining" if stage == "pretraining" else repo
+        link_files(shown, restored / folder / f"checkpoint-{best}", ("README.md", "*.png", "*.yaml"))
+    with contextlib.suppress(ValueError):  # a damaged one stays so, and is passed over
+        check(checkpoint)
+        state["best_model_checkpoint"] = str(Path(recipe.output_dir) / folder / f"checkpoint-{best}")
+        (checkpoint / STATE_FILE).write_text(json.dumps(state, indent=2))
+        seal(checkpoint)

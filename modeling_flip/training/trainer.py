@@ -240,9 +240,6 @@ class FlipTrainer(Trainer):
         """Epochs, and batches of the next one, that a resumed training has behind it."""
         done = super()._init_training_state(max_steps, num_update_steps_per_epoch, num_train_epochs, *args)
         state, patience = self.state, self.args.early_stopping_patience
-        best = Path(str(self.args.output_dir), f"checkpoint-{state.best_global_step}")
-        if state.best_global_step and best.is_dir():  # wherever it was when it was saved
-            state.best_model_checkpoint = str(best)
         stopper = state.stateful_callbacks.get(EarlyStoppingCallback.__name__, {})
         waited = stopper.get("attributes", {}).get("early_stopping_patience_counter", 0)
         # Trainer would take one more step, and evaluate once more, before it sees that it had stopped.
