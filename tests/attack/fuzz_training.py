@@ -1,6 +1,6 @@
 """Small tables of any mess, and recipes with any key or value changed, through train.py.
 
-What must hold: a trained model with a finite AUC, or one line `train.py: error: …` that names a column, a key or the file; and the
+What must hold: a trained model with a finite AUC, or one line that names a column, a key or the file; and the
 next start in the same folder, with a right recipe and rows, ends well.
 """
 
