@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +13,7 @@ from tests.attack.runs import OUTPUT, Case, Hook, State, Straight, in_child, kin
 FOREIGN = "pytorch_model.bin"
 
 
-def damages(straight: Straight, each: int | None) -> list[Case]:
+def damages(straight: Straight, options: argparse.Namespace) -> list[Case]:
     """Every damage of every file, in three moments of a run; and the folder deleted while it runs."""
     cases = []
     for moment, state in moments(straight).items():
@@ -40,7 +41,7 @@ def damages(straight: Straight, each: int | None) -> list[Case]:
                 beside, instead = partial(add_pickle, file=file), partial(add_pickle, file=file, instead=True)
                 cases.append(Case(f"{name} with a pickle", "beside", straight, state.folder, beside, but=but))
                 cases.append(Case(f"{name} with a pickle", "instead", straight, state.folder, instead, but=but))
-    return [*spread(cases, each), *deletions(straight)]
+    return [*spread(cases, options.each), *deletions(straight)]
 
 
 def moments(straight: Straight) -> dict[str, State]:

@@ -16,7 +16,7 @@ from tests.attack.damage import damages
 from tests.attack.runs import Case, Straight, changed_files, kind_of, main, spread, step_of
 
 
-def kills(straight: Straight, each: int | None, by_clock: int) -> list[Case]:
+def kills(straight: Straight, options: argparse.Namespace) -> list[Case]:
     """Kills before each change, and in the middle of each file: when it is opened, and half-way. Then some by the clock."""
     cases, states = [], straight.states
     if straight.name == "stops":  # what comes before the stop is in the other scenarios
@@ -30,7 +30,7 @@ def kills(straight: Straight, each: int | None, by_clock: int) -> list[Case]:
             half: Callable[[Path], None] = partial(write_half, file=file, whole=after.folder / file)
             cases.append(Case(kind_of(file), "killed once opened", straight, state.folder, partial(empty, file=file)))
             cases.append(Case(kind_of(file), "killed half-way", straight, state.folder, half))
-    return [*spread(cases, each), *by_the_clock(straight, by_clock)]
+    return [*spread(cases, options.each), *by_the_clock(straight, options.by_clock)]
 
 
 def empty(folder: Path, file: str) -> None:
@@ -56,13 +56,7 @@ def by_the_clock(straight: Straight, count: int) -> list[Case]:
     return cases
 
 
-def plan(straight: Straight, options: argparse.Namespace) -> list[Case]:
-    cases = kills(straight, options.each, options.by_clock) if "kills" in options.attacks else []
-    return cases + (damages(straight, options.each) if "damages" in options.attacks else [])
-
-
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--attacks", nargs="+", default=["kills", "damages"], choices=["kills", "damages"])
-    arguments.add_argument("--by_clock", type=int, default=24, help="kills by the clock")
-    main(plan, arguments)
+    arguments.add_argument("--by_clock", type=int, default=24, help="kills at random moments, of a scenario")
+    main({"kills": kills, "damages": damages}, arguments)

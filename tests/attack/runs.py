@@ -7,11 +7,6 @@ copied before each change of it (`watched_run`), gives the states of all kills.
 
 from __future__ import annotations
 
-import os
-
-os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as train.py sets it, before torch is imported
-
 import argparse
 import dataclasses
 import fcntl
@@ -20,6 +15,7 @@ import hashlib
 import importlib
 import json
 import mmap
+import os
 import re
 import runpy
 import shutil
@@ -31,7 +27,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,7 +120,9 @@ IMPORTED_LATE = (
 
 
 def prepare_to_fork() -> None:
-    """Import whatever a run does, and compute nothing: threads and their locks do not outlive a fork."""
+    """Import whatever a run does, before anything else is, and compute nothing: threads and their locks do not outlive a fork."""
+    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as train.py sets it, before torch is imported
     sys.path.insert(0, str(ROOT))
     for name in IMPORTED_LATE:
         importlib.import_module(name)
@@ -660,7 +658,7 @@ def attack(cases: Sequence[Case], jobs: int) -> list[tuple[Case, Verdict]]:
                 f"{case.straight.name}: {case.how} {case.file} ({case.start.name}): {verdict.outcome}: {verdict.detail}"
             )
         if len(found) % 50 == 0:
-            print(f"… {len(found)} of {len(cases)}", file=sys.stderr)
+            print(f"… {len(found)} of {len(cases)}", flush=True)
     return found
 
 
@@ -692,36 +690,40 @@ def iterate(tasks: Sequence[Callable[[], Any]], jobs: int) -> Iterator[tuple[int
             yield number, json.loads(file.read_text()) if file.exists() else None
 
 
-def main(plan: Callable[[Straight, argparse.Namespace], list[Case]], parser: argparse.ArgumentParser) -> None:
-    """Attack the runs that the command line names as `plan` says, and print the tables; exit with 1 where one was not good."""
+def main(
+    attacks: Mapping[str, Callable[[Straight, argparse.Namespace], list[Case]]], parser: argparse.ArgumentParser
+) -> None:
+    """Do to the runs that the command line names what the attacks say, and print a table of each; exit with 1 where one case was
+    not good."""
     parser.add_argument("scenarios", nargs="*", choices=[*SCENARIOS, []], default=list(SCENARIOS), help="default: all")
+    parser.add_argument("--attacks", nargs="+", default=list(attacks), choices=list(attacks), help="default: all")
     parser.add_argument("--only", default="", help="files that this regular expression finds; default: all")
     parser.add_argument("--each", type=int, help="at most so many cases of one kind; default: all")
-    parser.add_argument("--most", type=int, help="at most so many of a scenario, spread over all; default: all")
+    parser.add_argument("--most", type=int, help="at most so many of an attack on a scenario, evenly; default: all")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="cases at a time")
     parser.add_argument("--json", type=Path, help="write every case and what came of it there")
     options = parser.parse_args()
     prepare_to_fork()
-    found: list[tuple[Case, Verdict]] = []
+    said: list[dict[str, str]] = []
     with tempfile.TemporaryDirectory(prefix="attack-") as workplace:
         for name in options.scenarios:
             straight = go_straight(name, Path(workplace))
-            cases = [case for case in plan(straight, options) if re.search(options.only, case.file)]
-            cases = evenly(cases, options.most or len(cases))
-            print(
-                f"{name}: {len(straight.states)} states of a run of {straight.seconds:.1f} s, {len(cases)} cases",
-                flush=True,
-            )
-            found += attack(cases, options.jobs)
-            print(f"\n{table([pair for pair in found if pair[0].straight is straight])}\n", flush=True)
-            if options.json is not None:
-                options.json.write_text(json.dumps([told(*pair) for pair in found], indent=1) + "\n")
+            print(f"{name}: {len(straight.states)} states of a run of {straight.seconds:.1f} s", flush=True)
+            for kind in options.attacks:
+                cases = [case for case in attacks[kind](straight, options) if re.search(options.only, case.file)]
+                found = attack(evenly(cases, options.most or len(cases)), options.jobs)
+                print(f"\n{name}, {kind}:\n\n{table(found)}\n", flush=True)
+                for case, verdict in found:
+                    what = {
+                        "scenario": name,
+                        "attack": kind,
+                        "file": case.file,
+                        "how": case.how,
+                        "state": case.start.name,
+                    }
+                    said.append(what | dataclasses.asdict(verdict))
+                if options.json is not None:
+                    options.json.write_text(json.dumps(said, indent=1) + "\n")
             shutil.rmtree(Path(workplace, name))
-    if not all(verdict.good for _, verdict in found):
+    if any(case["outcome"] not in GOOD for case in said):
         sys.exit(1)
-
-
-def told(case: Case, verdict: Verdict) -> dict[str, str]:
-    """What the JSON says of a case."""
-    where = {"scenario": case.straight.name, "file": case.file, "how": case.how, "state": case.start.name}
-    return where | dataclasses.asdict(verdict)
