@@ -64,6 +64,7 @@ IN_STEPS += ("--finetuning.early_stopping_patience", "9")
 SMALL_BATCHES = ("--pretraining.per_device_train_batch_size", "24", "--finetuning.per_device_train_batch_size", "24")
 STOPS = ("--finetuning.num_train_epochs", "8", "--finetuning.early_stopping_patience", "1")
 STOPS += ("--finetuning.learning_rate", "0.05", "--pretraining.num_train_epochs", "1")
+STOPS += ("--finetuning.save_total_limit", "3")  # so that the checkpoint of the stop stays
 SCENARIOS = {
     "one": Scenario(arguments=IN_EPOCHS),
     "two": Scenario(2, IN_EPOCHS),
@@ -425,9 +426,10 @@ def changed_files(before: Path, after: Path) -> list[str]:
 # ---- what came of it
 
 SAME, LINE = "same bits", "one clear line"
-CURVE, REPORT, WEIGHTS, LEFT, MISSING = "other curve", "other report", "OTHER BITS", "LEFTOVERS", "MISSING"
-TRACEBACK, UNCLEAR, HANGS, KILLED = "TRACEBACK", "UNCLEAR", "HANGS", "KILLED"
-OUTCOMES = (SAME, LINE, CURVE, REPORT, WEIGHTS, LEFT, MISSING, TRACEBACK, UNCLEAR, HANGS, KILLED)
+CURVE, REPORT, FIGURES, WEIGHTS = "other curve", "other report", "OTHER FIGURES", "OTHER BITS"
+LEFT, MISSING = "LEFTOVERS", "MISSING"
+TRACEBACK, BARE, UNCLEAR, HANGS, KILLED = "TRACEBACK", "LINE WITHOUT REMEDY", "UNCLEAR", "HANGS", "KILLED"
+OUTCOMES = (SAME, LINE, CURVE, REPORT, FIGURES, WEIGHTS, LEFT, MISSING, TRACEBACK, BARE, UNCLEAR, HANGS, KILLED)
 GOOD = (SAME, LINE)
 # Files that tell of times and speeds beside what must be the same.
 REPORTS = ("README.md", "all_results.json", "pretraining_results.json", "training_curve.png")
@@ -504,8 +506,8 @@ def judge(ended: Ended, folder: Path, expected: dict[str, str], but: Sequence[st
             return Verdict(TRACEBACK, last)
         if ended.code < 0:
             return Verdict(KILLED, signal.Signals(-ended.code).name)
-        if last.startswith("train.py: error: ") and REMEDY.search(last):
-            return Verdict(LINE, last)
+        if last.startswith("train.py: error: "):
+            return Verdict(LINE if REMEDY.search(last) else BARE, last)
         return Verdict(UNCLEAR, last)
     try:
         in_child(lambda: _quietly(predict, folder))
@@ -524,8 +526,9 @@ def judge(ended: Ended, folder: Path, expected: dict[str, str], but: Sequence[st
     if missing:
         return Verdict(MISSING, ", ".join(missing))
     if differ:
-        only_drawn = all(name.endswith(".png") for name in differ)
-        return Verdict(CURVE if only_drawn else REPORT, ", ".join(differ))
+        drawn = all(name.endswith(".png") for name in differ)
+        figures = any(name.endswith("_results.json") for name in differ)
+        return Verdict(FIGURES if figures else CURVE if drawn else REPORT, ", ".join(differ))
     return Verdict(LEFT, ", ".join(left)) if left else Verdict(SAME)
 
 

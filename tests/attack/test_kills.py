@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.attack.runs import (
+    BARE,
     LINE,
     ROOT,
     TRACEBACK,
@@ -54,7 +55,7 @@ def test_the_same_command_ends_with_the_same_bits_or_one_clear_line(attack: str,
         ("a warning\ntrain.py: error: x.json is cut short; delete the folder run to begin anew\n", LINE),
         ("\r  0%|          | 0/8 [00:00<?, ?it/s]train.py: error: x is cut short; delete the folder\n", LINE),
         ("train.py: error: x is cut; delete it\n\r 50%|##   | 4/8 [00:00<?, ?it/s]\n", LINE),
-        ("train.py: error: [Errno 22] Invalid argument\n", UNCLEAR),  # what is one to do?
+        ("train.py: error: [Errno 22] Invalid argument\n", BARE),  # what is one to do?
         ("Killed\n", UNCLEAR),
         ("", UNCLEAR),
         ("Traceback (most recent call last):\n  File …\nEOFError\n", TRACEBACK),
