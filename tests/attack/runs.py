@@ -712,6 +712,9 @@ def main(
         for name in options.scenarios:
             straight = go_straight(name, Path(workplace))
             print(f"{name}: {len(straight.states)} states of a run of {straight.seconds:.1f} s", flush=True)
+            others = {kind_of(state.path) for state in straight.states if state.rank and "rng_state" not in state.path}
+            if others:
+                print(f"{name}: written by other processes than the first too: {', '.join(sorted(others))}", flush=True)
             for kind in options.attacks:
                 cases = [case for case in attacks[kind](straight, options) if re.search(options.only, case.file)]
                 found = attack(evenly(cases, options.most or len(cases)), options.jobs)
