@@ -650,13 +650,13 @@ def evenly(cases: Sequence[Case], most: int) -> list[Case]:
 
 
 def attack(cases: Sequence[Case], jobs: int) -> list[tuple[Case, Verdict]]:
-    """The verdict of each case; those that are not good are printed as they come."""
+    """The verdict of each case; those that did not end with the same bits are printed as they come."""
     found: list[tuple[Case, Verdict]] = []
     tasks = [lambda case=case: dataclasses.astuple(case.verdict()) for case in cases]  # type: ignore[misc]
     for number, result in iterate(tasks, jobs):
         case, verdict = cases[number], Verdict(*(result or (UNCLEAR, "the harness itself failed")))
         found.append((case, verdict))
-        if not verdict.good:
+        if verdict.outcome != SAME:
             print(
                 f"{case.straight.name}: {case.how} {case.file} ({case.start.name}): {verdict.outcome}: {verdict.detail}"
             )
