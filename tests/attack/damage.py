@@ -53,7 +53,8 @@ def moments(straight: Straight) -> dict[str, State]:
         ]
         last = max(step_of(state.path) for state in of_stage)
         found[stage] = next(state for state in of_stage if step_of(state.path) == last)
-    found["saved"] = next(state for state in straight.states if state.path.startswith(f"{OUTPUT}/manifests/.evaluate"))
+    manifests = f"{OUTPUT}/manifests/"
+    found["saved"] = next(s for s in straight.states if s.path.startswith(manifests) and "evaluate" in s.path)
     return found
 
 
