@@ -113,7 +113,7 @@ def deletions(straight: Straight, count: int = 12) -> list[Case]:
             f"deleted before {state.event} {kind_of(state.path)}",
             straight,
             straight.inputs,
-            hook=partial(deleting, state),
+            hooks=(partial(deleting, state),),
         )
         for state in chosen
     ]

@@ -222,13 +222,12 @@ class Ended:
     error: str = ""
 
 
-def run(folder: Path, scenario: Scenario, hook: Hook | None = None, kill_after: float | None = None) -> Ended:
+def run(folder: Path, scenario: Scenario, hook: Hook | None = None) -> Ended:
     """Run train.py as `accelerate launch` would: when one process fails, the others are ended.
 
     Args:
         folder: holds the inputs, and maybe an earlier part of the run.
         hook: is called in each process, with an event and a path, before it changes anything in the folder.
-        kill_after: so many seconds all processes are killed.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -250,11 +249,9 @@ def run(folder: Path, scenario: Scenario, hook: Hook | None = None, kill_after: 
             rank, code = pids.pop(pid), os.waitstatus_to_exitcode(status)
             if code and ended.code == 0:
                 ended = Ended(code, (folder / LOGS / f"{rank}.err").read_text(errors="replace"))
-                kill(signal.SIGKILL if code == -signal.SIGKILL else signal.SIGTERM)
-        seconds = time.monotonic() - began
-        if seconds > PATIENCE or (kill_after is not None and seconds > kill_after):
-            if seconds > PATIENCE and ended.code == 0:
-                ended = Ended(None)
+                kill(signal.SIGKILL if code < 0 else signal.SIGTERM)
+        if time.monotonic() - began > PATIENCE:
+            ended = Ended(None)
             kill(signal.SIGKILL)
         time.sleep(0.005)
     return ended
@@ -596,8 +593,7 @@ class Case:
         straight: the run that it should equal.
         start: the folder that it begins with, copied.
         spoil: is given the copy before anything runs.
-        kills: so many seconds after which runs before the last one are killed.
-        hook: of the last run; see `run`.
+        hooks: of runs of the same command, one after another; see `run`. The last one counts.
         but: inputs that are spoiled, and so no part of what is compared.
     """
 
@@ -606,8 +602,7 @@ class Case:
     straight: Straight
     start: Path
     spoil: Callable[[Path], Any] | None = None
-    kills: tuple[float, ...] = ()
-    hook: Callable[[Path], Hook] | None = None
+    hooks: tuple[Callable[[Path], Hook] | None, ...] = (None,)
     but: tuple[str, ...] = ()
 
     def verdict(self) -> Verdict:
@@ -616,9 +611,8 @@ class Case:
             folder, scenario = copy(self.start, Path(place) / "case"), self.straight.scenario
             if self.spoil is not None:
                 self.spoil(folder)
-            for seconds in self.kills:
-                run(folder, scenario, kill_after=seconds)
-            ended = run(folder, scenario, None if self.hook is None else self.hook(folder))
+            for hook in self.hooks:
+                ended = run(folder, scenario, None if hook is None else hook(folder))
             return judge(ended, folder, self.straight.expected, self.but)
 
 

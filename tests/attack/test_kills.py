@@ -32,7 +32,7 @@ MOST = 12  # of each attack
 def cases(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     """What came of each: in a process of its own, for one that has computed cannot fork."""
     folder = tmp_path_factory.mktemp("attack")
-    command = [sys.executable, "-m", "tests.attack.kills", "one", "--each", "1", "--most", str(MOST), "--by_clock", "2"]
+    command = [sys.executable, "-m", "tests.attack.kills", "one", "--each", "1", "--most", str(MOST), "--random", "2"]
     command += ["--json", str(folder / "cases.json")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600)
     assert (folder / "cases.json").exists(), done.stdout[-2000:] + done.stderr[-4000:]
