@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: install quickstart hub-demo test attack quality format
+.PHONY: install quickstart hub-demo test fuzz attack quality format
 
 install: .venv/installed
 
@@ -21,6 +21,8 @@ test: quality ## everything that must hold
 
 attack: install ## kills at every file that a run writes, damage of every file of a checkpoint; hours
 	$(BIN)/python -m tests.attack.kills
+fuzz: install ## rows, files and tables of any mess, of another seed each time
+	$(BIN)/python -m tests.attack.fuzz
 
 quality: install
 	$(BIN)/ruff check .

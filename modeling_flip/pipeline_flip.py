@@ -126,11 +126,13 @@ class CtrPredictionPipeline(Pipeline):
         group_by, return_towers = parameters.pop("group_by", None), parameters.pop("return_towers", False)
         if isinstance(rows, Mapping):
             scalars = [field.name for field in self.processor.vocabulary.columns if field.kind != "list"]
-            cells = [rows[name] for name in scalars if name in rows]
-            if any(hasattr(cell, "__iter__") and not isinstance(cell, (str, bytes)) for cell in cells or rows.values()):
-                raise TypeError(
-                    "a dict is one row; give columns as a DataFrame or an Arrow table, of a DatasetDict one split"
-                )
+            cells = {name: rows[name] for name in scalars if name in rows} or rows
+            for name, cell in cells.items():
+                if hasattr(cell, "__iter__") and not isinstance(cell, (str, bytes)):
+                    raise TypeError(
+                        f"a dict is one row, and {name!r} of this one holds a {type(cell).__name__}; give columns as a DataFrame "
+                        "or an Arrow table, of a DatasetDict one split"
+                    )
             return self._score_table([rows], batch_size, return_towers, group_by)[0]
         if _is_stream(rows):
             if group_by is not None:

@@ -35,7 +35,8 @@ STAGES = ("pretraining", "finetuning", "finished")
 
 
 def check_output_dir(recipe: Recipe) -> bool:
-    """Whether the output folder holds this very run, begun or finished.
+    """Whether the output folder holds this very run, begun or finished. A recipe alone, of which nothing has been trained, is in
+    nobody's way.
 
     Hidden files do not count: a lock, or what was being written when a run was killed.
 
@@ -48,6 +49,8 @@ def check_output_dir(recipe: Recipe) -> bool:
         return False
     if not (folder / RECIPE_FILE).is_file():
         raise ValueError(f"output folder {folder} holds something else ({held[0]}); {remedy}")
+    if set(held) <= {RECIPE_FILE, manifest.path_of(folder, "prepare").parent.name}:
+        return False
     check_same_run(folder / RECIPE_FILE, recipe, f"output folder {folder} holds another model", remedy)
     return True
 

@@ -415,6 +415,7 @@ def begin(run: Run, prepared: Prepared) -> None:
         manifest.check_same_inputs(run.folder, "prepare", inputs)
     elif PartialState().is_main_process:
         run.folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(manifest.path_of(run.folder, "prepare").parent, ignore_errors=True)
         manifest.write(run.folder / RECIPE_FILE, run.recipe.to_yaml())
     if not manifest.path_of(run.folder, "prepare").exists():
         with manifest.recorded(run.folder, "prepare", inputs) as outputs:
@@ -519,7 +520,15 @@ def make_model(recipe: Recipe, processor: FlipProcessor, aligned: Aligned | None
     if recipe.model_type in ("ctr_bert", "morec") or recipe.item_fields:
         settings["item_fields"] = [processor.fields.index(name) for name in item_fields(recipe, processor.schema)]
     model_class = CTR_MODELS[recipe.model_type]
-    return model_class.from_text_pretrained(recipe.text_model_name_or_path, processor, **settings)
+    try:
+        return model_class.from_text_pretrained(recipe.text_model_name_or_path, processor, **settings)
+    except (RuntimeError, MemoryError) as error:
+        if "alloc" not in str(error) and not isinstance(error, MemoryError):
+            raise
+        raise ValueError(
+            f"a model of these sizes ({', '.join(f'{k} {v}' for k, v in recipe.model.items())}) does not fit in memory: lower "
+            "them, in the recipe's section model"
+        ) from error
 
 
 def training_figures(trainer: FlipTrainer) -> dict[str, Any]:
