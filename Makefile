@@ -21,6 +21,7 @@ test: quality ## everything that must hold
 
 attack: install ## kills at every file that a run writes, damage of every file of a checkpoint; hours
 	$(BIN)/python -m tests.attack.kills
+
 fuzz: install ## rows, files and tables of any mess, of another seed each time
 	$(BIN)/python -m tests.attack.fuzz
 
