@@ -342,4 +342,5 @@ def curves_of(log_history: Sequence[Mapping[str, float]], pattern: str) -> dict[
         for name, value in entry.items():
             if re.fullmatch(pattern, name):
                 curves.setdefault(name, []).append((entry["epoch"], value))
-    return curves
+    # A saved state is sorted: in the order of the log, a resumed training would draw them in other colours.
+    return dict(sorted(curves.items(), key=lambda curve: (len(curve[0]), curve[0])))
