@@ -269,7 +269,10 @@ def write_output(parts: Iterable[Path], schema: pa.Schema, file: BinaryIO, suffi
     writer = pq.ParquetWriter(file, schema) if suffix == ".parquet" else csv.CSVWriter(file, schema)
     with writer:
         for part in parts:
-            writer.write_table(pq.read_table(part).cast(schema))
+            columns = zip(pq.read_table(part).columns, schema.types, strict=True)
+            # A cast to the type that is there already is no harm but in Arrow's lists of nothing.
+            cast = [column if column.type == kind else column.cast(kind) for column, kind in columns]
+            writer.write_table(pa.Table.from_arrays(cast, schema=schema))
 
 
 def finish(folder: Path) -> None:

@@ -814,6 +814,13 @@ def test_input_that_cannot_be_read_is_refused(
     assert "is a folder; name one file" in error_of(capsys)
 
 
+def test_lists_of_nothing_are_written_as_they_were(run: Callable[..., int], tmp_path: Path) -> None:
+    table = pa.table({"user_id": [1, 2], "nothing": pa.array([None, [None, None]], pa.list_(pa.null(), 2))})
+    pq.write_table(table, tmp_path / "nothing.parquet")
+    assert run(source=tmp_path / "nothing.parquet") == 0
+    assert pq.read_table(tmp_path / "scores.parquet").drop_columns(["probability"]).equals(table)
+
+
 def test_nothing_is_left_of_a_file_of_which_nothing_was_scored(
     run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
