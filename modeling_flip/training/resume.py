@@ -34,8 +34,8 @@ logger = logging.get_logger(__name__)
 STAGES = ("pretraining", "finetuning", "finished")
 
 
-def check_output_dir(recipe: Recipe) -> bool:
-    """Whether the output folder holds this very run, begun or finished.
+def check_output_dir(recipe: Recipe, but: Sequence[str] = ()) -> bool:
+    """Whether the output folder holds this very run, begun or finished; the keys in `but` are not compared.
 
     Raises:
         ValueError: it holds something else.
@@ -45,7 +45,7 @@ def check_output_dir(recipe: Recipe) -> bool:
         return False
     if not (folder / RECIPE_FILE).is_file():
         raise ValueError(f"output folder {folder} holds something else ({next(folder.iterdir()).name}); {remedy}")
-    check_same_run(folder / RECIPE_FILE, recipe, f"output folder {folder} holds another model", remedy)
+    check_same_run(folder / RECIPE_FILE, recipe, f"output folder {folder} holds another model", remedy, but)
     return True
 
 
