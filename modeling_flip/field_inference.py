@@ -402,11 +402,9 @@ def _why_not(facts: _Facts, field: Field, kind: str, leak: str) -> str:
         return "no row has a value"
     if len(facts.texts) == 1 and facts.missing == 0:
         return "constant: the same value in every row"  # unnamed: a reason is saved with the checkpoint
-    if leak or facts.present < ROWS_TO_CONCLUDE:
+    if leak:
         return leak
-    if kind == "numeric" and _numbers_the_rows(facts, field):
-        return "it numbers the rows one by one"
-    if kind != "categorical":
+    if kind != "categorical" or facts.present < ROWS_TO_CONCLUDE:
         return ""
     if facts.distinct >= UNIQUE * facts.present:
         return "; ".join(filter(None, ["one value a row: it would only be memorised", _what_is_lost(facts, field)]))
@@ -417,18 +415,20 @@ def _why_not(facts: _Facts, field: Field, kind: str, leak: str) -> str:
 
 def _numbers_the_rows(facts: _Facts, field: Field) -> bool:
     """Whether every row has a whole number of its own, and hardly one is left out: such as those that a split has taken."""
-    if field.type != "integer" or facts.distinct < UNIQUE * facts.present:
+    if field.type != "integer" or facts.present < ROWS_TO_CONCLUDE or facts.distinct < UNIQUE * facts.present:
         return False
     numbers = as_numbers(facts.texts, field.type)
     return bool(numbers.max() - numbers.min() < 2 * facts.present)
 
 
 def _what_is_lost(facts: _Facts, field: Field) -> str:
-    """What of its values is not read as a person would; "" where nothing is."""
+    """What of its values is not read as a person would, or not worth reading; "" where nothing is."""
     if field.kind == "text":
         words = pc.list_value_length(pc.split_pattern(facts.texts, " ")).to_numpy(zero_copy_only=False)
         share = facts.counts[words > field.max_words].sum() / max(facts.present, 1)
         return f"{share:.1%} of its texts are cut to their first {field.max_words} words (max_words)" if share else ""
+    if field.kind == "numeric" and _numbers_the_rows(facts, field):
+        return "it numbers the rows one by one: leave it out with exclude_fields, unless the numbers mean something"
     if field.kind == "numeric" and facts.present:
         strange = np.isnan(as_numbers(facts.texts, field.type))
         share = facts.counts[strange].sum() / facts.present
