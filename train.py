@@ -12,6 +12,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers.utils import logging
 
 from data_scripts.registry import registered_datasets
@@ -104,12 +106,13 @@ def name_text_model(recipe: Recipe, data: Mapping[str, pa.Table]) -> Recipe:
 
 
 def dry_run(recipe: Recipe, state: PartialState) -> DryRun:
-    """What the run would do. All that it has to write goes to a temporary folder, one of each process.
+    """What the run would do. All that it has to write goes to a temporary folder, which all processes share.
 
     Raises:
         ValueError: what `run` would raise before it trains.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() if state.is_main_process else nullcontext("") as own:
+        (folder,) = broadcast_object_list([own])
         there = replace(recipe, output_dir=str(Path(folder) / Path(recipe.output_dir).name))
         with state.main_process_first():
             there = complete_recipe(there)

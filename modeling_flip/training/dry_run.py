@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import sys
@@ -26,7 +27,7 @@ from ..processing_flip import MAX_SEGMENT_LENGTH, FlipProcessor
 from ..row_dataset import FlipDataset
 from .arguments import FlipTrainingArguments
 from .checks import check_data, check_recipe
-from .data import SPLITS, as_table, group_codes, read_times
+from .data import SPLITS, as_table, read_times
 from .recipe import Recipe, model_settings, needs_pretraining, stage_arguments
 from .resume import check_output_dir
 from .samplers import InOrder
@@ -229,9 +230,7 @@ def inspect(
 
 
 def facts_of_splits(recipe: Recipe, tables: Mapping[str, pa.Table], prepared: Prepared) -> dict[str, SplitFacts]:
-    time_column = recipe.time_column
-    groups = group_codes(tables, recipe.group_column) if recipe.group_column else {}
-    found = {}
+    time_column, found = recipe.time_column, {}
     for split in SPLITS:
         rows = prepared.splits[split]
         assert rows.labels is not None
@@ -239,10 +238,11 @@ def facts_of_splits(recipe: Recipe, tables: Mapping[str, pa.Table], prepared: Pr
         if split != "train":
             facts = replace(facts, unseen=float(rows.has_unseen_value.mean()))
         if time_column is not None and time_column in tables[split].column_names:
-            times = read_times(tables[split][time_column], time_column, f"split {split!r}")
-            facts = replace(facts, begins=times.min(), ends=times.max())
-        if split in groups:
-            codes = groups[split]
+            with contextlib.suppress(ValueError):  # where all splits are given a run does not read the times
+                times = read_times(tables[split][time_column], time_column, f"split {split!r}")
+                facts = replace(facts, begins=times.min(), ends=times.max())
+        if split in prepared.groups:
+            codes = prepared.groups[split]
             size = np.bincount(codes + 1)[1:]  # rows without a value are in no group
             clicks = np.bincount(codes + 1, weights=rows.labels)[1:]
             ranked = size[(clicks > 0) & (clicks < size)].sum() / len(codes)
