@@ -52,8 +52,8 @@ class CtrPredictionPipeline(Pipeline):
             trained.
     """
 
-    # The package loads the processor itself: where transformers.pipeline looks for one, files of the checkpoint say of which class
-    # it is, and whose code. A checkpoint's own code runs only where it is trusted, and may be asked with that trust.
+    # The package loads the processor itself: where transformers.pipeline looks for one, the checkpoint says of which class it is,
+    # and whose code. A checkpoint's own code runs only where it is trusted, and may be asked with that trust.
     _load_processor = IS_REMOTE_CODE
     _load_tokenizer = _load_image_processor = _load_video_processor = _load_feature_extractor = False
 
