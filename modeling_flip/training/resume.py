@@ -27,7 +27,7 @@ from .publishing import (
     RESULTS_FILE,
     link_files,
 )
-from .recipe import HUB_KEYS, Recipe, hub_repo, stage_arguments
+from .recipe import HUB_KEYS, Recipe, hub_repo, read_yaml, stage_arguments
 
 logger = logging.get_logger(__name__)
 
@@ -59,7 +59,7 @@ def check_same_run(recipe_file: Path, recipe: Recipe, what: str, remedy: str, bu
     """Raises ValueError where a run's recipe differs from this one in anything but where it is pushed to, and `but`."""
     ours = recipe.to_dict()
     try:
-        theirs = dict(yaml.safe_load(recipe_file.read_text()))
+        theirs = dict(read_yaml(recipe_file.read_text()))
     except (yaml.YAMLError, TypeError, ValueError) as error:
         raise ValueError(f"{what}: its {RECIPE_FILE} is no recipe; {remedy}") from error
     for key in sorted((theirs.keys() | ours.keys()) - {*HUB_KEYS, *but}):
