@@ -24,7 +24,7 @@ from transformers.utils import logging
 
 from ..modeling_flip import FlipPreTrainedModel
 from ..processing_flip import FlipProcessor
-from .checkpoints import STATE, step_of
+from .checkpoints import FOREIGN, STATE, step_of
 from .hub import create_repo, is_final, push_error, upload, with_retries
 from .model_card import CURVE_FILE, model_card
 from .recipe import to_yaml
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 RECIPE_FILE = "recipe.yaml"
-# Of an output folder, what stays here: the state of a training, and files that are being written.
-UNPUSHED = ("checkpoints/*", "checkpoint-*/*", "runs/*", "manifests/*", ".*", "*/.*")
+# Of an output folder, what stays here: the state of a training, files that are being written, and weights that are not ours.
+UNPUSHED = ("checkpoints/*", "checkpoint-*/*", "runs/*", "manifests/*", ".*", "*/.*", *FOREIGN)
 LAST = "last-checkpoint"
 RESULTS_FILE, PRETRAINING_RESULTS_FILE = "all_results.json", "pretraining_results.json"
 # What a push takes from the repo unless it brings it: of an earlier run there, it would pass for this one's.
