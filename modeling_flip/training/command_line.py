@@ -9,14 +9,15 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from traceback import walk_tb
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jsonargparse
+import yaml
 
 from ..modeling_morec import MoRecConfig
 from ..tabular_towers import TABULAR_TOWERS, setting_names
 from .arguments import LEARNING_RATE, TEXT_LEARNING_RATE, FlipTrainingArguments
-from .recipe import MODEL_KEYS, STAGE_DEFAULTS, Recipe
+from .recipe import MODEL_KEYS, STAGE_DEFAULTS, Recipe, check_yaml
 
 # Training arguments that --help names; the others work all the same.
 SHOWN = {
@@ -47,6 +48,15 @@ OUR_MODULES = ("modeling_flip", "data_scripts", "train", "__main__")
 FINETUNING_ONLY = {"early_stopping_patience"}
 
 
+def load_yaml(text: str) -> Any:
+    check_yaml(text)
+    return LOAD_YAML(text)
+
+
+LOAD_YAML = jsonargparse.get_loader("yaml")
+jsonargparse.set_loader("recipe", load_yaml, (yaml.YAMLError,))
+
+
 class RecipeParser(jsonargparse.ArgumentParser):
     """jsonargparse, with errors in one line that name the nearest right key."""
 
@@ -69,12 +79,15 @@ class RecipeParser(jsonargparse.ArgumentParser):
                 f"{key} is {value}, and must be text: YAML reads yes, no and numbers so unless they are quoted, as in "
                 f"{key}: '{quoted}'"
             )
+        if text.startswith("Value not boolean"):
+            text += " use_cpu and push_to_hub are true or false"
         self.exit(2, f"train.py: error: {text}\n")
 
 
 def recipe_parser() -> RecipeParser:
     parser = RecipeParser(
         prog="train.py",
+        parser_mode="recipe",
         usage=f"python train.py RECIPE.yaml [{DRY_RUN}] [--key value] [--section.key value] ...",
         description="Train FLIP, or one of its towers, as a recipe says; any key of the recipe can be given here too. With "
         f"{DRY_RUN} nothing is trained or written: it shows what is read from the data, and how large the model and how long the "
@@ -144,6 +157,11 @@ def parse_recipe(arguments: Sequence[str]) -> Recipe:
     arguments, no_pretraining = without_null(arguments, "--pretraining")
     given = parser.parse_args(arguments, defaults=False).as_dict()
     given.pop("recipe", None)
+    for section in ("model", *STAGE_DEFAULTS):
+        if given.get(section, {}) is None:  # nothing stands below its name
+            given.pop(section)
+        elif not isinstance(given.get(section, {}), dict):
+            parser.error(f"{section} is {given[section]!r}; it is a section: write its keys below it, or leave it out")
     return Recipe(**given | ({"pretraining": None} if no_pretraining else {}))
 
 

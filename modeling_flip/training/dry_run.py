@@ -481,7 +481,9 @@ def show(report: DryRun, command: str) -> str:
         parts.append(show_sentences(report.sentences))
     parts += [show_features(report), show_hints(report.hints), show_size(report), show_time(report)]
     begun = f"{report.output_dir} holds this run already, begun or finished: it would go on with it.\n"
-    parts.append(f"Nothing was trained or saved. {begun if report.is_begun else ''}To train:\n  {command}")
+    parts.append(
+        f"Nothing was trained or saved. {begun if report.is_begun else ''}To train, run the same without --dry_run:\n  {command}"
+    )
     return "\n\n".join(parts)
 
 
@@ -525,8 +527,8 @@ def show_features(report: DryRun) -> str:
         ["features", *(f"{n:,}" for n in report.features.values())],
     ]
     return (
-        "Features left (each has an embedding), if values seen less often than min_count share one of their field; "
-        f"min_count is {report.min_count}\n" + aligned(table)
+        "Features (rows of the embedding table) by min_count: values seen less often share their field's unknown feature. It is "
+        f"{report.min_count} now\n" + aligned(table)
     )
 
 

@@ -273,6 +273,8 @@ class FlipTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         self._stop_if_not_finite()
         super()._save(output_dir, state_dict)
+        if not self.args.should_save:
+            return
         folder = Path(output_dir or str(self.args.output_dir))
         self.processor.save_pretrained(folder)
         # Trainer pickles its arguments beside the model; the recipe says the same in words.

@@ -44,7 +44,7 @@ def test_nothing_is_left_on_disk(
     printed = capsys.readouterr().out
     table, report = printed.split("\n\nSplits")
     assert table.splitlines()[0].startswith("field")
-    assert report.endswith(f"To train:\n  python train.py {' '.join(command[:-1])}\n")
+    assert report.endswith(f"To train, run the same without --dry_run:\n  python train.py {' '.join(command[:-1])}\n")
 
 
 def test_what_is_wrong_is_one_line_and_leaves_nothing(command: list[str], tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_the_main_one_of_two_processes_prints(command: list[str], tmp_path: Path
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(launch, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    assert done.stdout.count("To train:\n  accelerate launch train.py ") == 1
+    assert done.stdout.count("To train, run the same without --dry_run:\n  accelerate launch train.py ") == 1
     assert done.stdout.count("click rate") == 1
     assert "(cpu, 2 processes)" in done.stdout
     assert "pretraining: 12 steps of 32 rows" in done.stdout  # 162 rows, 16 in each process

@@ -105,7 +105,17 @@ def test_what_is_found_in_an_advertising_log(
     assert "is a click: if it is known only after the click" in table
 
     printed = show(report, "python train.py recipe.yaml")
-    order = ["Splits", "Groups", "Sentences", "example 3", "Features left", "Hints", "Parameters", "Time", "To train:"]
+    order = [
+        "Splits",
+        "Groups",
+        "Sentences",
+        "example 3",
+        "Features (rows",
+        "Hints",
+        "Parameters",
+        "Time",
+        "To train, run",
+    ]
     assert [printed.index(word) for word in order] == sorted(printed.index(word) for word in order)
     assert printed.endswith("\n  python train.py recipe.yaml")
     assert max(len(line) for line in printed.splitlines() if "example" not in line) < 220
@@ -194,7 +204,7 @@ def test_what_min_count_would_leave(clicks: Any, tmp_path: Path) -> None:
         report = inspected(replace(alone, min_count=min_count), data, tmp_path / "scratch")
         assert report.features == expected
         assert report.sentences is None
-        assert f"min_count is {min_count}" in show(report, "x")
+        assert f"unknown feature. It is {min_count} now" in show(report, "x")
     assert expected[1] > expected[10]
 
 
