@@ -29,6 +29,7 @@ KINDS = {
 METRICS = {
     "auc": ("roc_auc", "AUC"),
     "logloss": ("log_loss", "logloss"),
+    "ne": ("normalized_entropy", "normalised entropy"),
     "ece": ("ece", "calibration error (ECE)"),
     "gauc": ("gauc", "AUC within groups (gAUC)"),
 }

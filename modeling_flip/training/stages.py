@@ -545,14 +545,11 @@ def evaluate_split(
     trainer: FlipTrainer, dataset: FlipDataset, split: str, groups: np.ndarray | None = None
 ) -> dict[str, Any]:
     """Metrics of one split, all towers; on the test split also of the rows with a value never seen in training."""
-    output = trainer.predict(dataset, metric_key_prefix=split)
+    output = trainer.predict_logits(dataset, split)
     labels = np.asarray(output.label_ids)
-    results = {k: v for k, v in (output.metrics or {}).items() if re.search(r"_(auc|logloss|ece)$", k)}
-    if groups is not None:
-        grouped = ctr_metrics(output.predictions, labels, groups)
-        results |= {f"{split}_{k}": v for k, v in grouped.items() if "gauc" in k}
-    unseen = dataset.has_unseen_value
+    results: dict[str, Any] = {f"{split}_{k}": v for k, v in ctr_metrics(output.predictions, labels, groups).items()}
     if split == "test":
+        unseen = dataset.has_unseen_value
         results["test_rows_per_second"] = (output.metrics or {}).get("test_samples_per_second")
         results["test_unseen_rows"] = int(unseen.sum())
         if len(np.unique(labels[unseen])) == 2:

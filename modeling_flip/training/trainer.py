@@ -143,6 +143,14 @@ class FlipTrainer(Trainer):
 
         return PredictionOutput(reorder(output.predictions), reorder(output.label_ids), output.metrics)
 
+    def predict_logits(self, dataset: FlipDataset, name: str) -> PredictionOutput:
+        """As `predict`, but of the metrics only the speed."""
+        compute_metrics, self.compute_metrics = self.compute_metrics, None
+        try:
+            return self.predict(dataset, metric_key_prefix=name)
+        finally:
+            self.compute_metrics = compute_metrics
+
     # ---- optimisation
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
