@@ -346,8 +346,16 @@ def limits(processor: Any, results: Mapping[str, Any]) -> str:
         "- **Calibration** holds for logs like those it was trained on. Where clicks are more or less frequent, or rows were "
         "sampled by label, calibrate again."
     )
+    if "logit_scale" in results:
+        rate = results.get("negative_sampling_rate")
+        done = ["fitted to the validation rows by Platt scaling"] * ("calibration" in results)
+        done += [] if rate is None else [f"corrected for a log that kept {rate:.4g} of its non-clicks"]
+        calibration += f" Its probabilities are {' and '.join(done)}; those of a single tower are not."
+        if rate is not None:
+            calibration += " Logloss, normalised entropy and ECE are estimates for the whole log."
     if "test_ece" in results:
-        calibration += f" Expected calibration error on the test set: {results['test_ece']:.4f}."
+        before = f", {results['test_ece_before']:.4f} before" if "test_ece_before" in results else ""
+        calibration += f" Expected calibration error on the test set: {results['test_ece']:.4f}{before}."
     return "\n".join(
         [
             unseen,

@@ -29,10 +29,11 @@ from ..modeling_flip import FlipForCTR, FlipForPreTraining, FlipPreTrainedModel
 from ..processing_flip import FlipProcessor
 from ..row_dataset import FlipDataset
 from . import manifest
+from .calibration import platt, sampling_shift, sampling_weights
 from .checkpoints import decided_once, fact, last_checkpoint
 from .checks import check_columns, check_data, check_recipe, item_fields
 from .data import SPLITS, as_table, group_codes
-from .metrics import ctr_metrics
+from .metrics import calibration_error, ctr_metrics, named_logits, sigmoid
 from .publishing import (
     PRETRAINING_RESULTS_FILE,
     RECIPE_FILE,
@@ -63,8 +64,11 @@ logger = logging.get_logger(__name__)
 # What of the recipe each stage depends on; `prepare` on all the rest.
 STAGE_KEYS = {
     "align": ("tabular_tower", "model", "pretraining", "seed"),
-    "finetune": ("model_type", "towers", "tabular_tower", "model", "finetuning", "seed"),
-    "evaluate": (),
+    "finetune": (
+        *("model_type", "towers", "tabular_tower", "model", "finetuning", "seed"),
+        *("calibration", "negative_sampling_rate"),
+    ),
+    "evaluate": ("negative_sampling_rate",),
     "publish": HUB_KEYS,
 }
 STAGE_SPLITS = {
@@ -481,13 +485,30 @@ def finetune(run: Run, prepared: Prepared, aligned: Aligned | None) -> Finetuned
         )
         last = last_checkpoint(trainer.args)
         trainer.train(resume_from_checkpoint=last)
+        calibration = calibrate(run.recipe, trainer, splits["validation"])
         seconds = time.perf_counter() - begun
         trainer.save_model(str(run.folder), _internal_call=True)
         trainer.accelerator.wait_for_everyone()
-        figures = training_figures(trainer)
+        figures = training_figures(trainer) | calibration
         outputs.figures = figures | {"finetuning_seconds": seconds}
         outputs.files = [file for file in run.folder.iterdir() if file.is_file() and not file.name.startswith(".")]
     return Finetuned(trainer, figures, seconds, last is not None)
+
+
+def calibrate(recipe: Recipe, trainer: FlipTrainer, validation: FlipDataset) -> dict[str, Any]:
+    """Set the model's scale and shift of its logits as the recipe asks; what all_results.json says of it."""
+    rate = recipe.negative_sampling_rate
+    if recipe.calibration is None and rate is None:
+        return {}
+    scale, shift = 1.0, 0.0
+    if recipe.calibration == "platt":
+        output = trainer.predict_logits(validation, "validation")
+        scale, shift = platt(named_logits(output.predictions)[""], np.asarray(output.label_ids))
+    config = trainer.accelerator.unwrap_model(trainer.model).config
+    config.logit_scale, config.logit_shift = scale, shift + sampling_shift(rate)
+    said = {"calibration": recipe.calibration, "negative_sampling_rate": rate}
+    said |= {"logit_scale": config.logit_scale, "logit_shift": config.logit_shift}
+    return {key: value for key, value in said.items() if value is not None}
 
 
 def make_model(recipe: Recipe, processor: FlipProcessor, aligned: Aligned | None) -> FlipPreTrainedModel:
@@ -530,7 +551,8 @@ def evaluate(run: Run, prepared: Prepared, finetuned: Finetuned) -> dict[str, An
     model, results = finetuned.model, dict[str, Any]()
     with manifest.recorded(run.folder, "evaluate", run.inputs("evaluate", prepared)) as outputs:
         for split in ("validation", "test"):
-            results |= evaluate_split(finetuned.trainer, prepared.splits[split], split, prepared.groups.get(split))
+            rate, groups = run.recipe.negative_sampling_rate, prepared.groups.get(split)
+            results |= evaluate_split(finetuned.trainer, prepared.splits[split], split, groups, rate)
         if isinstance(model, FlipForCTR):
             results["alpha"] = model.alpha.item()
         results["num_parameters"] = model.num_parameters()
@@ -542,12 +564,25 @@ def evaluate(run: Run, prepared: Prepared, finetuned: Finetuned) -> dict[str, An
 
 
 def evaluate_split(
-    trainer: FlipTrainer, dataset: FlipDataset, split: str, groups: np.ndarray | None = None
+    trainer: FlipTrainer,
+    dataset: FlipDataset,
+    split: str,
+    groups: np.ndarray | None = None,
+    negative_sampling_rate: float | None = None,
 ) -> dict[str, Any]:
-    """Metrics of one split, all towers; on the test split also of the rows with a value never seen in training."""
+    """Metrics of one split, all towers; on the test split also of the rows with a value never seen in training.
+
+    Of a calibrated model also `ece_before`, the calibration error without its calibration.
+    """
     output = trainer.predict_logits(dataset, split)
     labels = np.asarray(output.label_ids)
-    results: dict[str, Any] = {f"{split}_{k}": v for k, v in ctr_metrics(output.predictions, labels, groups).items()}
+    weights = sampling_weights(labels, negative_sampling_rate)
+    metrics = ctr_metrics(output.predictions, labels, groups, weights)
+    config = trainer.accelerator.unwrap_model(trainer.model).config
+    if (config.logit_scale, config.logit_shift) != (1, 0):
+        before = (named_logits(output.predictions)[""] - config.logit_shift) / config.logit_scale
+        metrics["ece_before"] = calibration_error(sigmoid(before), labels, weights)
+    results: dict[str, Any] = {f"{split}_{k}": v for k, v in metrics.items()}
     if split == "test":
         unseen = dataset.has_unseen_value
         results["test_rows_per_second"] = (output.metrics or {}).get("test_samples_per_second")
@@ -555,7 +590,9 @@ def evaluate_split(
         if len(np.unique(labels[unseen])) == 2:
             logits = output.predictions
             picked = tuple(x[unseen] for x in logits) if isinstance(logits, tuple) else logits[unseen]
-            results |= {f"test_unseen_{k}": v for k, v in ctr_metrics(picked, labels[unseen]).items()}
+            weights = None if weights is None else weights[unseen]
+            of_unseen = ctr_metrics(picked, labels[unseen], weights=weights)
+            results |= {f"test_unseen_{k}": v for k, v in of_unseen.items()}
     return results
 
 

@@ -154,7 +154,10 @@ class FlipTrainer(Trainer):
     # ---- optimisation
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As `Trainer.train`, at the precision of `float32_matmul_precision`; scoring afterwards is as exact as before."""
+        """As `Trainer.train`, at the precision of `float32_matmul_precision`; scoring afterwards is as exact as before.
+        What is trained is not calibrated; calibrate it again."""
+        config = self.accelerator.unwrap_model(self.model).config
+        config.logit_scale, config.logit_shift = 1.0, 0.0  # a calibration was of the weights before
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision(self.args.float32_matmul_precision or before)
         try:
