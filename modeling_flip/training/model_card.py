@@ -77,6 +77,7 @@ def model_card(
     results: Mapping[str, Any] | None = None,
     hyperparameters: Mapping[str, Any] | None = None,
     curves: Sequence[str] = (),
+    reliability: str | None = None,
     tags: Sequence[str] = (),
     revision: str | None = None,
 ) -> str:
@@ -89,6 +90,7 @@ def model_card(
         results: of its training, as in all_results.json, or as much of it as has been measured.
         hyperparameters: of its training.
         curves: images of its training, beside the card.
+        reliability: the image of its reliability on the test set, beside the card.
         tags: more than those that every such model has.
         revision: the branch that it is pushed to, if not main.
     """
@@ -106,6 +108,8 @@ def model_card(
     sections += ["## Fields\n", field_table(processor)]
     if table := results_table(results):
         sections += ["## Results\n", table]
+        if reliability:
+            sections.append(f"![Test: click rate against predicted probability]({reliability})")
     sections += ["## Training\n", training(model, results, recipe, hyperparameters or {}, curves)]
     sections += ["## Limits\n", limits(processor, results), "## Citation\n", CITATION]
     return "\n".join(section.strip("\n") + "\n" for section in sections)

@@ -28,6 +28,7 @@ from ..processing_flip import FlipProcessor
 from .checkpoints import STATE, step_of
 from .hub import create_repo, is_final, push_error, upload, with_retries
 from .model_card import CURVE_FILE, model_card
+from .reliability import RELIABILITY_FILE
 
 if TYPE_CHECKING:
     from .arguments import FlipTrainingArguments
@@ -288,7 +289,10 @@ def write_card(
     if model.config.towers == "tabular":
         hyperparameters.pop("text_learning_rate", None)
     revision = revision if repo_id else None
-    card = model_card(model, processor, repo_id or str(folder), results, hyperparameters, curves, revision=revision)
+    reliability = RELIABILITY_FILE if (folder / RELIABILITY_FILE).exists() else None
+    card = model_card(
+        model, processor, repo_id or str(folder), results, hyperparameters, curves, reliability, revision=revision
+    )
     (folder / "README.md").write_text(card)
 
 

@@ -56,6 +56,7 @@ from .recipe import (
     stage_arguments,
     uses_cpu,
 )
+from .reliability import RELIABILITY_FILE, write_reliability
 from .resume import check_output_dir, restore_from_hub
 from .trainer import FlipTrainer
 
@@ -552,7 +553,8 @@ def evaluate(run: Run, prepared: Prepared, finetuned: Finetuned) -> dict[str, An
     with manifest.recorded(run.folder, "evaluate", run.inputs("evaluate", prepared)) as outputs:
         for split in ("validation", "test"):
             rate, groups = run.recipe.negative_sampling_rate, prepared.groups.get(split)
-            results |= evaluate_split(finetuned.trainer, prepared.splits[split], split, groups, rate)
+            plot = run.folder / RELIABILITY_FILE if split == "test" else None
+            results |= evaluate_split(finetuned.trainer, prepared.splits[split], split, groups, rate, plot)
         if isinstance(model, FlipForCTR):
             results["alpha"] = model.alpha.item()
         results["num_parameters"] = model.num_parameters()
@@ -560,6 +562,8 @@ def evaluate(run: Run, prepared: Prepared, finetuned: Finetuned) -> dict[str, An
             # The one whose weights are in the model: a pretraining checkpoint's, whatever the recipe names.
             results["text_model"] = model.config.text_config.name_or_path
         outputs.figures = results
+        if finetuned.trainer.is_world_process_zero():
+            outputs.files = [run.folder / RELIABILITY_FILE]
     return results
 
 
@@ -569,10 +573,11 @@ def evaluate_split(
     split: str,
     groups: np.ndarray | None = None,
     negative_sampling_rate: float | None = None,
+    plot: Path | None = None,
 ) -> dict[str, Any]:
     """Metrics of one split, all towers; on the test split also of the rows with a value never seen in training.
 
-    Of a calibrated model also `ece_before`, the calibration error without its calibration.
+    Their reliability is drawn to `plot`. Of a calibrated model also `ece_before`, the calibration error without its calibration.
     """
     output = trainer.predict_logits(dataset, split)
     labels = np.asarray(output.label_ids)
@@ -583,6 +588,8 @@ def evaluate_split(
         before = (named_logits(output.predictions)[""] - config.logit_shift) / config.logit_scale
         metrics["ece_before"] = calibration_error(sigmoid(before), labels, weights)
     results: dict[str, Any] = {f"{split}_{k}": v for k, v in metrics.items()}
+    if plot is not None and trainer.is_world_process_zero():
+        write_reliability(plot, output.predictions, labels, weights)
     if split == "test":
         unseen = dataset.has_unseen_value
         results["test_rows_per_second"] = (output.metrics or {}).get("test_samples_per_second")
