@@ -41,7 +41,7 @@ UNPUSHED = ("checkpoints/*", "checkpoint-*/*", "runs/*", "manifests/*", ".*", "*
 LAST = "last-checkpoint"
 RESULTS_FILE, PRETRAINING_RESULTS_FILE = "all_results.json", "pretraining_results.json"
 # What a push takes from the repo unless it brings it: of an earlier run there, it would pass for this one's.
-NOT_OF_THIS_RUN = (f"{LAST}/*", RESULTS_FILE, f"pretraining/{PRETRAINING_RESULTS_FILE}")
+NOT_OF_THIS_RUN = (f"{LAST}/*", RESULTS_FILE, RELIABILITY_FILE, f"pretraining/{PRETRAINING_RESULTS_FILE}")
 CARD_ARGUMENTS = (
     "learning_rate",
     "text_learning_rate",

@@ -145,11 +145,12 @@ class FlipTrainer(Trainer):
 
     def predict_logits(self, dataset: FlipDataset, name: str) -> PredictionOutput:
         """As `predict`, but of the metrics only the speed."""
-        compute_metrics, self.compute_metrics = self.compute_metrics, None
+        compute: Any = self.compute_metrics
+        self.compute_metrics = None
         try:
             return self.predict(dataset, metric_key_prefix=name)
         finally:
-            self.compute_metrics = compute_metrics
+            self.compute_metrics = compute
 
     # ---- optimisation
 
