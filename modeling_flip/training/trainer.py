@@ -73,6 +73,7 @@ class FlipTrainer(Trainer):
         self.processor = processor
         self.args: FlipTrainingArguments
         self.optimizer: torch.optim.Optimizer | None
+        self.compute_metrics: Any
         self._has_text = model.config.towers != "tabular"
         self._components: dict[str, torch.Tensor] = {}
         self._num_steps_logged = 0
@@ -145,12 +146,11 @@ class FlipTrainer(Trainer):
 
     def predict_logits(self, dataset: FlipDataset, name: str) -> PredictionOutput:
         """As `predict`, but of the metrics only the speed."""
-        compute: Any = self.compute_metrics
-        self.compute_metrics = None
+        compute_metrics, self.compute_metrics = self.compute_metrics, None
         try:
             return self.predict(dataset, metric_key_prefix=name)
         finally:
-            self.compute_metrics = compute
+            self.compute_metrics = compute_metrics
 
     # ---- optimisation
 
