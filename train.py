@@ -8,11 +8,19 @@ import os
 # time of a step on a CPU goes into page faults.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
+import signal
+
+PARENT = os.getppid()  # before the imports, which take seconds: it may be gone then
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # during the imports Ctrl-C just ends it
+
+import contextlib
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -21,6 +29,7 @@ from transformers.utils import logging
 
 from data_scripts.registry import registered_datasets
 from data_scripts.text_model import write as write_text_model
+from modeling_flip.commands import end_with, ends_in_order, exit_code, is_launched, no_space, sole_writer
 from modeling_flip.processing_flip import FlipProcessor
 from modeling_flip.training.checks import check_data
 from modeling_flip.training.command_line import is_expected, parse_recipe
@@ -66,8 +75,9 @@ def complete_recipe(recipe: Recipe) -> Recipe:
         return recipe
     if recipe.text_model_name_or_path is None and dataset.text_model is not None:
         folder = Path(recipe.output_dir).parent / f"{recipe.dataset_name}-text-model"
-        if not (folder / "config.json").exists():
-            dataset.text_model(folder, dataset.load(recipe.dataset_name, recipe.raw_dir))
+        with sole_writer(folder, wait=600):  # runs that have their output folders side by side share it
+            if not (folder / "config.json").exists():
+                dataset.text_model(folder, dataset.load(recipe.dataset_name, recipe.raw_dir))
         recipe = replace(recipe, text_model_name_or_path=str(folder))
     if recipe.item_fields is None and recipe.model_type in ("ctr_bert", "morec"):
         named = field_names(recipe)
@@ -102,9 +112,17 @@ def name_text_model(recipe: Recipe, data: Mapping[str, pa.Table]) -> Recipe:
 
 def use_all_cores(num_processes: int) -> None:
     """Share the cores among the processes: `accelerate launch` leaves each on the CPU one thread unless it is told a number."""
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
-    if launched and os.environ.get("OMP_NUM_THREADS") == "1":
+    if is_launched() and os.environ.get("OMP_NUM_THREADS") == "1":
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // num_processes))
+
+
+def train(recipe: Recipe, state: PartialState) -> dict[str, Any]:
+    """From the files to the results."""
+    with state.main_process_first():  # the others find what it downloaded or made
+        recipe = complete_recipe(recipe)
+        data = load_data(recipe)
+        recipe = name_text_model(recipe, data)
+    return run(recipe, data, kinds_of_columns(recipe))
 
 
 def main(arguments: list[str]) -> None:
@@ -113,16 +131,23 @@ def main(arguments: list[str]) -> None:
     state = PartialState(cpu=uses_cpu(recipe))
     if state.device.type == "cpu":
         use_all_cores(state.num_processes)
+    if is_launched():
+        end_with(PARENT)
     try:
-        with state.main_process_first():  # the others find what it downloaded or made
-            recipe = complete_recipe(recipe)
-            data = load_data(recipe)
-            recipe = name_text_model(recipe, data)
-        results = run(recipe, data, kinds_of_columns(recipe))
+        with contextlib.ExitStack() as held:
+            if state.is_main_process:  # the others end with it, and have nothing to put in order
+                held.enter_context(ends_in_order())
+                held.enter_context(sole_writer(recipe.output_dir))
+            results = train(recipe, state)
+    except KeyboardInterrupt as interrupt:
+        print("\ntrain.py: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(exit_code(interrupt))
     except Exception as error:
+        if (full := no_space(error, recipe.output_dir)) is not None:
+            sys.exit(f"\ntrain.py: error: {full}")  # in a line of its own below the progress bar
         if not is_expected(error):
             raise
-        sys.exit(f"train.py: error: {error}")
+        sys.exit(f"train.py: error: {' '.join(str(error).split())}")
     if not state.is_main_process:
         return
     width = max(map(len, results))

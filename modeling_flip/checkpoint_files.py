@@ -6,20 +6,29 @@ import fnmatch
 import hashlib
 import importlib
 import inspect
+import json
 import os
 import re
 import shutil
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
+from weakref import WeakKeyDictionary
 
+import torch
 from huggingface_hub import CommitInfo, is_offline_mode
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from safetensors import SafetensorError, safe_open
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
 from transformers.dynamic_module_utils import get_relative_import_files
-from transformers.utils import PushToHubMixin, cached_file, logging
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, PushToHubMixin, cached_file, logging
 from transformers.utils.hub import extract_commit_hash
 
 if TYPE_CHECKING:
@@ -63,10 +72,14 @@ PROCESSOR = Part(
     ),
     ("feature_vocab.parquet", "processor_config.json"),
 )
-WHOLE = "model.safetensors"  # weights in one file
 # Arguments of `from_pretrained` that say where a checkpoint is.
 LOCATION_KEYS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 REMEDY = "download or copy it again; if you changed it on purpose, save model and processor again with save_pretrained"
+# A model may have so many numbers and tensors more than its files of weights: heads that are fresh, parts of a text model that
+# are made and left out. Far beyond that its config.json is not that of the weights.
+MORE_NUMBERS, MORE_TENSORS, TIMES = 200_000_000, 2_000, 4
+# Where each model was loaded from, for what lies beside it. Not of the model itself: a copy of it would carry the token away.
+_sources: WeakKeyDictionary[Any, tuple[str, dict[str, Any]]] = WeakKeyDictionary()
 # huggingface_hub takes a Parquet file in a model's repo for a mistake.
 warnings.filterwarnings("ignore", r"It seems that you are about to commit a data file \(.*feature_vocab\.parquet\)")
 
@@ -120,9 +133,11 @@ def check_files(name_or_path: str | os.PathLike, part: Part, **located: Any) -> 
         located = {**located, "revision": commit}
     sums = _read_checksums(Path(sums_file), part)
     # It is what transformers loads where there are shards too.
-    unlisted = part is MODEL and WHOLE not in sums
-    if unlisted and cached_file(name_or_path, WHOLE, **may_be_missing, **located) is not None:
-        raise ValueError(f"{name_or_path} holds {WHOLE} beside the shards that {part.checksums} lists; {REMEDY}")
+    unlisted = part is MODEL and SAFE_WEIGHTS_NAME not in sums
+    if unlisted and cached_file(name_or_path, SAFE_WEIGHTS_NAME, **may_be_missing, **located) is not None:
+        raise ValueError(
+            f"{name_or_path} holds {SAFE_WEIGHTS_NAME} beside the shards that {part.checksums} lists; {REMEDY}"
+        )
     for name, expected in sums.items():
         try:
             file = cached_file(name_or_path, name, **located)
@@ -137,14 +152,9 @@ def check_files(name_or_path: str | os.PathLike, part: Part, **located: Any) -> 
     return commit
 
 
-def check_weights_are_whole(name_or_path: str | os.PathLike) -> None:
-    """Raises ValueError with the name of the first file of weights in a folder that safetensors cannot read."""
-    for file in sorted(Path(name_or_path).glob("*.safetensors")):
-        try:
-            with safe_open(file, "pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{file} is cut short or was changed ({error}); {REMEDY}") from error
+def source_of(model: Any) -> tuple[str, dict[str, Any]] | None:
+    """The folder or Hub id that a model was loaded from, and with which arguments; None of one that was not."""
+    return _sources.get(model)
 
 
 def _read_checksums(path: Path, part: Part) -> dict[str, str]:
@@ -169,6 +179,92 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+# ---- weights
+
+
+@contextmanager
+def safe_weights(name_or_path: str | os.PathLike, variant: str | None = None, **located: Any) -> Iterator[None]:
+    """Around the loading of a model: of its own files of safetensors alone, and nothing far larger than these.
+
+    Args:
+        name_or_path: a folder or a Hub id.
+        variant: of the weights, as in `from_pretrained`.
+        located: cache_dir, token, revision, subfolder, local_files_only, force_download.
+
+    Raises:
+        ValueError: the index names a file that is none of safetensors, or not beside it; safetensors cannot read one; or the
+            model has far more numbers or tensors than they hold.
+    """
+    files = _weight_files(name_or_path, variant, located)
+    if not files:  # there are none: transformers says what it looked for
+        yield
+        return
+    num_bytes = num_tensors = 0
+    for file in files:
+        try:
+            with safe_open(file, "pt") as weights:
+                num_tensors += len(weights.keys())
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{file} is cut short or was changed ({error}); {REMEDY}") from error
+        num_bytes += file.stat().st_size
+    most = {"numbers": MORE_NUMBERS + TIMES * num_bytes, "tensors": MORE_TENSORS + TIMES * num_tensors}
+    made, thread = dict.fromkeys(most, 0), threading.get_ident()
+
+    def count(module: torch.nn.Module, name: str, tensor: torch.Tensor | None) -> None:
+        if tensor is None or threading.get_ident() != thread:
+            return
+        made["numbers"] += tensor.numel()
+        made["tensors"] += 1
+        for what, limit in most.items():
+            if made[what] > limit:
+                raise ValueError(
+                    f"config.json of {name_or_path} asks for {made[what]:,} {what} and more, its weights ({num_bytes:,} bytes) "
+                    f"allow {limit:,}; it is not the configuration of these weights. {REMEDY.capitalize()}"
+                )
+
+    with ExitStack() as hooks:
+        for register in (register_module_parameter_registration_hook, register_module_buffer_registration_hook):
+            hooks.callback(register(count).remove)
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, OverflowError) as error:  # sizes of other weights, or that no tensor can have
+            raise ValueError(f"{name_or_path} cannot be loaded: {' '.join(str(error).split())}; {REMEDY}") from error
+
+
+def _weight_files(name_or_path: str | os.PathLike, variant: str | None, located: dict[str, Any]) -> list[Path]:
+    """Those that transformers reads, downloading them; none where there are none."""
+    for distributed in Path(name_or_path, located.get("subfolder") or "").glob("shard-*.safetensors"):
+        raise ValueError(f"{distributed} would be loaded instead of the weights that save_pretrained writes; remove it")
+    maybe = {
+        "_raise_exceptions_for_missing_entries": False,
+        "_raise_exceptions_for_connection_errors": False,
+        **located,
+    }
+    whole = cached_file(name_or_path, _of_variant(SAFE_WEIGHTS_NAME, variant), **maybe)
+    if whole is not None:
+        return [Path(whole)]
+    index = cached_file(name_or_path, _of_variant(SAFE_WEIGHTS_INDEX_NAME, variant), **maybe)
+    if index is None:
+        return []
+    try:
+        names = sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{index} is no index of weights ({error!r}); {REMEDY}") from error
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*\.safetensors", name, re.ASCII):
+            raise ValueError(
+                f"{index} names {str(name)[:100]!r} as a file of weights; only files of safetensors beside it are read"
+            )
+    return [Path(cached_file(name_or_path, name, **located)) for name in names]
+
+
+def _of_variant(name: str, variant: str | None) -> str:
+    stem, _, suffix = name.rpartition(".")
+    return name if variant is None else f"{stem}.{variant}.{suffix}"
+
+
 # ---- models
 
 
@@ -187,20 +283,22 @@ class CheckpointMixin(PushToHubMixin):
         """As in transformers, from safetensors alone.
 
         Raises:
-            ValueError: a file is truncated or changed, or was written by a later version.
+            ValueError: a file is truncated or changed, was written by a later version, names files elsewhere, or asks for a model
+                far larger than its weights.
         """
         located = {key: kwargs[key] for key in LOCATION_KEYS if kwargs.get(key) is not None}
         if pretrained_model_name_or_path is not None:  # else config and state_dict are given
             commit = check_files(pretrained_model_name_or_path, MODEL, **located)
             if commit is not None:
-                kwargs["revision"] = commit  # what was looked at is what is loaded
+                kwargs["revision"] = located["revision"] = commit  # what was looked at is what is loaded
         with_info = kwargs.pop("output_loading_info", False)
         kwargs |= {"use_safetensors": True, "output_loading_info": True}
-        try:
+        with ExitStack() as checked:
+            if pretrained_model_name_or_path is not None:
+                checked.enter_context(safe_weights(pretrained_model_name_or_path, kwargs.get("variant"), **located))
             model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        except SafetensorError:
-            check_weights_are_whole(Path(pretrained_model_name_or_path, kwargs.get("subfolder") or ""))
-            raise
+        if pretrained_model_name_or_path is not None:
+            _sources[model] = (os.fspath(pretrained_model_name_or_path), located)
         model.untrained_weights = tuple(sorted(info["missing_keys"]))
         return (model, info) if with_info else model  # type: ignore[return-value] # as transformers' own
 

@@ -3,6 +3,7 @@
 # No `from __future__ import annotations` here: `strict` reads the types of the fields, and skips types that are strings.
 import math
 import os
+import re
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
@@ -36,6 +37,9 @@ FLAT_SETTINGS: dict[str, tuple[str, ...]] = {
     "afn": ("num_logarithmic_neurons",),
     "autoint": ("num_attention_layers", "num_attention_heads", "attention_size"),
 }
+# No model and no table comes near these; beyond, a config.json would fill memory before its weights are looked at.
+MOST_PARTS, LONGEST_TEXT = 100_000, 10_000
+PARTS = re.compile(r"layer|block|stage|depth|head|expert|label|num_fields")
 # Where this file was loaded from a checkpoint instead of an installed package.
 IS_REMOTE_CODE = __name__.startswith("transformers_modules.")
 PIPELINE_TASK, CLICK_AUTO_CLASS = "ctr-prediction", "AutoModelForSequenceClassification"
@@ -134,8 +138,9 @@ class FlipConfig(PreTrainedConfig):
         """As in transformers, from a config.json of any format up to this one.
 
         Raises:
-            ValueError: it was written by a later version that this one would misread.
+            ValueError: it was written by a later version that this one would misread, or no checkpoint says what it says.
         """
+        check_settings(config_dict)
         version = config_dict.get("format_version", FORMAT_VERSION)
         if not isinstance(version, int) or version > CALIBRATED_FORMAT_VERSION:
             raise ValueError(
@@ -180,6 +185,7 @@ class FlipConfig(PreTrainedConfig):
         kwargs["custom_pipelines"] = tasks if IS_REMOTE_CODE else InstalledTasks(tasks)
         super().__post_init__(**kwargs)
         if isinstance(self.text_config, PreTrainedConfig):
+            vars(self.text_config).pop("auto_map", None)  # a checkpoint's text tower is one that transformers knows
             source = self.text_config.name_or_path or ""
             if os.path.isabs(source) or os.path.isdir(source):
                 # config.json is published, and tells others nothing about this machine's folders.
@@ -243,18 +249,53 @@ class FlipConfig(PreTrainedConfig):
                 f"icl_subspaces is {self.icl_subspaces}; it must divide projection_size ({self.projection_size})"
             )
         in_sentence = self.num_fields + len(self.text_fields)
-        if not set(self.item_fields) < set(range(in_sentence)):
+        in_range = all(0 <= position < in_sentence for position in self.item_fields)
+        if not in_range or len(set(self.item_fields)) >= in_sentence:
             raise ValueError(
                 f"item_fields is {list(self.item_fields)}; it names positions among the {in_sentence} fields, not all"
             )
-        if list(self.text_fields) != sorted(set(self.text_fields) & set(range(in_sentence))):
+        if not _are_positions(self.text_fields, in_sentence):
             raise ValueError(
                 f"text_fields is {list(self.text_fields)}; it names positions among the {in_sentence} fields, in order"
             )
-        if list(self.list_fields) != sorted(set(self.list_fields) & set(range(self.num_fields))):
+        if not _are_positions(self.list_fields, self.num_fields):
             raise ValueError(
                 f"list_fields is {list(self.list_fields)}; it names positions below num_fields ({self.num_fields}), in order"
             )
+
+
+def check_settings(settings: dict[str, Any]) -> None:
+    """Raises ValueError where a config.json, of this package or of a text model, has transformers read files or code that no
+    config.json needs to name, or asks for what is too large to be meant."""
+    waiting: list[tuple[str, Any]] = list(settings.items())
+    while waiting:
+        key, value = waiting.pop()
+        if key == "transformers_weights" and value is not None:
+            raise ValueError(
+                f"config.json names {value!r} as its weights; only model.safetensors and its shards are read"
+            )
+        if "implementation" in key and isinstance(value, str) and "/" in value:
+            raise ValueError(f"{key} of config.json is {value[:100]!r}, code of a repository; none is run")
+        if isinstance(value, (int, float)) and PARTS.search(key) and value > MOST_PARTS:
+            raise ValueError(f"{key} of config.json is {value:,}; at most {MOST_PARTS:,} are read")
+        if isinstance(value, str) and len(value) > LONGEST_TEXT:
+            raise ValueError(f"{key} of config.json has {len(value):,} characters; at most {LONGEST_TEXT:,} are read")
+        if isinstance(value, (list, tuple, dict)):
+            if len(value) > MOST_PARTS:
+                raise ValueError(f"{key} of config.json has {len(value):,} entries; at most {MOST_PARTS:,} are read")
+            items = value.items() if isinstance(value, dict) else ((key, item) for item in value)
+            waiting += [(str(name)[:100], item) for name, item in items]
+
+
+def load_text_config(name_or_path: str | os.PathLike) -> PreTrainedConfig:
+    """The configuration of a pretrained text model; raises ValueError as `check_settings`."""
+    check_settings(PreTrainedConfig.get_config_dict(name_or_path)[0])
+    return AutoConfig.from_pretrained(name_or_path)
+
+
+def _are_positions(positions: Iterable[int], below: int) -> bool:
+    """Whether they rise, from 0 on, and stay below."""
+    return list(positions) == sorted({position for position in positions if 0 <= position < below})
 
 
 def flat_settings(names: Iterable[str]) -> list[str]:

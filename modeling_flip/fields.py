@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 KINDS = ("categorical", "numeric", "list", "text", "ignored")
 TYPES = ("string", "integer", "number", "boolean", "date", "timestamp")
 SIDES = ("user", "item", "context")
+# No table that a person makes has more, and files that others hand over may say anything.
+MOST_FIELDS, LONGEST_NAME = 100_000, 1_000
 # Which options a kind has; another kind's option is refused, since it would do nothing.
 OPTIONS_OF_KIND: dict[str, tuple[str, ...]] = {
     "categorical": ("min_count",),
@@ -71,6 +74,12 @@ class Field:
             object.__setattr__(self, "type", "number" if self.kind == "numeric" else "string")
         if not self.words:
             object.__setattr__(self, "words", self.name.replace("_", " "))
+        for key in ("name", "words"):
+            if len(getattr(self, key)) > LONGEST_NAME:
+                raise ValueError(
+                    f"field {self.name[:40] + '…'!r}: {key} has {len(getattr(self, key)):,} characters; at most "
+                    f"{LONGEST_NAME:,} can be read: it stands in every sentence"
+                )
         for key, value, allowed in (
             ("kind", self.kind, KINDS),
             ("type", self.type, TYPES),
@@ -144,9 +153,8 @@ def check_keys(declared: Mapping[str, Any]) -> None:
 
 def check_schema(schema: Sequence[Field]) -> None:
     """Raises ValueError where a name stands twice, or a list shares the features of a field that has none of its own."""
-    names = [field.name for field in schema]
-    for name in names:
-        if names.count(name) > 1:
+    for name, count in Counter(field.name for field in schema).items():
+        if count > 1:
             raise ValueError(f"field {name!r} is declared twice; name each column once")
     by_name = {field.name: field for field in schema}
     for field in schema:

@@ -16,8 +16,8 @@ from transformers.conversion_mapping import register_checkpoint_conversion_mappi
 from transformers.core_model_loading import WeightRenaming
 from transformers.utils import ModelOutput, logging
 
-from .checkpoint_files import CheckpointMixin
-from .configuration_flip import FlipConfig
+from .checkpoint_files import CheckpointMixin, safe_weights
+from .configuration_flip import FlipConfig, load_text_config
 from .feature_embeddings import FeatureEmbeddings
 from .objectives import InstanceContrastiveLearning, MaskedLanguageModeling, MaskedTabularModeling
 from .processing_flip import FlipProcessor
@@ -116,7 +116,7 @@ class FlipPreTrainedModel(CheckpointMixin, PreTrainedModel):
             return cls(cls.config_class(**settings))
         if text_model_name_or_path is None or processor.tokenizer is None:
             raise ValueError("a text tower needs text_model_name_or_path and a processor with a tokenizer")
-        text_tower = AutoModel.from_pretrained(text_model_name_or_path, dtype=torch.float32, use_safetensors=True)
+        text_tower = load_text_model(AutoModel, text_model_name_or_path)
         if len(processor.tokenizer) > text_tower.get_input_embeddings().num_embeddings:
             text_tower.resize_token_embeddings(len(processor.tokenizer))
         model = cls(cls.config_class(text_config=text_tower.config, **settings))
@@ -168,6 +168,17 @@ for model_type in ("flip", "morec"):
         for table in ("embedding", "first_order")
     ]
     register_checkpoint_conversion_mapping(model_type, names, overwrite=True)  # remote code registers them too
+
+
+def load_text_model(auto_class: Any, name_or_path: str | os.PathLike) -> PreTrainedModel:
+    """A pretrained text model in fp32, from its own files of safetensors alone.
+
+    Raises:
+        ValueError: its files name others, or it is far larger than its weights.
+    """
+    load_text_config(name_or_path)
+    with safe_weights(name_or_path):
+        return auto_class.from_pretrained(name_or_path, dtype=torch.float32, use_safetensors=True)
 
 
 def create_text_tower(text_config: PreTrainedConfig) -> PreTrainedModel:

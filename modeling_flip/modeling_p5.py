@@ -8,10 +8,10 @@ from typing import Any, Self
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import AutoConfig, AutoModelForSeq2SeqLM
+from transformers import AutoModelForSeq2SeqLM
 
-from .configuration_flip import CLICK_AUTO_CLASS, FlipConfig
-from .modeling_flip import FlipForCTROutput, FlipPreTrainedModel
+from .configuration_flip import CLICK_AUTO_CLASS, FlipConfig, load_text_config
+from .modeling_flip import FlipForCTROutput, FlipPreTrainedModel, load_text_model
 from .processing_flip import FlipProcessor
 
 PROMPTS = (
@@ -68,10 +68,8 @@ class P5ForCTR(FlipPreTrainedModel):
         tokenizer = processor.tokenizer
         if text_model_name_or_path is None or tokenizer is None:
             raise ValueError("a text tower needs text_model_name_or_path and a processor with a tokenizer")
-        check_has_decoder(AutoConfig.from_pretrained(text_model_name_or_path))
-        source = AutoModelForSeq2SeqLM.from_pretrained(
-            text_model_name_or_path, dtype=torch.float32, use_safetensors=True
-        )
+        check_has_decoder(load_text_config(text_model_name_or_path))
+        source = load_text_model(AutoModelForSeq2SeqLM, text_model_name_or_path)
         if len(tokenizer) > source.get_input_embeddings().num_embeddings:
             source.resize_token_embeddings(len(tokenizer))
         prompt_ids, answer_ids = (tokenizer(list(t), add_special_tokens=False)["input_ids"] for t in (PROMPTS, ANSWERS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -13,8 +14,10 @@ import torch
 from transformers import Pipeline
 from transformers.utils import logging
 
+from .checkpoint_files import source_of
 from .data_collator import FlipDataCollator
 from .fields import Field
+from .processing_flip import FlipProcessor
 from .row_dataset import FlipDataset
 from .row_reader import read_columns
 
@@ -40,8 +43,8 @@ class CtrPredictionPipeline(Pipeline):
 
     Args:
         model: FlipForCTR, CTRBertForCTR, MoRecForCTR or P5ForCTR.
-        processor: the FlipProcessor that the model was trained with; `transformers.pipeline` loads it from the model's
-            checkpoint.
+        processor: the FlipProcessor that the model was trained with, or where it is saved; by default where the model was
+            loaded from.
         batch_size: rows to a batch, 1,024 unless set here or in a call.
         kwargs: `device` and whatever else `transformers.Pipeline` takes; `return_towers` and `group_by` of every call.
 
@@ -50,8 +53,9 @@ class CtrPredictionPipeline(Pipeline):
             trained.
     """
 
-    _load_processor = True
-    _load_tokenizer = _load_image_processor = _load_video_processor = _load_feature_extractor = False
+    # Nothing that transformers.pipeline might look for: a checkpoint's files would say of which class, and whose code.
+    _load_processor = _load_tokenizer = False
+    _load_image_processor = _load_video_processor = _load_feature_extractor = False
 
     def __init__(self, model: Any, processor: Any = None, **kwargs: Any):
         if not hasattr(model, "inputs"):
@@ -63,6 +67,13 @@ class CtrPredictionPipeline(Pipeline):
                 f"{' …' * (len(model.untrained_weights) > 3)}: scores would be noise. Finetune it first, or load only the towers "
                 "that it has (towers='tabular' or 'text'); if you have trained it since it was loaded, save it and load it again"
             )
+        source, located = source_of(model) or (None, {})
+        if processor is None:
+            processor = source
+        if isinstance(processor, (str, os.PathLike)):
+            if os.fspath(processor) != source:  # the model's revision is none of another repository
+                located = {key: located[key] for key in located.keys() - {"revision", "subfolder"}}
+            processor = FlipProcessor.from_pretrained(processor, **located)
         if processor is None:
             raise ValueError(
                 "there is no processor to read rows with; pass processor=FlipProcessor.from_pretrained(…), of the checkpoint "

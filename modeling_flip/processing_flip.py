@@ -422,7 +422,7 @@ class FlipProcessor(ProcessorMixin):
             ValueError: a file is truncated or changed, or the vocabulary belongs to other weights than those beside it.
         """
         if not IS_REMOTE_CODE:  # this code is asked instead of the checkpoint's, and for its tokenizer too
-            kwargs.pop("trust_remote_code", None)
+            kwargs["trust_remote_code"] = False
         located = {key: kwargs[key] for key in LOCATION_KEYS if kwargs.get(key) is not None}
         commit = check_files(pretrained_model_name_or_path, PROCESSOR, **located)
         if commit is not None:
@@ -435,6 +435,14 @@ class FlipProcessor(ProcessorMixin):
             config = json.loads(Path(config_file).read_text())
             processor.check_belongs_to(SimpleNamespace(**{k: config.get(k) for k in processor.config_settings}))
         return processor
+
+    @staticmethod
+    def get_possibly_dynamic_module(module_name: str) -> Any:
+        """What transformers asks for the classes that files of a checkpoint name: none is needed."""
+        raise ValueError(
+            f"the checkpoint names the class {module_name!r} as a part of its processor, which has a tokenizer and a vocabulary "
+            "alone"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {"has_text": self.has_text}

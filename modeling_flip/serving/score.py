@@ -6,36 +6,44 @@ The file is opened as training opens it (`table_files`), and each cell read as i
 same row gets the same probability from whatever kind of file.
 
 Files may be of any size: rows are read, scored and written in parts. Finished parts stand in OUTPUT.parts until all are there, so
-that the same command, given again, continues after an interruption.
+that the same command, given again, continues after an interruption. Beside them stands what they depend on: the model, the
+settings, and the SHA-256 of the input. Where only the input's content is another, it was corrected, and all of it is scored anew;
+parts of another model or file are left to whoever began them.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from pyarrow import csv
-from transformers import AutoModelForSequenceClassification, AutoProcessor
+from transformers import AutoModelForSequenceClassification
 from transformers.utils import CONFIG_NAME, cached_file, logging
 from transformers.utils.hub import extract_commit_hash
 
+from ..commands import ends_in_order, exit_code, no_space, sole_writer
 from ..pipeline_flip import DEFAULT_BATCH_SIZE, PROBABILITIES, TOWER_PROBABILITIES, CtrPredictionPipeline
+from ..processing_flip import FlipProcessor
 from ..table_files import READ, TableFile, open_table
 from ..version import __version__
 
 ROWS_PER_PART = 32_768
-RUN_FILE, UNFINISHED_OUTPUT = "run.json", "output.tmp"
 OUTPUT_SUFFIXES = (".parquet", ".csv")
+# In the folder of parts: the record of the run, and keys of it.
+RUN_FILE, INPUT_CONTENT, OUTPUT = "run.json", "input_sha256", "output"
+
+logger = logging.get_logger(__name__)
 
 
 def open_input(path: Path, delimiter: str | None = None, encoding: str | None = None) -> TableFile:
@@ -76,12 +84,13 @@ def score_file(
     return_towers: bool = False,
     run: dict[str, Any] | None = None,
 ) -> int:
-    """Score the rows of a file, and write them with their probabilities to another.
+    """Score the rows of a file, and write them with their probabilities to another. One process at a time may write there.
 
     Args:
         pipe: the model and its processor.
         table: the rows, of `open_input`; at least one column must be a field of the model.
-        output: a .parquet or .csv file that does not exist yet; it comes into being whole.
+        output: a .parquet or .csv file that does not exist yet; it comes into being whole. Where this very run has written it,
+            and was killed before it had cleared up, it is left as it is.
         batch_size: rows to a batch.
         return_towers: write the towers' probabilities too.
         run: what these scores depend on. Parts left by a run that differs in it are not continued.
@@ -105,11 +114,19 @@ def score_file(
     if output.suffix == ".csv":
         check_csv_holds(schema)
 
-    status = table.path.stat()
-    input_file = {"path": str(table.path.resolve()), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+    folder = parts_folder(output)
+    with open(
+        table.path, "rb"
+    ) as file:  # size and time say too little: those of a file that was written anew can be the same
+        content = hashlib.file_digest(file, "sha256").hexdigest()
     settings = {"batch_size": batch_size, "return_towers": return_towers, "rows_per_part": ROWS_PER_PART}
-    folder = output.with_name(output.name + ".parts")
-    begin_or_continue(folder, {"input": input_file, **settings, **(run or {})})
+    this_run = {"input": str(table.path.resolve()), INPUT_CONTENT: content, **settings, **(run or {})}
+    record = begin_or_continue(folder, this_run)
+    check_output_is_new(output, record)
+    if output.exists():
+        finish(folder)
+        logger.warning(f"{output} is finished; delete it to score again")
+        return int(record[OUTPUT]["rows"])
     parts: list[Path] = []
     num_rows = 0
     finished = len(list(folder.glob("part-*.parquet"))) * ROWS_PER_PART
@@ -121,18 +138,19 @@ def score_file(
                 continue
             for name, column in pipe.probabilities(rows, batch_size, return_towers).items():
                 rows = rows.append_column(name, pa.array(column))
-            unfinished = parts[-1].with_suffix(".tmp")
-            with open(unfinished, "wb") as file:
+            with whole(parts[-1]) as file:
                 pq.write_table(rows, file)
-                os.fsync(file.fileno())  # a part that has its name is whole, whatever goes out
-            unfinished.replace(parts[-1])
             bar.update(len(rows))
     if num_rows == 0:
-        finish(folder, [])
+        finish(folder)
         raise ValueError(f"{table.path} has columns but no rows")
-    write_output(parts, schema, folder / UNFINISHED_OUTPUT, output.suffix)
-    (folder / UNFINISHED_OUTPUT).replace(output)
-    finish(folder, parts)
+    made = folder / f"output{output.suffix}"
+    with whole(made) as file:
+        write_output(parts, schema, file, output.suffix)
+    # Should the run be killed before all of its parts are deleted, the record tells that this output is its own.
+    write_record(folder, this_run | {OUTPUT: {"rows": num_rows} | identity(made)})
+    made.replace(output)
+    finish(folder)
     return num_rows
 
 
@@ -142,8 +160,7 @@ def added_columns(return_towers: bool) -> list[str]:
 
 def check_output(output: Path, schema: pa.Schema, added: Iterable[str]) -> None:
     """Raises ValueError where the output is there already, has no folder, or a column to be added is in the input."""
-    if output.exists():
-        raise ValueError(f"{output} exists; delete it or choose another name")
+    check_output_is_new(output, read_record(parts_folder(output)))
     if not output.parent.is_dir():
         raise ValueError(f"folder {output.parent} does not exist; make it first")
     for name in added:
@@ -164,45 +181,104 @@ def check_csv_holds(schema: pa.Schema) -> None:
             ) from error
 
 
-def begin_or_continue(folder: Path, run: dict[str, Any]) -> None:
-    """Make the folder of parts, or see that those in it are of the same run.
+def check_output_is_new(output: Path, record: Mapping[str, Any]) -> None:
+    """Raises ValueError where the output is there already, unless it is the one that the record tells of."""
+    if output.exists() and not identity(output).items() <= record.get(OUTPUT, {}).items():
+        with contextlib.suppress(OSError):
+            parts_folder(output).rmdir()  # it is empty: the run was killed when only this was left to do
+        raise ValueError(f"{output} exists; delete it or choose another name")
+
+
+def identity(path: Path) -> dict[str, int]:
+    """What a file keeps when it is renamed, and loses when another takes its name."""
+    status = path.stat()
+    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+# ---- the folder of parts
+
+
+def parts_folder(output: Path) -> Path:
+    return output.with_name(output.name + ".parts")
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What the parts in a folder depend on, and the output that was made of them; {} where nothing is noted."""
+    path = folder / RUN_FILE
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is no record of a run ({error}); delete the folder {folder}") from error
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    with whole(folder / RUN_FILE) as file:
+        file.write((json.dumps(record, indent=2) + "\n").encode())
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write: one that has its name is whole, and on the disk."""
+    unfinished = path.with_name(f"{path.name}.tmp")
+    with open(unfinished, "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
+def begin_or_continue(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
+    """Make the folder of parts, or see that those in it are of the same run; those of an input that has since been corrected are
+    of no use, and deleted.
+
+    Returns:
+        the record of the run.
 
     Raises:
         ValueError: they are of another.
     """
-    path = folder / RUN_FILE
-    if path.exists():
-        before = json.loads(path.read_text())
-        differing = [name for name in sorted(before.keys() | run.keys()) if before.get(name) != run.get(name)]
-        if differing:
-            raise ValueError(
-                f"{folder} holds parts of a run that differs in {', '.join(differing)}; give that run's command again to "
-                "finish it, delete the folder, or choose another output"
-            )
-    elif folder.exists() and any(p.name != f"{RUN_FILE}.tmp" for p in folder.iterdir()):
-        raise ValueError(f"{folder} holds other files, and parts would be written there; choose another output")
-    else:
+    if not (folder / RUN_FILE).exists():
+        if folder.exists() and any(p.name != f"{RUN_FILE}.tmp" for p in folder.iterdir()):
+            raise ValueError(f"{folder} holds other files, and parts would be written there; choose another output")
         folder.mkdir(exist_ok=True)
-        unfinished = folder / f"{RUN_FILE}.tmp"
-        unfinished.write_text(json.dumps(run, indent=2) + "\n")
-        unfinished.replace(path)
+        write_record(folder, run)
+    record = read_record(folder)
+    differing = [name for name in sorted((record.keys() | run.keys()) - {OUTPUT}) if record.get(name) != run.get(name)]
+    if differing == [INPUT_CONTENT]:
+        logger.warning(f"{run['input']} has changed since a part of it was scored: all of it is scored anew")
+        delete_parts(folder)
+        write_record(folder, run)
+        return dict(run)
+    if differing:
+        raise ValueError(
+            f"{folder} holds parts of a run that differs in {', '.join(differing)}; give that run's command again to "
+            "finish it, delete the folder, or choose another output"
+        )
+    return record
 
 
-def write_output(parts: Iterable[Path], schema: pa.Schema, path: Path, suffix: str) -> None:
+def write_output(parts: Iterable[Path], schema: pa.Schema, file: BinaryIO, suffix: str) -> None:
     """The parts, one after the other, as one Parquet or CSV file."""
-    writer = pq.ParquetWriter(path, schema) if suffix == ".parquet" else csv.CSVWriter(path, schema)
+    writer = pq.ParquetWriter(file, schema) if suffix == ".parquet" else csv.CSVWriter(file, schema)
     with writer:
         for part in parts:
             writer.write_table(pq.read_table(part).cast(schema))
 
 
-def finish(folder: Path, parts: Iterable[Path]) -> None:
+def finish(folder: Path) -> None:
     """Remove what stands in the folder of parts, and the folder."""
-    for part in parts:
-        part.unlink()
+    delete_parts(folder)
     (folder / RUN_FILE).unlink()
     with contextlib.suppress(OSError):  # something else has been put there: it stays
         folder.rmdir()
+
+
+def delete_parts(folder: Path) -> None:
+    for pattern in ("part-*", "output.*"):
+        for file in folder.glob(pattern):
+            file.unlink()
 
 
 def load_pipeline(
@@ -210,7 +286,7 @@ def load_pipeline(
 ) -> CtrPredictionPipeline:
     """Model and processor of a checkpoint; `kwargs` are dtype and towers."""
     loaded = AutoModelForSequenceClassification.from_pretrained(model, revision=revision, **kwargs)
-    processor = AutoProcessor.from_pretrained(model, revision=revision)
+    processor = FlipProcessor.from_pretrained(model, revision=revision)
     return CtrPredictionPipeline(loaded, processor, task="ctr-prediction", device=device, return_towers=return_towers)
 
 
@@ -291,22 +367,28 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; 0 where all went well, 2 where it could not, 130 where it was interrupted."""
+    """The command; 0 where all went well, 2 where it could not, 130 or 143 where it was interrupted."""
     args = make_parser().parse_args(arguments)
     settings = {"dtype": args.dtype} | ({} if args.towers is None else {"towers": args.towers})
     try:
         # Before the model is loaded, which may take long.
         table = open_input(args.input, args.delimiter, args.encoding)
         check_output(args.output, table.schema, added_columns(args.return_towers))
-        version = model_version(args.model, args.revision)
-        pipe = load_pipeline(args.model, version["revision"], args.device, args.return_towers, **settings)
-        reading = {"delimiter": args.delimiter, "encoding": args.encoding}
-        run = version | settings | reading | {"device": str(pipe.device), "modeling_flip": __version__}
-        num_rows = score_file(pipe, table, args.output, args.batch_size, args.return_towers, run)
-    except KeyboardInterrupt:
-        print("score: interrupted; the same command continues where it stopped", file=sys.stderr)
-        return 130
-    except (OSError, ValueError, TypeError, pa.ArrowException) as error:
+        with ends_in_order(), sole_writer(args.output):
+            version = model_version(args.model, args.revision)
+            pipe = load_pipeline(args.model, version["revision"], args.device, args.return_towers, **settings)
+            reading = {"delimiter": args.delimiter, "encoding": args.encoding}
+            run = version | settings | reading | {"device": str(pipe.device), "modeling_flip": __version__}
+            num_rows = score_file(pipe, table, args.output, args.batch_size, args.return_towers, run)
+    except KeyboardInterrupt as interrupt:
+        print("\nscore: interrupted; the same command continues where it stopped", file=sys.stderr)
+        return exit_code(interrupt)
+    except Exception as error:
+        if (full := no_space(error, args.output.parent)) is not None:
+            print(f"\nscore: error: {full}", file=sys.stderr)
+            return 2
+        if not isinstance(error, (OSError, ValueError, TypeError, pa.ArrowException)):
+            raise
         print(f"score: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     print(f"{num_rows:,} rows scored: {args.output}")

@@ -8,10 +8,9 @@ import numpy as np
 import pyarrow as pa
 import yaml
 from huggingface_hub import ModelCard
-from transformers import AutoConfig
 from transformers.utils import logging
 
-from ..configuration_flip import FlipConfig
+from ..configuration_flip import FlipConfig, load_text_config
 from ..ctr_models import CTR_MODELS
 from ..fields import Field, did_you_mean, used
 from ..modeling_p5 import check_has_decoder
@@ -77,7 +76,7 @@ def check_recipe(recipe: Recipe) -> None:
                 "text_model_name_or_path is missing: this recipe uses a text tower; name a Hub id or a folder"
             )
         try:
-            text_config = AutoConfig.from_pretrained(text_model)
+            text_config = load_text_config(text_model)
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"text model {text_model!r} cannot be loaded: it is no folder with a config.json, and the Hub does not give "

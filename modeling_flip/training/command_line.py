@@ -9,14 +9,15 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from traceback import walk_tb
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jsonargparse
+import yaml
 
 from ..modeling_morec import MoRecConfig
 from ..tabular_towers import TABULAR_TOWERS, setting_names
 from .arguments import LEARNING_RATE, TEXT_LEARNING_RATE, FlipTrainingArguments
-from .recipe import MODEL_KEYS, STAGE_DEFAULTS, Recipe
+from .recipe import MODEL_KEYS, STAGE_DEFAULTS, Recipe, check_yaml
 
 # Training arguments that --help names; the others work all the same.
 SHOWN = {
@@ -44,6 +45,15 @@ SHOWN = {
 PRETRAINING_ONLY = {"text_mask_ratio", "tabular_mask_ratio", "num_noise_features", "text_masking"}
 OUR_MODULES = ("modeling_flip", "data_scripts", "train", "__main__")
 FINETUNING_ONLY = {"early_stopping_patience"}
+
+
+def load_yaml(text: str) -> Any:
+    check_yaml(text)
+    return LOAD_YAML(text)
+
+
+LOAD_YAML = jsonargparse.get_loader("yaml")
+jsonargparse.set_loader("recipe", load_yaml, (yaml.YAMLError,))
 
 
 class RecipeParser(jsonargparse.ArgumentParser):
@@ -74,6 +84,7 @@ class RecipeParser(jsonargparse.ArgumentParser):
 def recipe_parser() -> RecipeParser:
     parser = RecipeParser(
         prog="train.py",
+        parser_mode="recipe",
         usage="python train.py RECIPE.yaml [--key value] [--section.key value] ...",
         description="Train FLIP, or one of its towers, as a recipe says; any key of the recipe can be given here too.",
         epilog="Any other field of transformers.TrainingArguments works in either section.",

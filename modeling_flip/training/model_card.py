@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import re
 import textwrap
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pprint import pformat
 from typing import Any
 
 import numpy as np
-import yaml
 from huggingface_hub import EvalResult, ModelCardData
+
+from .recipe import to_yaml
 
 CURVE_FILE = "training_curve.png"
 KINDS = {
@@ -37,9 +39,7 @@ ROWS = {"": "this model", "tabular_": "its tabular tower alone", "text_": "its t
 SPLITS = {"validation": "validation", "test": "test", "test_unseen": "test, with an unseen value"}
 EXAMPLES = 3
 
-USE = """
-```python
-from transformers import pipeline
+EXAMPLE = """from transformers import pipeline
 
 score = pipeline("ctr-prediction", model={source!r}, {revision}trust_remote_code=True)
 rows = [
@@ -47,13 +47,15 @@ rows = [
     {unknown},
 ]
 for row, scored in zip(rows, score(rows)):
-    print(f"{{scored['probability']:.3f}}", row)
-```
+    print(f"{{scored['probability']:.3f}}", row)"""
+
+USE = """
+{example}
 
 This needs `transformers`, `torch` and `pyarrow`. `trust_remote_code=True` runs the Python files of this repository: read them
 first, and name a `revision`. With the package `modeling-flip` installed, write `import modeling_flip` and leave it out; then no
 code is loaded from here. Rows are a dict, a list of dicts, a DataFrame, an Arrow table, a `datasets.Dataset` or a generator.
-`return_towers=True` adds each tower's probability, `group_by="{group}"` the rank among the rows of one `{group}`.
+`return_towers=True` adds each tower's probability, {group_by} the rank among the rows of one {group}.
 """
 
 CITATION = """
@@ -100,7 +102,7 @@ def model_card(
     pretraining = type(model).__name__ == "FlipForPreTraining"
     sections = [
         "---\n" + metadata(model, name, results, recipe, tags).to_yaml() + "\n---\n",
-        f"# {name}\n",
+        f"# {text(name)}\n",
         introduction(model, processor, results, recipe, pretraining),
     ]
     if not pretraining:
@@ -127,7 +129,7 @@ def metadata(
             task_type="tabular-classification",
             task_name="Click-through rate prediction",
             dataset_type=named or "tabular",
-            dataset_name=str(Path(dataset).name if dataset else "training data"),
+            dataset_name=one_line(Path(dataset).name if dataset else "") or "training data",
             dataset_split=split,
             metric_type=kind,
             metric_name=title,
@@ -145,7 +147,7 @@ def metadata(
         datasets=[named] if named else None,
         metrics=["roc_auc", "log_loss"],
         base_model=text_model if is_hub_id(text_model) and has_text(model) else None,
-        model_name=name if evaluated else None,
+        model_name=one_line(name) if evaluated else None,
         eval_results=evaluated or None,
         ignore_metadata_errors=False,
     )
@@ -167,21 +169,22 @@ def introduction(
     kind = KINDS.get((config.model_type, config.towers), config.model_type)
     parts = []
     if config.towers != "text":
-        parts.append(f"Tabular tower: `{config.tabular_tower}`.")
+        parts.append(f"Tabular tower: {code(config.tabular_tower)}.")
     if has_text(model):
         family = getattr(config.text_config, "model_type", "")
-        parts.append(f"Text tower: `{results.get('text_model') or recipe.get('text_model_name_or_path') or family}`.")
+        text_model = results.get("text_model") or recipe.get("text_model_name_or_path") or family
+        parts.append(f"Text tower: {code(text_model)}.")
     does = (
         "Aligned, not yet finetuned: it predicts nothing before it is."
         if pretraining
         else (
             "It predicts the probability that a row of a click log is clicked, from "
-            + ", ".join(f"`{field}`" for field in processor.fields)
+            + ", ".join(map(code, processor.fields))
             + "."
         )
     )
     state = "" if pretraining or "test_auc" in results else "\n\n**Not evaluated on a test set.**"
-    trained = f" Trained on `{Path(recipe['dataset_name']).name}`." if recipe.get("dataset_name") else ""
+    trained = f" Trained on {code(Path(recipe['dataset_name']).name)}." if recipe.get("dataset_name") else ""
     return f"{kind[0].upper()}{kind[1:]}. {does}{trained} {' '.join(parts)}{state}"
 
 
@@ -197,7 +200,9 @@ def how_to_use(processor: Any, source: str, revision: str | None) -> str:
     new = next((f.name for f in columns if f.kind == "categorical"), columns[0].name)
     unknown_row = known_row | {new: "never seen before"}
     branch = f"revision={revision!r}, " if revision else ""
-    return USE.format(source=source, revision=branch, known=literal(known_row), unknown=literal(unknown_row), group=new)
+    example = EXAMPLE.format(source=source, revision=branch, known=literal(known_row), unknown=literal(unknown_row))
+    group_by = f"group_by={json.dumps(new, ensure_ascii=False)}"
+    return USE.format(example=fenced("python", example), group_by=code(group_by), group=code(new))
 
 
 def example_value(processor: Any, field: Any) -> Any:
@@ -231,38 +236,72 @@ def field_table(processor: Any) -> str:
     ]
     for i, field in enumerate(vocabulary.columns):
         features = offsets[i + 1] - offsets[i]
-        shared = f"`{field.features_of}`'s" if field.features_of else "–"
+        shared = f"{cell(field.features_of)}'s" if field.features_of else "–"
         cells = [
-            f"`{field.name}`",
+            cell(field.name),
             field.kind,
-            f"{field.words} is …",
+            text(f"{field.words} is …"),
             f"{len(vocabulary.values[field.name]):,}" if field.kind != "text" else "–",
             f"{features:,}" if features else shared,
-            ", ".join(cell(value) for value in top_values(processor, field.name)),
+            ", ".join(cell(cut(value)) for value in top_values(processor, field.name)),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", f"{vocabulary.num_features:,} features in all, an unknown one for each field and one mask included."]
     rare = {field.name: field.min_count for field in vocabulary.columns if field.min_count > 1}
     if rare:
-        named = ", ".join(f"{count} times in `{name}`" for name, count in rare.items())
+        named = ", ".join(f"{count} times in {code(name)}" for name, count in rare.items())
         lines[-1] += f" Values seen fewer than {named} share their field's unknown feature."
     left_out = [field for field in vocabulary.schema if field.kind == "ignored"]
     if left_out:
         reasons = "; ".join(
-            f"`{field.name}`" + (f" ({escaped(field.reason)})" if field.reason else "") for field in left_out
+            code(field.name) + (f" ({text(field.reason)})" if field.reason else "") for field in left_out
         )
         lines += ["", f"Left out: {reasons}."]
     return "\n".join(lines)
 
 
+# ---- Markdown of what others have written: names, values, recipes
+
+
+def text(value: str) -> str:
+    """A value as text: what Markdown or HTML would read in it stands there as it is."""
+    escaped = re.sub(r"([\\`*_{}\[\]<>|~&#$])", r"\\\1", one_line(value))
+    return re.sub(r"(?i):(?=//)|(?<=www)\.", r"\\\g<0>", escaped)  # no link, either
+
+
+def code(value: str) -> str:
+    """A value as inline code, in which nothing is read, delimited by more backticks than stand in it."""
+    value = one_line(value) or " "
+    space = " " * (value.startswith("`") or value.endswith("`"))
+    ticks = "`" * (_longest_run(value) + 1 if "`" in value else 1)
+    return f"{ticks}{space}{value}{space}{ticks}"
+
+
+def fenced(language: str, content: str) -> str:
+    """A block of code that no line of it can close."""
+    fence = "`" * max(3, _longest_run(content) + 1)
+    return f"{fence}{language}\n{content}\n{fence}"
+
+
 def cell(value: str) -> str:
-    """A value as it may stand in a table of Markdown, cut to 40 characters."""
-    return escaped(value if len(value) <= 40 else value[:39] + "…")
+    """Inline code as a cell of a table, or a part of one: a pipe would end it, but where a backslash stands before; a second
+    backslash before that, some read as the first one's."""
+    return code(value.replace("\\|", "\\ |")).replace("|", "\\|")
 
 
-def escaped(text: str) -> str:
-    """Text as it may stand in Markdown, in one line."""
-    return re.sub(r"([\\`*_{}\[\]<>|~])", r"\\\1", " ".join(text.split()))
+def cut(value: str) -> str:
+    return value if len(value) <= 40 else value[:39] + "…"
+
+
+def one_line(value: str) -> str:
+    """Without line breaks, control characters, and what turns the direction of the words behind it."""
+    unseen = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+    words = " ".join(str(value).split())
+    return "".join("\ufffd" if c in unseen or unicodedata.category(c) == "Cc" else c for c in words)
+
+
+def _longest_run(content: str) -> int:
+    return max(map(len, re.findall("`+", content)), default=0)
 
 
 def results_table(results: Mapping[str, Any]) -> str:
@@ -325,16 +364,20 @@ def training(
         facts["versions"] = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
     if results.get("commit"):
         facts["commit of modeling-flip"] = results["commit"]
-    lines = ["| last stage | |", "| --- | --- |", *(f"| {key} | {cell_of(value)} |" for key, value in facts.items())]
+    lines = [
+        "| last stage | |",
+        "| --- | --- |",
+        *(f"| {key} | {text(shown(value))} |" for key, value in facts.items()),
+    ]
     parts.append("\n".join(lines))
     if recipe:
-        text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True).rstrip()
-        parts.append(f"The recipe, which `python train.py recipe.yaml` runs again:\n\n```yaml\n{text}\n```")
+        block = fenced("yaml", to_yaml(recipe).rstrip())
+        parts.append(f"The recipe, which `python train.py recipe.yaml` runs again:\n\n{block}")
     return "\n\n".join(parts)
 
 
-def cell_of(value: Any) -> str:
-    return (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)).replace("|", "\\|")
+def shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def limits(processor: Any, results: Mapping[str, Any]) -> str:
@@ -365,8 +408,8 @@ def limits(processor: Any, results: Mapping[str, Any]) -> str:
             unseen,
             calibration,
             "- **Bias**: clicks tell of what was shown, where, and to whom; the model learns that too, and differences between "
-            f"groups of people where fields describe them. It reads: {', '.join(processor.fields)}. Look at such groups apart "
-            "before it decides anything about people.",
+            f"groups of people where fields describe them. It reads: {', '.join(map(code, processor.fields))}. Look at such "
+            "groups apart before it decides anything about people.",
             "- **Privacy**: `feature_vocab.parquet` holds every value of the training rows, IDs included, as plain text.",
         ]
     )

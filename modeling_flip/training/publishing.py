@@ -16,7 +16,6 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 from accelerate import PartialState
 from huggingface_hub import CommitInfo, HfApi
 from transformers import TrainerCallback, TrainerControl, TrainerState
@@ -28,6 +27,7 @@ from ..processing_flip import FlipProcessor
 from .checkpoints import STATE, step_of
 from .hub import create_repo, is_final, push_error, upload, with_retries
 from .model_card import CURVE_FILE, model_card
+from .recipe import to_yaml
 from .reliability import RELIABILITY_FILE
 
 if TYPE_CHECKING:
@@ -222,8 +222,7 @@ class PublishCallback(TrainerCallback):
         for name, folder in self.folders.items():
             link_files(folder, staged / name, ())
         if "recipe" in self.facts:
-            recipe = yaml.safe_dump(self.facts["recipe"], sort_keys=False, allow_unicode=True)
-            (staged / RECIPE_FILE).write_text(recipe)
+            (staged / RECIPE_FILE).write_text(to_yaml(self.facts["recipe"]))
         results = validation_of(state.log_history, step_of(shown)) | dict(self.facts)
         repo_id, revision = self.publisher.repo_id, self.publisher.revision
         write_card(staged, model, self.processor, args, results, state.log_history, repo_id, revision)

@@ -5,6 +5,7 @@ A recipe is one YAML file: shared keys, and a section of training arguments for 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ MODEL_KEYS = [
         *("vocabulary_fingerprint", "format_version", "remote_classes"),
     )
 ]
+DEEPEST = 20  # nested sections and lists of a recipe
 # What finetuning may set otherwise than pretraining: it changes no weights.
 FREE_MODEL_KEYS = ("dropout", "embedding_l2", "text_pooling")
 # Where TrainingArguments' own defaults do not suit click logs. A recipe overrides them like any other.
@@ -141,7 +143,48 @@ class Recipe:
         return {k: v for k, v in given.items() if v not in (None, {}) and not (k in defaults and v == defaults[k])}
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        return to_yaml(self.to_dict())
+
+
+# ---- YAML, as anybody may hand it over
+
+
+def to_yaml(recipe: Mapping[str, Any]) -> str:
+    """A recipe as `read_yaml` reads it, without aliases."""
+    return yaml.dump(dict(recipe), Dumper=_PlainDumper, sort_keys=False, allow_unicode=True)
+
+
+def read_yaml(text: str) -> Any:
+    """What `yaml.safe_load` gives; raises yaml.YAMLError as `check_yaml`."""
+    check_yaml(text)
+    return yaml.safe_load(text)
+
+
+def check_yaml(text: str) -> None:
+    """Raises yaml.YAMLError where a text is no YAML, has aliases, which let a few lines stand for more than any memory holds, or
+    is nested deeper than any recipe."""
+    depth = 0
+    for event in yaml.parse(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        line = event.start_mark.line + 1 if event.start_mark else "?"
+        if isinstance(event, yaml.AliasEvent):
+            name = (event.anchor or "")[:40]
+            raise yaml.YAMLError(f"alias *{name} in line {line}: a recipe has none; write out what it stands for")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise yaml.YAMLError(f"line {line} is nested more than {DEEPEST} deep; no recipe is")
+
+
+class _PlainDumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def quote_breaks(self, text: str) -> yaml.ScalarNode:
+        """PyYAML writes Unicode's line breaks as they are, and reads them as others."""
+        style = '"' if set(text) & {"\x85", "\u2028", "\u2029"} else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_PlainDumper.add_representer(str, _PlainDumper.quote_breaks)
 
 
 # ---- what it asks for

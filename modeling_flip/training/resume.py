@@ -37,14 +37,17 @@ STAGES = ("pretraining", "finetuning", "finished")
 def check_output_dir(recipe: Recipe) -> bool:
     """Whether the output folder holds this very run, begun or finished.
 
+    Hidden files do not count: a lock, or what was being written when a run was killed.
+
     Raises:
         ValueError: it holds something else.
     """
     folder, remedy = Path(recipe.output_dir), "choose another --output_dir, or delete the folder"
-    if not folder.exists() or not any(folder.iterdir()):
+    held = sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) if folder.exists() else []
+    if not held:
         return False
     if not (folder / RECIPE_FILE).is_file():
-        raise ValueError(f"output folder {folder} holds something else ({next(folder.iterdir()).name}); {remedy}")
+        raise ValueError(f"output folder {folder} holds something else ({held[0]}); {remedy}")
     check_same_run(folder / RECIPE_FILE, recipe, f"output folder {folder} holds another model", remedy)
     return True
 

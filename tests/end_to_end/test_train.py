@@ -23,10 +23,11 @@ import pyarrow as pa
 import pytest
 import torch
 import transformers
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 import train
-from modeling_flip import FlipForCTR, FlipProcessor
+from modeling_flip import FlipForCTR, FlipForPreTraining, FlipProcessor
 from modeling_flip.training import stages
 from modeling_flip.training.checks import check_data
 from modeling_flip.training.command_line import parse_recipe
@@ -227,6 +228,104 @@ def test_a_killed_run_continues_and_ends_as_if_nothing_had_happened(recipe_file:
     finish(launch(*arguments, "--output_dir", killed))
     assert same_bits(straight / "pretraining", killed / "pretraining")
     assert same_bits(straight, killed)
+
+
+# ---- signals, locks, a full disk: one line, and the same command goes on
+
+
+def main_ends(recipe_file: Path, output_dir: Path, *arguments: Any) -> Any:
+    """What train.py exits with: a code, or a line."""
+    with pytest.raises(SystemExit) as ended:
+        train.main([str(recipe_file), "--use_cpu", "--output_dir", str(output_dir), *map(str, arguments)])
+    return ended.value.code
+
+
+@pytest.mark.slow
+def test_a_run_ends_with_its_launcher_and_lets_no_other_into_its_folder(recipe_file: Path, tmp_path: Path) -> None:
+    folder, long = tmp_path / "out", ["--pretraining.num_train_epochs", 10_000]
+    log = tmp_path / "log"
+    with open(log, "w") as file:
+        launcher = subprocess.Popen(
+            launch(recipe_file, *long, "--output_dir", folder), env=environment(), stdout=file, stderr=file
+        )
+    lock = tmp_path / ".out.lock"
+    wait_until(lambda: lock.exists() and folder.exists() and len(lock.read_text().split()) == 2)
+    child = int(lock.read_text().split()[0])
+    assert child != launcher.pid
+    assert f"out is being written by process {child} on " in main_ends(recipe_file, folder, *long)
+    launcher.terminate()  # which it does not hand on
+    launcher.wait()
+    told = "\ntrain.py: interrupted; the same command goes on from the last checkpoint\n"
+    wait_until(lambda: told in log.read_text())
+    assert "Traceback" not in log.read_text() and not lock.exists()
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("where", ["load_data", "run"])
+def test_interrupted_a_run_ends_with_one_line(
+    where: str,
+    signum: signal.Signals,
+    recipe_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(train, where, lambda *_: os.kill(os.getpid(), signum))
+    assert main_ends(recipe_file, tmp_path / "runs" / "out") == 128 + signum
+    assert capsys.readouterr().err == "\ntrain.py: interrupted; the same command goes on from the last checkpoint\n"
+    assert not list(tmp_path.iterdir())  # neither the lock nor the folder that was made for it
+
+
+def test_a_recipe_that_is_refused_leaves_nothing_behind(recipe_file: Path, tmp_path: Path) -> None:
+    assert "column 'nope' is missing" in main_ends(recipe_file, tmp_path / "runs" / "out", "--label_column", "nope")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_run_left_unfinished_is_not_somebody_elses(recipe: MakeRecipe) -> None:
+    begun = recipe("--pretraining", "null", "--finetuning.max_steps", 1)
+    folder = Path(begun.output_dir)
+    folder.mkdir()
+    (folder / f".{RECIPE_FILE}").write_text("dataset_na")
+    (folder / ".lock").touch()
+    assert run_recipe(begun)["resumed"] is False
+
+
+@pytest.mark.parametrize("stage", ["align", "finetune"])
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
+    stage: str, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Full as safetensors says it, and as torch does."""
+    few = ["--pretraining.max_steps", 1, "--finetuning.max_steps", 1]
+    patched, error = {
+        "align": (
+            (FlipForPreTraining, "save_pretrained"),
+            SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        ),
+        "finetune": (
+            (torch, "save"),
+            RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 128 vs 22"),
+        ),
+    }[stage]
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*patched, fail)
+        told = main_ends(recipe_file, tmp_path / "out", *few)
+    assert re.search(
+        r"train.py: error: no space left on the disk of \S+: make room, and give the same command again", told
+    )
+    assert "\n" not in told.strip()
+    train.main([str(recipe_file), "--use_cpu", "--output_dir", str(tmp_path / "out"), *map(str, few)])
+    assert (tmp_path / "out" / RESULTS_FILE).exists()
 
 
 # ---- bad input: one clear error before training starts, and nothing is written

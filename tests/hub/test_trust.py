@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ from modeling_flip.checkpoint_files import MODEL, PROCESSOR
 from modeling_flip.configuration_flip import CALIBRATED_FORMAT_VERSION, FORMAT_VERSION
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = [path for folder in ("modeling_flip", "data_scripts") for path in (ROOT / folder).glob("*.py")] + [
-    ROOT / "train.py"
+SOURCES = [
+    ROOT / "train.py",
+    *(p for folder in ("modeling_flip", "data_scripts") for p in (ROOT / folder).rglob("*.py")),
 ]
 
 
@@ -245,22 +247,256 @@ def test_a_text_model_that_is_a_pickle_is_not_read(
         FlipForCTR.from_text_pretrained(tmp_path, processor)
 
 
-def test_trust_in_a_checkpoint_does_not_reach_the_code_of_its_tokenizer(copy: Path) -> None:
-    """With the package imported no code of a checkpoint runs, whatever is asked for."""
-    (copy / "evil.py").write_text("raise SystemExit('the code of the checkpoint ran')")
-    path = copy / "tokenizer_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {"AutoTokenizer": [None, "evil.Evil"]}}))
+# ---- code: what a hostile checkpoint may ask for, of a person who trusts it
+
+TRUST = json.loads('{"trust_remote_code": true}')
+# Says that it ran as soon as it is imported, and is whatever transformers may look for.
+EVIL = """
+from pathlib import Path
+Path({marker!r}).write_text("the code of the checkpoint ran")
+from transformers import PreTrainedConfig
+
+class Config(PreTrainedConfig):
+    model_type = "evil"
+
+class Evil:
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        return cls()
+
+    @classmethod
+    def register_for_auto_class(cls, *args, **kwargs):
+        pass
+"""
+
+
+def edit(path: Path, **changes: Any) -> None:
+    """Change settings of a JSON file; None removes one."""
+    settings = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({k: v for k, v in (settings | changes).items() if v is not None}))
+
+
+def processor_class(folder: Path) -> None:
+    edit(folder / "processor_config.json", processor_class="Evil", auto_map={"AutoProcessor": "evil.Evil"})
+
+
+def processor_class_of_the_tokenizer(folder: Path) -> None:
+    (folder / "processor_config.json").unlink()
+    edit(folder / "tokenizer_config.json", processor_class="Evil", auto_map={"AutoProcessor": "evil.Evil"})
+
+
+def processor_class_of_an_image_processor(folder: Path) -> None:
+    (folder / "processor_config.json").unlink()
+    names = {"AutoProcessor": "evil.Evil", "AutoImageProcessor": "evil.Evil"}
+    edit(folder / "preprocessor_config.json", processor_class="Evil", image_processor_type="Evil", auto_map=names)
+
+
+def tokenizer_beside_its_own(folder: Path) -> None:
+    edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": [None, "evil.Evil"]})
+
+
+def tokenizer(folder: Path) -> None:
+    names = {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}
+    edit(folder / "tokenizer_config.json", tokenizer_class="Evil", auto_map=names)
+
+
+def custom_pipeline(folder: Path) -> None:
+    task = {"impl": "evil.Evil", "pt": ["AutoModelForSequenceClassification"], "type": "multimodal"}
+    edit(folder / "config.json", custom_pipelines={"ctr-prediction": task})
+
+
+def auto_map(folder: Path) -> None:
+    names = ("AutoModelForSequenceClassification", "AutoModel", "AutoConfig", "AutoProcessor", "AutoTokenizer")
+    edit(folder / "config.json", auto_map=dict.fromkeys(names, "evil.Evil"))
+
+
+def text_tower(folder: Path) -> None:
+    text_config = json.loads((folder / "config.json").read_text())["text_config"]
+    names = {"AutoConfig": f"{folder}--evil.Config", "AutoModel": f"{folder}--evil.Evil"}
+    edit(folder / "config.json", text_config=text_config | {"auto_map": names})
+
+
+def text_tower_that_transformers_lacks(folder: Path) -> None:
+    edit(folder / "config.json", text_config={"model_type": "encoder-decoder"})
+    text_tower(folder)
+
+
+def kernel(folder: Path) -> None:
+    edit(folder / "config.json", attn_implementation="somebody/kernel")
+
+
+def kernel_of_the_text_tower(folder: Path) -> None:
+    text_config = json.loads((folder / "config.json").read_text())["text_config"]
+    edit(folder / "config.json", text_config=text_config | {"attn_implementation": "somebody/kernel"})
+
+
+def make_hostile(folder: Path, attack: Callable[[Path], None]) -> Path:
+    """Returns the file that comes into being where code of the checkpoint runs."""
+    marker = folder.parent / "marker"
+    (folder / "evil.py").write_text(EVIL.format(marker=str(marker)))
+    without_checksums(folder)
+    attack(folder)
+    return marker
+
+
+@pytest.fixture
+def yes_to_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A person who answers every question of transformers with yes."""
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+
+
+@pytest.mark.usefixtures("yes_to_all")
+@pytest.mark.parametrize(
+    ("attack", "refused"),
+    [
+        (processor_class, None),
+        (processor_class_of_the_tokenizer, None),
+        (processor_class_of_an_image_processor, None),
+        (tokenizer_beside_its_own, None),
+        (tokenizer, "contains custom code"),
+        (custom_pipeline, None),
+        (auto_map, None),
+        (text_tower, None),
+        (text_tower_that_transformers_lacks, "Could not load model"),
+        (kernel, "attn_implementation of config.json is 'somebody/kernel', code of a repository; none is run"),
+        (kernel_of_the_text_tower, "code of a repository; none is run"),
+    ],
+)
+def test_the_pipeline_runs_no_code_of_a_checkpoint_of_this_package(
+    attack: Callable[[Path], None], refused: str | None, copy: Path
+) -> None:
+    """Even where the person trusts it: the package is imported, and its classes are those that are asked."""
+    marker = make_hostile(copy, attack)
+    if refused is None:
+        score = pipeline("ctr-prediction", model=str(copy), **TRUST)
+        assert 0 < score({"user": "1"})["probability"] < 1
+    else:
+        with pytest.raises(ValueError, match=refused):
+            pipeline("ctr-prediction", model=str(copy), **TRUST)
+    assert not marker.exists()
+
+
+@pytest.mark.usefixtures("yes_to_all")
+@pytest.mark.parametrize("attack", [processor_class, tokenizer, auto_map, text_tower_that_transformers_lacks, kernel])
+def test_our_own_classes_run_no_code_of_a_checkpoint(attack: Callable[[Path], None], copy: Path) -> None:
+    marker = make_hostile(copy, attack)
+    for cls in (FlipForCTR, FlipProcessor):
+        with suppress(ValueError):
+            cls.from_pretrained(copy, **TRUST)
+    assert not marker.exists()
+
+
+def foreign_model(folder: Path) -> None:
+    edit(folder / "config.json", model_type="evil", auto_map={"AutoConfig": "evil.Config"})
+
+
+def test_what_transformers_runs_before_this_package_is_asked(copy: Path) -> None:
+    """SECURITY.md says so: with trust_remote_code=True, a model_type that is none of this package's is somebody else's model, and
+    AutoProcessor by itself goes by what the files name. Where this fails, that sentence can go."""
+    marker = make_hostile(copy, foreign_model)
+    with pytest.raises(ValueError, match="custom code"):
+        pipeline("ctr-prediction", model=str(copy), trust_remote_code=False)
+    assert not marker.exists()
+    with pytest.raises(ValueError, match="Could not load model"):
+        pipeline("ctr-prediction", model=str(copy), **TRUST)
+    assert marker.exists()
+
+
+def test_what_transformers_runs_where_it_looks_for_a_processor_itself(copy: Path) -> None:
+    """As above: AutoProcessor asks the files of a checkpoint for a class first, and its configuration last."""
+    marker = make_hostile(copy, processor_class)
+    AutoProcessor.from_pretrained(copy, **TRUST)
+    assert marker.exists()
+
+
+def test_a_processor_names_no_other_model(copy: Path, tiny_text_model: Path, unread: list[str]) -> None:
+    """transformers would load it, from anywhere, and pickles too."""
+    torch.save(load_file(tiny_text_model / "model.safetensors"), copy.parent / "pytorch_model.bin")
+    shutil.copy(tiny_text_model / "config.json", copy.parent)
+    other = {"audio_tokenizer_class": "BertModel", "audio_tokenizer_name_or_path": str(copy.parent)}
+    edit(copy / "processor_config.json", audio_tokenizer=other)
     without_checksums(copy)
-    trust = json.loads('{"trust_remote_code": true}')
-    FlipProcessor.from_pretrained(copy, **trust)
-    AutoProcessor.from_pretrained(copy, **trust)
-    pipeline("ctr-prediction", model=str(copy), **trust)
+    for how in (load, load_pipeline):
+        with pytest.raises(ValueError, match="the checkpoint names the class 'BertModel' as a part of its processor"):
+            how(copy)
+    assert not unread
+
+
+# ---- weights
+
+
+@pytest.fixture
+def unread(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Files that torch is asked to unpickle."""
+    files: list[str] = []
+    unpickle = torch.load
+    monkeypatch.setattr(torch, "load", lambda file, *a, **k: (files.append(str(file)), unpickle(file, *a, **k))[1])
+    return files
+
+
+def weights_elsewhere(folder: Path, name: str) -> None:
+    """Weights in a file that torch would unpickle, or that lies outside, and an index that names it."""
+    weights: dict[str, torch.Tensor] = {}
+    for path in folder.glob("*.safetensors"):
+        weights |= load_file(path)
+        path.unlink()
+    target = folder / name
+    target.parent.mkdir(exist_ok=True)
+    torch.save(weights, target) if name.endswith(".bin") else save_file(weights, target, {"format": "pt"})
+    index = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(weights, name)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    "name", ["w.bin", "../w.safetensors", "/ABSOLUTE/w.safetensors", "sub/w.safetensors", "w.safetensors.bin"]
+)
+def test_an_index_names_files_of_safetensors_beside_it_alone(
+    name: str, copy: Path, tiny_text_model: Path, wordpiece: PreTrainedTokenizerFast, unread: list[str]
+) -> None:
+    name = name.replace("/ABSOLUTE", str(copy.parent))
+    message = rf"index\.json names '{name}' as a file of weights; only files of safetensors beside it are read"
+    weights_elsewhere(copy, name)
+    without_checksums(copy)
+    with pytest.raises(ValueError, match=message):
+        FlipForCTR.from_pretrained(copy)
+    text_model = Path(shutil.copytree(tiny_text_model, copy.parent / "text"))
+    weights_elsewhere(text_model, name)
+    processor = FlipProcessor.fit([{"user": "1"}], ["user"], wordpiece)
+    with pytest.raises(ValueError, match=message):
+        FlipForCTR.from_text_pretrained(text_model, processor)
+    assert not unread
+
+
+@pytest.mark.parametrize("name", ["adapter_model.bin", "other.safetensors"])
+def test_a_configuration_names_no_weights(
+    name: str, copy: Path, tiny_text_model: Path, wordpiece: PreTrainedTokenizerFast, unread: list[str]
+) -> None:
+    """transformers would read them instead of those that have checksums."""
+    text_model = Path(shutil.copytree(tiny_text_model, copy.parent / "text"))
+    processor = FlipProcessor.fit([{"user": "1"}], ["user"], wordpiece)
+    without_checksums(copy)
+    for folder in (copy, text_model):
+        edit(folder / "config.json", transformers_weights=name)
+        torch.save({}, folder / name) if name.endswith(".bin") else save_file({}, folder / name, {"format": "pt"})
+    message = f"config.json names '{name}' as its weights"
+    with pytest.raises(ValueError, match=message):
+        FlipForCTR.from_pretrained(copy)
+    with pytest.raises(ValueError, match=message):
+        FlipForCTR.from_text_pretrained(text_model, processor)
+    assert not unread
+
+
+def test_weights_as_torch_distributed_writes_them_do_not_pass_by_the_checksums(copy: Path) -> None:
+    """transformers would load them rather than those that are listed."""
+    shutil.copy(shard(copy), copy / "shard-00001-model-00001-of-00001.safetensors")
+    with pytest.raises(ValueError, match=r"shard-00001-model-00001-of-00001\.safetensors would be loaded instead"):
+        load(copy)
 
 
 # ---- the syntax tree of the package
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_pickle_no_eval_no_trust(path: Path) -> None:
     assert not list(forbidden(ast.parse(path.read_text())))
 

@@ -477,8 +477,9 @@ def test_a_processor_is_needed_and_must_be_the_models(
 ) -> None:
     with pytest.raises(ValueError, match=r"pass processor=FlipProcessor\.from_pretrained"):
         CtrPredictionPipeline(model)
-    with pytest.raises(Exception, match=r"provide a processor instance or a path/identifier to a processor"):
+    with pytest.raises(ValueError, match=r"pass processor=FlipProcessor\.from_pretrained"):
         pipeline("ctr-prediction", model=model)
+    assert pipeline("ctr-prediction", model=FlipForCTR.from_pretrained(checkpoint))(ROWS[0])  # where it was loaded from
     assert pipeline("ctr-prediction", model=model, processor=str(checkpoint))(ROWS[0])
     assert pipeline("ctr-prediction", model=model, processor=processor)(ROWS[0])
     model.save_pretrained(tmp_path)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import datetime
 import gzip
+import hashlib
+import itertools
 import json
 import os
 import re
@@ -553,9 +555,6 @@ def test_another_command_does_not_continue(
     for name, other in others.items():
         assert other() == 2
         assert re.search(rf"differs in .*\b{name}\b.*delete the folder", error_of(capsys))
-    os.utime(rows, ns=(0, 0))  # the same name, but written anew
-    assert run() == 2
-    assert "differs in input" in error_of(capsys)
     assert {p.name: p.read_bytes() for p in (tmp_path / "scores.parquet.parts").iterdir()} == before
 
     assert run(model=retrained, output="again.parquet") == 0  # as does a model that was trained on in its folder
@@ -567,6 +566,151 @@ def test_another_command_does_not_continue(
     os.utime(config, ns=(0, 0))
     assert run(model=retrained, output="again.parquet") == 2
     assert "differs in model_files" in error_of(capsys)
+
+
+def test_a_corrected_input_is_scored_anew_and_never_mixed_with_the_old(
+    run: Callable[..., int], scored_rows: list[int], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where its size and its time are those of the old one."""
+    source = tmp_path / "rows.csv"
+
+    def write(user: int) -> None:
+        source.write_text("user_id,title\n" + f"{user},Toy Story\n" * NUM_ROWS)
+        os.utime(source, ns=(10**18, 10**18))
+
+    write(2)
+    assert run(source=source) == 0
+    straight = (tmp_path / "scores.parquet").rename(tmp_path / "straight.parquet").read_bytes()
+    write(1)
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(patch, 3)
+        assert run(source=source) == 130
+    scored_rows.clear()
+    write(2)
+    assert run(source=source) == 0
+    assert "rows.csv has changed since a part of it was scored: all of it is scored anew" in caplog.text
+    assert scored_rows == [16] * 6 + [4]
+    assert (tmp_path / "scores.parquet").read_bytes() == straight
+
+
+def test_an_input_that_was_only_touched_is_continued(
+    run: Callable[..., int], scored_rows: list[int], rows: Path
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(patch, 3)
+        assert run() == 130
+    os.utime(rows, ns=(0, 0))
+    assert run() == 0
+    assert scored_rows == [16] * 6 + [4]
+
+
+def kill_at(last: int, folder: Path, told: int) -> None:
+    """Kill this process before its `last` change of a file in `folder`; what it changes is written to the file `told`."""
+    events, seen = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"), 0
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal seen
+        if event not in events or not str(arguments[0]).startswith(str(folder)):
+            return
+        if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR):
+            return
+        seen += 1
+        os.write(told, f"{event} {Path(arguments[0]).name}\n".encode())
+        if seen == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+
+
+def killed_at_every_change(work: Callable[[], int], folder: Path) -> Iterator[list[str]]:
+    """Run `work` in forks, the first killed before its first change of a file in `folder`, the next before its second, and so on
+    until one is not killed; yields the changes, the last of which did not take place any more."""
+    for last in itertools.count(1):
+        reading, told = os.pipe()
+        child = os.fork()
+        if child == 0:
+            kill_at(last, folder, told)
+            try:
+                os._exit(work())
+            finally:
+                os._exit(70)
+        os.close(told)
+        with open(reading) as pipe:
+            seen = pipe.read().splitlines()
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert status in (0, -signal.SIGKILL), seen
+        if status == 0:
+            return
+        yield seen
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+def test_killed_at_any_change_of_a_file_the_same_command_gives_the_same_bits(
+    run: Callable[..., int],
+    rows: Path,
+    pipe: CtrPredictionPipeline,
+    tmp_path: Path,
+    suffix: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(score, "load_pipeline", lambda *_, **__: pipe)  # once for all
+    monkeypatch.setattr(score, "ROWS_PER_PART", 40)
+    pq.write_table(TABLE.select(FIELDS), rows)
+    output = f"scores{suffix}"
+    assert run(output=output) == 0
+    straight = (tmp_path / output).read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([rows.name, output])
+    (tmp_path / output).unlink()
+    kills = 0
+    for seen in killed_at_every_change(lambda: run(output=output), tmp_path):
+        kills += 1
+        is_there = (tmp_path / output).exists()
+        assert not is_there or (tmp_path / output).read_bytes() == straight, seen
+        # The record, which tells whose the output is, goes before the empty folder and the lock: that is as after a normal end.
+        recorded = seen[-1].split()[-1] not in (f"{output}.parts", f".{output}.lock")
+        assert run(output=output) == (0 if recorded or not is_there else 2), seen
+        told = capsys.readouterr().err
+        assert recorded or not is_there or "exists; delete it" in told
+        assert (tmp_path / output).read_bytes() == straight, seen
+        (tmp_path / output).unlink()
+        left = {p.name for p in tmp_path.iterdir()} - {rows.name}
+        assert left <= {f".{output}.lock"} if is_there and not recorded else not left, (seen, left)
+        (tmp_path / f".{output}.lock").unlink(missing_ok=True)
+    assert kills > 20
+
+
+def test_an_output_that_the_killed_run_did_not_make_is_not_taken_for_its_own(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(patch, 3)
+        assert run() == 130
+    capsys.readouterr()
+    (tmp_path / "scores.parquet").write_text("mine")
+    assert run() == 2
+    assert "scores.parquet exists; delete it" in error_of(capsys)
+    assert len(list((tmp_path / "scores.parquet.parts").glob("part-*.parquet"))) == 3
+    (tmp_path / "scores.parquet").unlink()
+    assert run() == 0
+
+
+def test_a_second_command_with_the_same_output_is_refused_while_the_first_runs(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner: list[int] = []
+    load = score.load_pipeline
+
+    def second(*args: Any, **kwargs: Any) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(score, "load_pipeline", load)
+            inner.append(run())
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(score, "load_pipeline", second)
+    assert run() == 0 and inner == [2]
+    assert f"scores.parquet is being written by process {os.getpid()} on " in error_of(capsys)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["rows.parquet", "scores.parquet"]
 
 
 def test_a_folder_of_somebody_elses_is_left_alone(
@@ -587,7 +731,7 @@ def test_what_a_run_depends_on_is_noted(run: Callable[..., int], checkpoint: Pat
         interrupt_at(patch, 1)
         run()
     noted = json.loads((tmp_path / "scores.parquet.parts" / "run.json").read_text())
-    assert noted["input"]["path"] == str(rows) and noted["input"]["size"] == rows.stat().st_size
+    assert noted["input"] == str(rows) and noted["input_sha256"] == hashlib.sha256(rows.read_bytes()).hexdigest()
     assert noted["model"] == str(checkpoint) and {"config.json", "model.safetensors"} <= noted["model_files"].keys()
     assert (noted["batch_size"], noted["return_towers"], noted["dtype"]) == (4, False, "auto")
 

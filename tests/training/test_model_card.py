@@ -1,15 +1,24 @@
 from __future__ import annotations
 
+import ast
+from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import yaml
+from hypothesis import example, given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 from transformers import PreTrainedTokenizerFast
 
-from modeling_flip import FlipForCTR, FlipForPreTraining, FlipProcessor
-from modeling_flip.training.model_card import cell, is_hub_id, model_card, results_table
-from tests.hub.card_rules import check_card
+from modeling_flip import FeatureVocabulary, Field, FlipForCTR, FlipForPreTraining, FlipProcessor
+from modeling_flip.training.model_card import cell, code, is_hub_id, model_card, one_line, results_table, text
+from modeling_flip.training.recipe import read_yaml
+from tests.hub.card_rules import FRONT_MATTER, check_card
 
 RESULTS: dict[str, Any] = {
     "validation_auc": 0.71,
@@ -87,10 +96,27 @@ def test_every_tower_that_was_measured_has_a_row() -> None:
 
 def test_fields_have_sizes_and_examples_that_break_no_table(processor: FlipProcessor, tiny_text_model: Path) -> None:
     card = model_card(make(FlipForCTR, processor, tiny_text_model), processor, "me/flip")
-    assert "| `user` | categorical | user is … | 2 | 3 | 1, 2 |" in card
-    assert rf"| `title` | categorical | title is … | 2 | 3 | a \| b \*c\*, {'x' * 39}… |" in card
+    assert "| `user` | categorical | user is … | 2 | 3 | `1`, `2` |" in card
+    assert rf"| `title` | categorical | title is … | 2 | 3 | `a \| b *c*`, `{'x' * 39}…` |" in card
     assert "7 features in all" in card
-    assert cell("two\nlines `x` <b>") == r"two lines \`x\` \<b\>"
+
+
+@pytest.mark.parametrize(
+    ("value", "as_text", "as_code", "as_cell"),
+    [
+        ("two\nlines `x` <b>", r"two lines \`x\` \<b\>", "``two lines `x` <b>``", None),
+        ("`", r"\`", "`` ` ``", None),
+        ("``x", r"\`\`x", "``` ``x ```", None),
+        (" ", "", "` `", None),
+        ("a|b", r"a\|b", "`a|b`", r"`a\|b`"),
+        ("a\\|b", r"a\\\|b", r"`a\|b`", r"`a\ \|b`"),
+        ("![](http://x)", r"!\[\](http\://x)", "`![](http://x)`", None),
+        ("www.x.org", r"www\.x.org", "`www.x.org`", None),
+        ("a\x1b\u202eb", "a\ufffd\ufffdb", "`a\ufffd\ufffdb`", None),
+    ],
+)
+def test_words_of_others(value: str, as_text: str, as_code: str, as_cell: str | None) -> None:
+    assert (text(value), code(value), cell(value)) == (as_text, as_code, as_cell or as_code)
 
 
 def test_fields_of_every_kind_are_told(wordpiece: PreTrainedTokenizerFast, tiny_text_model: Path) -> None:
@@ -102,9 +128,9 @@ def test_fields_of_every_kind_are_told(wordpiece: PreTrainedTokenizerFast, tiny_
     processor = FlipProcessor.fit(rows | {"row_id": [1, 2, 3]}, fields, wordpiece)
     card = model_card(make(FlipForCTR, processor, tiny_text_model), processor, "me/flip")
     for line in (
-        "| `user` | categorical | user is … | 2 | 2 | a, b |",
-        "| `price` | numeric | price is … | 2 | 3 | 1.5, 2 |",
-        "| `tags` | list | tags is … | 2 | 3 | x, y |",
+        "| `user` | categorical | user is … | 2 | 2 | `a`, `b` |",
+        "| `price` | numeric | price is … | 2 | 3 | `1.5`, `2` |",
+        "| `tags` | list | tags is … | 2 | 3 | `x`, `y` |",
         "| `words` | text | words is … | – | – |  |",
         "Values seen fewer than 2 times in `user` share",
         "Left out: `row_id` (one value a row).",
@@ -142,3 +168,109 @@ def test_ids(name: str | None, is_id: bool, tmp_path: Path, monkeypatch: pytest.
         (tmp_path / str(name)).parent.mkdir(exist_ok=True)
         (tmp_path / str(name)).write_text("")
         assert not is_hub_id(name)
+
+
+# ---- cards of tables and recipes that somebody has made to say more
+
+HTML = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+WORDS = st.text(min_size=1, max_size=30) | st.sampled_from(
+    [
+        "<img src=x onerror=alert(1)>",
+        "![x](http://x.org/y.png)",
+        "[x](javascript:y)",
+        "</td></table><script>",
+        "`</code><b>`",
+        "a``b`",
+        "```\n# heading\n```yaml",
+        "~~~\n<b>\n~~~",
+        "a | b",
+        "\\|",
+        "\\`|`",
+        "---",
+        "a\n\n---\n\n# b",
+        "&lt;b&gt; *x* __y__ ~~z~~",
+        "x\u2028```\u2028<i>",
+        "'''",
+        '"""',
+        "{known}",
+    ]
+)
+RECIPES = st.dictionaries(
+    WORDS,
+    st.recursive(WORDS | st.none() | st.integers() | st.booleans(), lambda x: st.lists(x, max_size=3)),
+    max_size=4,
+)
+
+
+class Elements(HTMLParser):
+    """The elements of a page, with their attributes, in their order."""
+
+    def __init__(self, card: str):
+        super().__init__()
+        self.found: list[Any] = []
+        self.feed(HTML.render(FRONT_MATTER.sub("", card, count=1)))
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.found.append((tag, attrs))
+
+
+def card_of(
+    names: list[str], values: list[str], words: str, reason: str, dataset: str, recipe: dict[str, Any], source: str
+) -> tuple[str, list[dict[str, str]]]:
+    """A card, and the rows that its example scores."""
+    schema = [Field(name=name, words=words) for name in names[:-1]]
+    schema.append(Field(name=names[-1], kind="ignored", reason=reason))
+    counted = np.arange(len(values), 0, -1)
+    texts = {name: pa.array(values) for name in names[:-1]}
+    vocabulary = FeatureVocabulary(tuple(schema), texts, dict.fromkeys(texts, counted), dict.fromkeys(texts, 0))
+    config = SimpleNamespace(model_type="flip", towers="both", tabular_tower="dcnv2", text_config=None)
+    model = SimpleNamespace(config=config, num_parameters=lambda: 10)
+    processor = SimpleNamespace(vocabulary=vocabulary, fields=vocabulary.fields)
+    results = RESULTS | {"recipe": recipe | {"dataset_name": dataset, "license": "mit"}, "text_model": words}
+    results["hardware"] = {"gpu": words, "cpus": 2, "machine": words, "processes": 1}
+    card = model_card(model, processor, source, results, {"lr_scheduler_type": words}, revision=words)
+    known = {name: values[0] for name in names[:-1]}
+    return card, [known, known | {names[0]: "never seen before"}]
+
+
+@given(
+    names=st.lists(WORDS, min_size=2, max_size=4, unique=True),
+    values=st.lists(WORDS, min_size=1, max_size=3, unique=True),
+    words=WORDS,
+    reason=WORDS,
+    dataset=WORDS,
+    recipe=RECIPES,
+    source=WORDS,
+)
+@example(
+    names=["<img src=x>", "`a|", "\\"],
+    values=["</td>", "``\\|", "![](http://x)"],
+    words="](x)",
+    reason="<b>",
+    dataset="```\x85",
+    recipe={"a": "b\n```\n# c\n", "d": ["~~~", "````"]},
+    source="a/```\n<b>",
+)
+def test_names_values_and_recipes_add_nothing_to_the_page(
+    names: list[str], values: list[str], words: str, reason: str, dataset: str, recipe: dict[str, Any], source: str
+) -> None:
+    card, rows = card_of(names, values, words, reason, dataset, recipe, source)
+    harmless, _ = card_of(
+        [f"name {i}" for i in range(len(names))],
+        [f"value {i}" for i in range(len(values))],
+        *("words", "a reason", "clicks", {"seed": 1}, "me/flip"),
+    )
+    assert Elements(card).found == Elements(harmless).found
+    body = FRONT_MATTER.sub("", card, count=1)
+    blocks = {token.info: token.content for token in HTML.parse(body) if token.type == "fence"}
+    assert read_yaml(blocks["yaml"]) == recipe | {"dataset_name": dataset, "license": "mit"}
+    assigned = {
+        node.targets[0].id: node.value for node in ast.parse(blocks["python"]).body if isinstance(node, ast.Assign)
+    }
+    assert ast.literal_eval(assigned["rows"]) == rows
+    assert ast.literal_eval(assigned["score"].keywords[0].value) == source
+    front = FRONT_MATTER.match(card)
+    assert front is not None
+    data = yaml.safe_load(front.group(2))
+    assert data["license"] == "mit"
+    assert data["model-index"][0]["results"][0]["dataset"]["name"] == (one_line(Path(dataset).name) or "training data")

@@ -1,0 +1,172 @@
+"""What train.py and the score command have in common: one writer to an output, ends by a signal, and a full disk."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+from filelock import FileLock, Timeout
+from huggingface_hub.constants import HF_HOME
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+# Of libraries that say it in words: safetensors, and torch's writer of zip files, which fails for nothing else.
+NO_SPACE_WORDS = re.compile(
+    r"os error (28|122)\b|No space left on device|PytorchStreamWriter failed|unexpected pos \d+"
+)
+# Where nothing can be written, and so nothing can be spoiled.
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
+SECONDS_BETWEEN_LOOKS = 0.5
+
+
+# ---- one writer to an output
+
+
+@contextlib.contextmanager
+def sole_writer(output: str | os.PathLike, wait: float = 1) -> Iterator[None]:
+    """Hold the lock on an output, a file or a folder that need not be there yet.
+
+    The lock file `.NAME.lock` lies beside the output, or, where nothing can be written there, `.lock` in it. The system lets go
+    of the lock when the process is gone, however it ended; the file is removed at a normal end. Whoever removes it still holds
+    its lock, and filelock does not take the lock of a file that has lost its name: it looks for the new one.
+
+    Args:
+        output: what is going to be written.
+        wait: seconds to wait for another process.
+
+    Raises:
+        ValueError: another process holds the lock.
+    """
+    output = Path(os.path.realpath(output))
+    parents = [folder for folder in output.parents if not folder.exists()]
+    with contextlib.suppress(PermissionError):
+        output.parent.mkdir(parents=True, exist_ok=True)
+    lock = None
+    try:
+        lock = _lock(output, wait)
+        yield
+    finally:
+        if lock is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(lock.lock_file)
+            lock.release()
+        for folder in parents:  # made here, and nothing has come into them
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def _lock(output: Path, wait: float) -> FileLock | None:
+    for path in (output.with_name(f".{output.name}.lock"), output / ".lock"):
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=wait, poll_interval=0.05)
+            path.write_text(f"{os.getpid()}\n{socket.gethostname()}\n")
+        except Timeout as error:
+            raise ValueError(
+                f"{output} is being written by {_holder(path)}; wait until it has ended, end it, or choose another output"
+            ) from error
+        except OSError as error:
+            lock.release()
+            if error.errno not in NOT_WRITABLE:
+                raise
+        else:
+            return lock
+    return None
+
+
+def _holder(lock_file: Path) -> str:
+    try:
+        pid, host = lock_file.read_text().split()[:2]
+    except (OSError, ValueError):
+        return "another process"
+    return f"process {pid} on {host}"
+
+
+# ---- ends by a signal
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does."""
+
+
+@contextlib.contextmanager
+def ends_in_order() -> Iterator[None]:
+    """SIGTERM raises Terminated, and Ctrl-C KeyboardInterrupt, so that locks and unfinished folders are removed; what whoever
+    started this process told it to ignore stays ignored."""
+
+    def terminate(signum: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    handlers = {signal.SIGTERM: terminate, signal.SIGINT: signal.default_int_handler}
+    before = {signum: signal.getsignal(signum) for signum in handlers}
+    for signum, handler in handlers.items():
+        if before[signum] != signal.SIG_IGN:
+            signal.signal(signum, handler)
+    try:
+        yield
+    finally:
+        for signum, handler_before in before.items():
+            signal.signal(signum, handler_before)
+
+
+def exit_code(interrupt: KeyboardInterrupt) -> int:
+    """As a shell gives it: 128 and the number of the signal."""
+    return 128 + (signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT)
+
+
+def is_launched() -> bool:
+    """Whether `accelerate launch` has started this process."""
+    return "ACCELERATE_MIXED_PRECISION" in os.environ
+
+
+def end_with(launcher: int) -> None:
+    """Send this process SIGTERM once its parent, the process `launcher`, is gone.
+
+    `accelerate launch` with one process does not hand SIGTERM on: its child would go on alone.
+    """
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="launcher", daemon=True).start()
+
+
+# ---- a full disk
+
+
+def no_space(error: BaseException, output: str | os.PathLike) -> str | None:
+    """What to say where an error, or one that it came from, is that of a full disk; None where it is not.
+
+    Args:
+        error: as it was raised; libraries put it into words or wrap it in errors of their own.
+        output: where the command writes. Where the error names no file, it is there, or where libraries keep files of theirs,
+            whichever has less room.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if (isinstance(cause, OSError) and cause.errno in NO_SPACE) or NO_SPACE_WORDS.search(str(cause)):
+            # Of a copy the second is the one that is written.
+            named = cause.filename2 or cause.filename if isinstance(cause, OSError) else None
+            places = [Path(os.fsdecode(named)).parent] if named else [output, HF_HOME, tempfile.gettempdir()]
+            folder = min(places, key=_room)
+            return f"no space left on the disk of {folder}: make room, and give the same command again"
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _room(folder: str | os.PathLike) -> int:
+    """Bytes that are free on the disk where a folder is, or will be."""
+    path = Path(folder).absolute()
+    return shutil.disk_usage(next(there for there in (path, *path.parents) if there.exists())).free
