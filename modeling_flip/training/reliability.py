@@ -62,19 +62,19 @@ def write_reliability(
     from matplotlib.figure import Figure  # here: it takes a second that scoring need not wait
 
     titles = {"": "model", "tabular_": "tabular tower", "text_": "text tower"}
+    named = named_logits(logits)
+    curves = {prefix: reliability(z, labels, weights) for prefix, z in named.items()}
+    # As far as the bins reach: where clicks are rare, all is near 0.
+    end = 1.05 * max(max(curve.probability.max(), (curve.click_rate + curve.error).max()) for curve in curves.values())
     figure = Figure(figsize=(5, 5.6), layout="constrained")
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
-    for prefix, z in named_logits(logits).items():
-        found = reliability(z, labels, weights)
+    for prefix, curve in curves.items():
         style = {"color": COLOURS[prefix], "alpha": 1.0 if prefix == "" else 0.55}
-        axes.errorbar(found.probability, found.click_rate, found.error, marker="o", ms=4, label=titles[prefix], **style)
-        if prefix == "":
-            each = (
-                f"{found.rows.min():,}" if np.ptp(found.rows) == 0 else f"{found.rows.min():,} to {found.rows.max():,}"
-            )
-            axes.set_title(f"{len(found.rows)} bins of {each} rows", fontsize="medium")
-        below.hist(sigmoid(z), bins=40, histtype="step", **style)
-    end = max(axes.get_xlim()[1], axes.get_ylim()[1])
+        axes.errorbar(curve.probability, curve.click_rate, curve.error, marker="o", ms=4, label=titles[prefix], **style)
+        below.hist(np.minimum(sigmoid(named[prefix]), end), bins=40, range=(0, end), histtype="step", **style)
+    rows = curves[""].rows
+    each = f"{rows.min():,}" if np.ptp(rows) == 0 else f"{rows.min():,} to {rows.max():,}"
+    axes.set_title(f"{len(rows)} bins of {each} rows", fontsize="medium")
     axes.plot([0, end], [0, end], color="0.6", lw=1, ls="--", zorder=0, label="calibrated")
     axes.set(xlim=(0, end), ylim=(0, end), ylabel="click rate")
     below.set(xlabel="predicted probability", ylabel="rows")
