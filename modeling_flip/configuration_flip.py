@@ -1,6 +1,7 @@
 """FlipConfig: the sizes and choices of a FLIP model."""
 
 # No `from __future__ import annotations` here: `strict` reads the types of the fields, and skips types that are strings.
+import math
 import os
 import re
 from collections.abc import Iterable
@@ -20,6 +21,8 @@ logger = logging.get_logger(__name__)
 
 # Of a checkpoint's files. Raised when a change makes older code read them wrongly.
 FORMAT_VERSION = 2
+# Of a calibrated model's files, which older code would score uncalibrated; all others are still written as the version above.
+CALIBRATED_FORMAT_VERSION = 3
 # Settings of the package's towers that stood flat in format 1, where each config.json has all of them, and that may still be
 # given flat. What they are, the towers say (tabular_towers.py).
 FLAT_SETTINGS: dict[str, tuple[str, ...]] = {
@@ -82,6 +85,10 @@ class FlipConfig(PreTrainedConfig):
             one with the most similar part of the other.
         mlm_weight: of the MLM loss, 0 switches it off; likewise `mtm_weight` and `icl_weight`.
         joint_reconstruction: whether a masked field is recovered with the help of the other modality.
+        logit_scale: of calibration: in evaluation mode, and there alone, `logits` are logit_scale · logit + logit_shift. Beside
+            them `tabular_logits` and `text_logits` are not calibrated; a tower that is loaded alone is, by the same two numbers.
+            FlipTrainer begins with 1 and 0.
+        logit_shift: see `logit_scale`.
         vocabulary_fingerprint: of the vocabulary that the weights were trained with.
         format_version: of the checkpoint's files.
     """
@@ -113,6 +120,8 @@ class FlipConfig(PreTrainedConfig):
     mtm_weight: float | int = 1.0
     icl_weight: float | int = 1.0
     joint_reconstruction: bool = True
+    logit_scale: float | int = 1.0
+    logit_shift: float | int = 0.0
     vocabulary_fingerprint: str | None = None
     format_version: int = FORMAT_VERSION
 
@@ -133,10 +142,10 @@ class FlipConfig(PreTrainedConfig):
         """
         check_settings(config_dict)
         version = config_dict.get("format_version", FORMAT_VERSION)
-        if not isinstance(version, int) or version > FORMAT_VERSION:
+        if not isinstance(version, int) or version > CALIBRATED_FORMAT_VERSION:
             raise ValueError(
-                f"config.json has format version {version!r}, this modeling_flip reads up to {FORMAT_VERSION}; upgrade "
-                "modeling_flip"
+                f"config.json has format version {version!r}, this modeling_flip reads up to {CALIBRATED_FORMAT_VERSION}; "
+                "upgrade modeling_flip"
             )
         settings = {**config_dict, "format_version": FORMAT_VERSION}
         if version == 1:
@@ -186,6 +195,12 @@ class FlipConfig(PreTrainedConfig):
             self.text_pooling = "last" if self.text_is_decoder else "mean" if encoder_decoder else "cls"
         self.check()
 
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers, with the format version that these settings need."""
+        is_calibrated = (self.logit_scale, self.logit_shift) != (1, 0)
+        version = CALIBRATED_FORMAT_VERSION if is_calibrated else FORMAT_VERSION
+        return {**super().to_dict(), "format_version": version}
+
     @property
     def text_is_decoder(self) -> bool:
         """Whether a token of the text tower sees only those before it."""
@@ -215,6 +230,10 @@ class FlipConfig(PreTrainedConfig):
             raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
         if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature}; it must be above 0")
+        if not 0 < self.logit_scale < math.inf:
+            raise ValueError(f"logit_scale is {self.logit_scale}; it must be a number above 0")
+        if not math.isfinite(self.logit_shift):
+            raise ValueError(f"logit_shift is {self.logit_shift}; it must be a finite number")
         for name in ("mlm_weight", "mtm_weight", "icl_weight", "embedding_l2"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")

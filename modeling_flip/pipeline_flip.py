@@ -18,6 +18,7 @@ from .configuration_flip import IS_REMOTE_CODE
 from .data_collator import FlipDataCollator
 from .fields import Field
 from .processing_flip import FlipProcessor
+from .row_dataset import FlipDataset
 from .row_reader import read_columns
 
 DEFAULT_BATCH_SIZE = 1024
@@ -153,6 +154,17 @@ class CtrPredictionPipeline(Pipeline):
         size = self._batch_size_of(batch_size)
         return self.run_single(rows, {"batch_size": size}, {}, {"return_towers": return_towers})
 
+    def encode(self, rows: Any, *, strict: bool = False) -> FlipDataset:
+        """Rows as integers, as the model's towers need them; arguments as those of `FlipProcessor.encode`."""
+        return self._collate.processor.encode(rows, strict=strict)
+
+    def logits(self, rows: FlipDataset, batch_size: int | None = None) -> np.ndarray:
+        """(N,) float64 logits of encoded rows."""
+        outputs = self.forward(self._batches(rows, self._batch_size_of(batch_size)))
+        logits = np.empty(len(rows))
+        logits[outputs["order"]] = outputs["logits"].double().numpy()
+        return logits
+
     def _score_table(self, rows: Any, batch_size: int | None, return_towers: bool, group_by: str | None) -> list[dict]:
         num_rows, source = _sliceable(rows)
         if num_rows == 0:
@@ -189,7 +201,9 @@ class CtrPredictionPipeline(Pipeline):
 
     def preprocess(self, rows: Any, batch_size: int = DEFAULT_BATCH_SIZE) -> dict[str, Any]:
         """Rows → `batches` of tensors, shortest sentences first, and the rows' `order` in them."""
-        dataset = self._collate.processor.encode(rows, strict=False)
+        return self._batches(self.encode(rows), batch_size)
+
+    def _batches(self, dataset: FlipDataset, batch_size: int) -> dict[str, Any]:
         order = dataset.lengths.argsort(kind="stable")
         starts = range(0, len(order), batch_size)
         batches = [self._collate(dataset.__getitems__(order[i : i + batch_size])) for i in starts]

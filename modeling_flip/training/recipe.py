@@ -26,7 +26,8 @@ MODEL_KEYS = [
     if name
     not in (
         *("text_config", "towers", "tabular_tower", "tower_settings", "item_fields", "list_fields", "text_fields"),
-        *("num_features", "num_fields", "vocabulary_fingerprint", "format_version", "remote_classes"),
+        *("num_features", "num_fields", "logit_scale", "logit_shift"),
+        *("vocabulary_fingerprint", "format_version", "remote_classes"),
     )
 ]
 DEEPEST = 20  # nested sections and lists of a recipe
@@ -63,6 +64,9 @@ class Recipe:
         positive_above: labels are ratings; those above this number are clicks.
         time_column: split by time, the last tenth of the rows being the test set and the last tenth of the rest the validation
             set; without it, and without given splits, they are drawn at random.
+        calibration: platt: scale and shift the finetuned model's logits so that its probabilities fit the validation rows.
+        negative_sampling_rate: the share of the non-clicks that the log has kept, such as 0.1; the probabilities, logloss, NE and
+            ECE are then those of the whole log.
         group_column: rank within the rows of one value, such as a user's: gAUC beside AUC.
         fields: the columns to use, in the order of the sentence, each a name, or a mapping of name and settings such as
             {name: price, kind: numeric}; what is not said is inferred from the training rows. By default all columns but
@@ -102,6 +106,8 @@ class Recipe:
     positive_above: float | None = None
     time_column: str | None = None
     group_column: str | None = None
+    calibration: str | None = None
+    negative_sampling_rate: float | None = None
     fields: list[str | dict[str, Any]] | dict[str, dict[str, Any]] | None = None
     exclude_fields: list[str] | None = None
     item_fields: list[str] | None = None
