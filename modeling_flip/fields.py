@@ -153,7 +153,7 @@ def make_field(declared: str | Mapping[str, Any] | Field) -> Field:
 def check_keys(declared: Mapping[str, Any]) -> None:
     """Raises ValueError where a declaration of a field has no name, or a key that no field has."""
     if not isinstance(declared.get("name"), str):
-        raise ValueError(f"a field needs a name; this one is {dict(declared)}")
+        raise ValueError(f"fields: a field needs a name; this one is {dict(declared)}")
     for key in declared:
         if key not in DEFAULTS:
             raise ValueError(f"field {declared['name']!r} has no setting {key!r}{did_you_mean(str(key), DEFAULTS)}")

@@ -237,8 +237,9 @@ def _plain(chunk: pa.Array) -> pa.Array:
     # Chunks may have dictionaries of their own, which do not concatenate.
     if not pa.types.is_dictionary(chunk.type):
         return chunk
-    if pa.types.is_string_view(chunk.type.value_type):  # Arrow cannot decode it
-        chunk = pa.DictionaryArray.from_arrays(chunk.indices, chunk.dictionary.cast(pa.string()))
+    for is_view, kind in ((pa.types.is_string_view, pa.string()), (pa.types.is_binary_view, pa.binary())):
+        if is_view(chunk.type.value_type):  # Arrow cannot decode it
+            chunk = pa.DictionaryArray.from_arrays(chunk.indices, chunk.dictionary.cast(kind))
     return chunk.dictionary_decode()
 
 
@@ -366,17 +367,23 @@ def _encoded(values: pa.Array, field: Field) -> pa.DictionaryArray:
     """Dictionary-encoded, so that each distinct value is read once; without entries that no row has.
 
     Raises:
-        TypeError: the values have no text: lists, structs, bytes, durations.
+        TypeError: the values have no text: lists, structs, bytes, durations, or text that is none.
     """
     kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
     if not any(is_kind(kind) for is_kind in KINDS_OF_TEXT):
         remedy = OF_LISTS if _is_list(kind) else "turn it into text or numbers first"
         raise UnreadableError(f"field {field.name!r} has type {kind}; {remedy}")
     if not pa.types.is_dictionary(values.type):
-        return (values.cast(pa.string()) if pa.types.is_null(kind) else values).dictionary_encode()
-    # In order of first appearance, as of any other column, whatever order the categories have.
-    by_row = values.indices.dictionary_encode()
-    return pa.DictionaryArray.from_arrays(by_row.indices, values.dictionary.take(by_row.dictionary))
+        column = (values.cast(pa.string()) if pa.types.is_null(kind) else values).dictionary_encode()
+    else:  # in order of first appearance, as of any other column, whatever order the categories have
+        by_row = values.indices.dictionary_encode()
+        column = pa.DictionaryArray.from_arrays(by_row.indices, values.dictionary.take(by_row.dictionary))
+    if _is_text(kind):
+        try:
+            column.dictionary.validate(full=True)
+        except pa.ArrowInvalid:
+            raise UnreadableError(f"field {field.name!r} holds text that is not UTF-8; write it in UTF-8") from None
+    return column
 
 
 def _mapped(column: pa.DictionaryArray, read: Callable[[pa.Array], pa.Array]) -> pa.DictionaryArray:

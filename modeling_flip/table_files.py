@@ -692,7 +692,7 @@ def _open_parquet(path: Path, columns: Sequence[str] | None) -> TableFile:
     try:
         with pq.ParquetFile(path) as file:
             schema, num_rows = file.schema_arrow.remove_metadata(), file.metadata.num_rows
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeError) as error:
         if path.stat().st_size == 0:
             raise ValueError(f"{path} is empty") from error
         raise ValueError(
@@ -707,8 +707,9 @@ def _open_parquet(path: Path, columns: Sequence[str] | None) -> TableFile:
         try:
             with pq.ParquetFile(path) as file:
                 for batch in file.iter_batches(ROWS_PER_BATCH, columns=schema.names):
+                    batch.validate(full=True)  # text of a damaged file may be no UTF-8
                     yield batch.select(schema.names).replace_schema_metadata(None)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeError) as error:
             raise ValueError(f"{path} cannot be read ({_one_line(error)}): copy or download it again") from error
 
     return TableFile(path, schema, batches, num_rows)

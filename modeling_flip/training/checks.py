@@ -44,6 +44,8 @@ def check_recipe(recipe: Recipe) -> None:
             f"model_type is {recipe.model_type!r}; it must be one of {', '.join(CTR_MODELS)}"
             + did_you_mean(recipe.model_type, CTR_MODELS)
         )
+    if not 0 <= recipe.seed < 2**32:
+        raise ValueError(f"seed is {recipe.seed}; it must be from 0 to {2**32 - 1}")
     pretrains = recipe.pretraining is not None or recipe.pretrained_model_name_or_path is not None
     if recipe.model_type != "flip" and pretrains:
         raise ValueError(

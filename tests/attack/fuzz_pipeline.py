@@ -310,6 +310,9 @@ CONTEXT = decimal.Context(prec=100)
 
 
 def arrow_column(rng: Rng, rows: int, is_list: bool) -> pa.Array:
+    if rng.random() < 0.01:
+        no_utf_8 = pa.array([b"a\xc0"] * rows, pa.binary())
+        return pa.Array.from_buffers(pa.string(), rows, no_utf_8.buffers())
     kind = _scalar_type(rng)
     if is_list and rng.random() < 0.8 and not isinstance(kind, pa.UuidType):
         kind = [pa.list_(kind), pa.large_list(kind), pa.list_(kind, 2)][rng.integers(3)]

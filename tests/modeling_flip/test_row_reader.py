@@ -630,6 +630,9 @@ def test_values_without_one_text_are_refused_by_name(value: Any, message: str) -
         pa.array([b"x", None], pa.binary(1)),
         pa.array([b"x", None], pa.binary_view()),
         pa.array([b"x", None]).dictionary_encode(),
+        pa.chunked_array(
+            [pa.DictionaryArray.from_arrays(pa.array([0], pa.int8()), pa.array([b"x"], pa.binary_view()))]
+        ),
         pa.array([dt.timedelta(1), None]),
         pa.array([[("x", 1)], None], pa.map_(pa.string(), pa.int8())),
         pc.run_end_encode(pa.array([1, 1])),
@@ -1025,6 +1028,15 @@ def test_lists_of_arrow_in_pandas_are_not_read_through_python() -> None:
     lists = pa.array([[2**40]], pa.large_list(pa.int64())).cast(kind)  # of a year that Python has not
     frame = pa.table({"a": lists}).to_pandas(types_mapper=pd.ArrowDtype)
     assert lists_of(frame["a"], "timestamp") == lists_of(lists, "timestamp")
+
+
+@pytest.mark.parametrize("kind", ["categorical", "list", "text"])
+def test_text_that_is_not_utf_8_is_refused_by_name(kind: str) -> None:
+    column = pa.Array.from_buffers(pa.string(), 2, [None, *pa.array([b"ok", b"a\xc0"]).buffers()[1:]])
+    for values in (column, column.dictionary_encode(), pa.ListArray.from_arrays(pa.array([0, 2], pa.int32()), column)):
+        if kind == "list" or not pa.types.is_list(values.type):
+            with pytest.raises(TypeError, match="^field 'a' holds text that is not UTF-8; write it in UTF-8"):
+                texts_of(values, kind=kind)
 
 
 def test_what_cannot_be_shown_is_refused_by_name_too() -> None:

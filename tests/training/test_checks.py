@@ -174,6 +174,7 @@ def test_a_column_that_only_some_splits_have_is_refused_by_its_split_and_can_be_
             "metric_for_best_model is 'text_auc'; it must be one of",
         ),
         ({"finetuning": {"save_strategy": "steps"}}, "^finetuning: .*load_best_model_at_end requires [^\n]*$"),
+        ({"seed": 2**32}, "seed is 4294967296; it must be from 0 to 4294967295"),
         ({"model": {"hidden_sizes": None}}, "^model: [^\n]*hidden_sizes[^\n]*$"),
     ],
     ids=str,
