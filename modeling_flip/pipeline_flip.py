@@ -106,7 +106,7 @@ class CtrPredictionPipeline(Pipeline):
         return {}, {}, {name: value for name, value in given.items() if value is not None}
 
     def __call__(self, rows: Any, *, batch_size: int | None = None, **kwargs: Any) -> Any:
-        """Score rows; a column that the model does not read is no harm, a field that is absent counts as missing.
+        """Score rows. Columns that the model does not use are ignored, and a field that is absent counts as missing.
 
         Args:
             rows: a dict (one row), a list of dicts, a DataFrame, an Arrow table or a `datasets.Dataset`; or any iterator of

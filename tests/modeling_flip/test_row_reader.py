@@ -1035,7 +1035,7 @@ def test_text_that_is_not_utf_8_is_refused_by_name(kind: str) -> None:
     column = pa.Array.from_buffers(pa.string(), 2, [None, *pa.array([b"ok", b"a\xc0"]).buffers()[1:]])
     for values in (column, column.dictionary_encode(), pa.ListArray.from_arrays(pa.array([0, 2], pa.int32()), column)):
         if kind == "list" or not pa.types.is_list(values.type):
-            with pytest.raises(TypeError, match="^field 'a' holds text that is not UTF-8; write it in UTF-8"):
+            with pytest.raises(TypeError, match=r"^field 'a' holds text that is not UTF-8; write it in UTF-8"):
                 texts_of(values, kind=kind)
 
 

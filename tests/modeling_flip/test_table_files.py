@@ -472,7 +472,7 @@ def test_what_save_to_disk_wrote(tmp_path: Path) -> None:
 def test_text_of_parquet_that_is_not_utf_8_is_named_by_its_file(tmp_path: Path) -> None:
     column = pa.Array.from_buffers(pa.string(), 2, [None, *pa.array([b"ok", b"a\xc0"]).buffers()[1:]])
     pq.write_table(pa.table({"a": column}), tmp_path / "rows.parquet")
-    with pytest.raises(ValueError, match="rows.parquet cannot be read .*UTF8"):
+    with pytest.raises(ValueError, match=r"rows.parquet cannot be read .*UTF8"):
         open_table(tmp_path / "rows.parquet").to_table()
 
 
