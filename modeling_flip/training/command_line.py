@@ -89,9 +89,8 @@ def recipe_parser() -> RecipeParser:
         prog="train.py",
         parser_mode="recipe",
         usage=f"python train.py RECIPE.yaml [{DRY_RUN}] [--key value] [--section.key value] ...",
-        description="Train FLIP, or one of its towers, as a recipe says; any key of the recipe can be given here too. With "
-        f"{DRY_RUN} nothing is trained or written: it shows what is read from the data, and how large the model and how long the "
-        "training would be.",
+        description="Train FLIP or one of its towers from a recipe. Every key of the recipe can also be given here. "
+        f"{DRY_RUN} trains and writes nothing: it shows how the data are read, how large the model is and how long training takes.",
         epilog="Any other field of transformers.TrainingArguments works in either section.",
         formatter_class=argparse.HelpFormatter,
         allow_abbrev=False,
