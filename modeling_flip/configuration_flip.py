@@ -1,6 +1,7 @@
 """FlipConfig: the sizes and choices of a FLIP model."""
 
 # No `from __future__ import annotations` here: `strict` reads the types of the fields, and skips types that are strings.
+import math
 import os
 import re
 from collections.abc import Iterable
@@ -20,6 +21,8 @@ logger = logging.get_logger(__name__)
 
 # Of a checkpoint's files. Raised when a change makes older code read them wrongly.
 FORMAT_VERSION = 2
+# Of a calibrated model's files, which older code would score uncalibrated; all others are still written as the version above.
+CALIBRATED_FORMAT_VERSION = 3
 # Settings of the package's towers that stood flat in format 1, where each config.json has all of them, and that may still be
 # given flat. What they are, the towers say (tabular_towers.py).
 FLAT_SETTINGS: dict[str, tuple[str, ...]] = {
@@ -62,26 +65,28 @@ class FlipConfig(PreTrainedConfig):
             The package's own may also be given flat: `FlipConfig(tabular_tower="dcn", num_cross_layers=2)`.
         item_fields: positions in the sentence of the fields that describe the item; the others describe the user. Read by the
             models that keep the two apart (CTR-BERT, MoRec).
-        num_features: M, features of all fields, unknown features and `<MASK>` included.
-        num_fields: F.
-        list_fields: positions, among these, of the fields that hold lists.
-        text_fields: positions in the sentence of the fields that the text tower alone reads; the others are the F.
-        embedding_size: D, of a feature.
-        hidden_sizes: layers of the tabular tower's MLP.
-        activation: of that MLP, a name that transformers' ACT2FN knows.
-        batch_norm: whether that MLP normalises each layer's outputs over the batch; by default as the tower's authors do,
-            which is AFN's yes and the others' no.
-        dropout: of that MLP, and of AFM's pooled products.
-        embedding_l2: λ of the penalty λ/2 Σ (‖e‖² + w²) over the features that a batch names, on their embeddings and
-            first-order weights, added to the finetuning loss.
-        text_pooling: "cls", the first token, "mean", of the tokens that are not padding, or "last" of these; by default the
-            family's own: last for a decoder, mean for the encoder of an encoder-decoder, else cls.
-        projection_size: of the space where ICL compares the towers, and of MTM's hidden layer.
+        num_features: M, the number of features of all fields, including each field's unknown feature and `<MASK>`.
+        num_fields: F, the number of fields that the tabular tower reads.
+        list_fields: which of these hold lists, by position.
+        text_fields: positions in the sentence of the fields that only the text tower reads.
+        embedding_size: D, the size of a feature embedding.
+        hidden_sizes: the layers of the tabular tower's MLP.
+        activation: of the tabular tower's MLP, by its name in transformers' ACT2FN.
+        batch_norm: use batch normalisation in the tabular tower's MLP. The default is that of the tower's authors: yes for AFN,
+            no for the others.
+        dropout: of the tabular tower's MLP, and of AFM's pooled products.
+        embedding_l2: weight λ of the penalty λ/2 Σ (‖e‖² + w²) that is added to the finetuning loss, over the embeddings and
+            first-order weights of the features in the batch.
+        text_pooling: how a sentence becomes one vector: "cls" (the first token), "mean" or "last" (of the tokens that are not
+            padding). The default depends on the model: last for decoders, mean for encoders of encoder-decoders, else cls.
+        projection_size: size of the space in which ICL compares the towers, and of MTM's hidden layer.
         temperature: τ of ICL.
-        icl_subspaces: parts into which ICL splits both projections; above 1 it compares them as CTRL does, each part of
-            one with the most similar part of the other.
-        mlm_weight: of the MLM loss, 0 switches it off; likewise `mtm_weight` and `icl_weight`.
-        joint_reconstruction: whether a masked field is recovered with the help of the other modality.
+        icl_subspaces: compare the towers in this many parts of the projection, each with the most similar part of the other, as
+            CTRL does.
+        mlm_weight: weight of the MLM loss (masked words); 0 switches it off.
+        mtm_weight: weight of the MTM loss (masked features).
+        icl_weight: weight of the ICL loss (contrastive).
+        joint_reconstruction: recover a masked field with the help of the other tower.
         vocabulary_fingerprint: of the vocabulary that the weights were trained with.
         format_version: of the checkpoint's files.
     """
@@ -113,6 +118,8 @@ class FlipConfig(PreTrainedConfig):
     mtm_weight: float | int = 1.0
     icl_weight: float | int = 1.0
     joint_reconstruction: bool = True
+    logit_scale: float | int = 1.0
+    logit_shift: float | int = 0.0
     vocabulary_fingerprint: str | None = None
     format_version: int = FORMAT_VERSION
 
@@ -133,10 +140,10 @@ class FlipConfig(PreTrainedConfig):
         """
         check_settings(config_dict)
         version = config_dict.get("format_version", FORMAT_VERSION)
-        if not isinstance(version, int) or version > FORMAT_VERSION:
+        if not isinstance(version, int) or version > CALIBRATED_FORMAT_VERSION:
             raise ValueError(
-                f"config.json has format version {version!r}, this modeling_flip reads up to {FORMAT_VERSION}; upgrade "
-                "modeling_flip"
+                f"config.json has format version {version!r}, this modeling_flip reads up to {CALIBRATED_FORMAT_VERSION}; "
+                "upgrade modeling_flip"
             )
         settings = {**config_dict, "format_version": FORMAT_VERSION}
         if version == 1:
@@ -186,6 +193,12 @@ class FlipConfig(PreTrainedConfig):
             self.text_pooling = "last" if self.text_is_decoder else "mean" if encoder_decoder else "cls"
         self.check()
 
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers, with the format version that these settings need."""
+        is_calibrated = (self.logit_scale, self.logit_shift) != (1, 0)
+        version = CALIBRATED_FORMAT_VERSION if is_calibrated else FORMAT_VERSION
+        return {**super().to_dict(), "format_version": version}
+
     @property
     def text_is_decoder(self) -> bool:
         """Whether a token of the text tower sees only those before it."""
@@ -215,6 +228,10 @@ class FlipConfig(PreTrainedConfig):
             raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
         if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature}; it must be above 0")
+        if not 0 < self.logit_scale < math.inf:
+            raise ValueError(f"logit_scale is {self.logit_scale}; it must be a number above 0")
+        if not math.isfinite(self.logit_shift):
+            raise ValueError(f"logit_shift is {self.logit_shift}; it must be a finite number")
         for name in ("mlm_weight", "mtm_weight", "icl_weight", "embedding_l2"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")

@@ -75,5 +75,5 @@ class CTRBertForCTR(FlipPreTrainedModel):
         item = pooled(items, item_attention_mask, pooling)[item_index]
         with torch.autocast(user.device.type, enabled=False):
             both = torch.cat([user, item, user * item], dim=1).to(self.output.weight.dtype)
-            logits = self.output(self.head(both)).squeeze(1)
+            logits = self.calibrated(self.output(self.head(both)).squeeze(1))
         return FlipForCTROutput(loss=None if labels is None else click_loss(logits, labels), logits=logits)

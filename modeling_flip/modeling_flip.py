@@ -57,8 +57,8 @@ class FlipForCTROutput(ModelOutput):
     """
     Args:
         loss: scalar, where labels were given: the sum of the three below.
-        logits: (B,) of the click; the probability is their sigmoid.
-        tabular_logits: (B,) of the tabular tower alone; likewise `text_logits`.
+        logits: (B,) of the click; the probability is their sigmoid. Calibrated in evaluation mode, where the model is.
+        tabular_logits: (B,) of the tabular tower alone, never calibrated; likewise `text_logits`.
         joint_loss: scalar cross-entropy of `logits`; likewise `tabular_loss` and `text_loss`, where both towers are used.
     """
 
@@ -130,6 +130,11 @@ class FlipPreTrainedModel(CheckpointMixin, PreTrainedModel):
     def fresh_text_towers(self) -> list[PreTrainedModel]:
         """The text towers that `from_text_pretrained` fills."""
         return [self.base_model.text_tower]
+
+    def calibrated(self, logits: torch.Tensor) -> torch.Tensor:
+        """logits (B,) → (B,), in evaluation mode scaled and shifted as the configuration says."""
+        config = self.config
+        return logits if self.training else config.logit_scale * logits + config.logit_shift
 
     def embedding_penalty(
         self, feature_ids: torch.Tensor | None, list_feature_ids: torch.Tensor | None = None
@@ -400,12 +405,12 @@ class FlipForCTR(FlipPreTrainedModel):
                     1
                 )
         if self.config.towers != "both":
-            loss = None
+            logits, loss = self.calibrated(logits), None
             if labels is not None:
                 loss = click_loss(logits, labels) + self.embedding_penalty(feature_ids, list_feature_ids)
             return FlipForCTROutput(loss=loss, logits=logits)
         each = {"tabular": towers.tabular_logit, "text": logits}
-        each["joint"] = self.alpha * each["tabular"] + (1 - self.alpha) * each["text"]
+        each["joint"] = self.calibrated(self.alpha * each["tabular"] + (1 - self.alpha) * each["text"])
         output = FlipForCTROutput(logits=each["joint"], tabular_logits=each["tabular"], text_logits=each["text"])
         if labels is not None:
             losses = {f"{name}_loss": click_loss(tower_logits, labels) for name, tower_logits in each.items()}

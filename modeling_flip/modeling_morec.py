@@ -105,6 +105,7 @@ class MoRecForCTR(FlipPreTrainedModel):
             if self.tabular_tower.first_order:
                 item = torch.full_like(ids[:, :1], self.config.num_features - 1)
                 logits = logits + self.feature_embeddings.linear_term(torch.cat([ids, item], dim=1), lists)
+        logits = self.calibrated(logits)
         loss = None if labels is None else click_loss(logits, labels) + self.embedding_penalty(ids, lists)
         return FlipForCTROutput(loss=loss, logits=logits)
 

@@ -120,7 +120,7 @@ class P5ForCTR(FlipPreTrainedModel):
                     likelihoods[k] = log_probabilities[:, range(len(answer)), answer].sum(1)
         yes, no = likelihoods[0], likelihoods[1]
         loss = None if labels is None else -torch.where(labels > 0.5, yes, no).mean()
-        return FlipForCTROutput(loss=loss, logits=yes - no)
+        return FlipForCTROutput(loss=loss, logits=self.calibrated(yes - no))
 
 
 def check_has_decoder(text_config: Any) -> None:

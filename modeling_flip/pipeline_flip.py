@@ -14,10 +14,11 @@ import torch
 from transformers import Pipeline
 from transformers.utils import logging
 
-from .checkpoint_files import source_of
+from .configuration_flip import IS_REMOTE_CODE
 from .data_collator import FlipDataCollator
 from .fields import Field
 from .processing_flip import FlipProcessor
+from .row_dataset import FlipDataset
 from .row_reader import read_columns
 
 DEFAULT_BATCH_SIZE = 1024
@@ -52,9 +53,10 @@ class CtrPredictionPipeline(Pipeline):
             trained.
     """
 
-    # Nothing that transformers.pipeline might look for: a checkpoint's files would say of which class, and whose code.
-    _load_processor = _load_tokenizer = False
-    _load_image_processor = _load_video_processor = _load_feature_extractor = False
+    # The package loads the processor itself: where transformers.pipeline looks for one, the checkpoint says of which class it is,
+    # and whose code. A checkpoint's own code runs only where it is trusted, and may be asked with that trust.
+    _load_processor = IS_REMOTE_CODE
+    _load_tokenizer = _load_image_processor = _load_video_processor = _load_feature_extractor = False
 
     def __init__(self, model: Any, processor: Any = None, **kwargs: Any):
         if not hasattr(model, "inputs"):
@@ -66,11 +68,12 @@ class CtrPredictionPipeline(Pipeline):
                 f"{' …' * (len(model.untrained_weights) > 3)}: scores would be noise. Finetune it first, or load only the towers "
                 "that it has (towers='tabular' or 'text'); if you have trained it since it was loaded, save it and load it again"
             )
-        source, located = source_of(model) or (None, {})
-        if processor is None:
-            processor = source
+        source = getattr(model, "loaded_from", None)
+        if processor is None and source is not None:
+            processor = source.name
         if isinstance(processor, (str, os.PathLike)):
-            if os.fspath(processor) != source:  # the model's revision is none of another repository
+            located = {} if source is None else source.located
+            if source is None or os.fspath(processor) != source.name:  # the revision is none of another repository
                 located = {key: located[key] for key in located.keys() - {"revision", "subfolder"}}
             processor = FlipProcessor.from_pretrained(processor, **located)
         if processor is None:
@@ -103,7 +106,7 @@ class CtrPredictionPipeline(Pipeline):
         return {}, {}, {name: value for name, value in given.items() if value is not None}
 
     def __call__(self, rows: Any, *, batch_size: int | None = None, **kwargs: Any) -> Any:
-        """Score rows; a column that the model does not read is no harm, a field that is absent counts as missing.
+        """Score rows. Columns that the model does not use are ignored, and a field that is absent counts as missing.
 
         Args:
             rows: a dict (one row), a list of dicts, a DataFrame, an Arrow table or a `datasets.Dataset`; or any iterator of
@@ -151,6 +154,17 @@ class CtrPredictionPipeline(Pipeline):
         size = self._batch_size_of(batch_size)
         return self.run_single(rows, {"batch_size": size}, {}, {"return_towers": return_towers})
 
+    def encode(self, rows: Any, *, strict: bool = False) -> FlipDataset:
+        """Rows as integers, as the model's towers need them; arguments as those of `FlipProcessor.encode`."""
+        return self._collate.processor.encode(rows, strict=strict)
+
+    def logits(self, rows: FlipDataset, batch_size: int | None = None) -> np.ndarray:
+        """(N,) float64 logits of encoded rows."""
+        outputs = self.forward(self._batches(rows, self._batch_size_of(batch_size)))
+        logits = np.empty(len(rows))
+        logits[outputs["order"]] = outputs["logits"].double().numpy()
+        return logits
+
     def _score_table(self, rows: Any, batch_size: int | None, return_towers: bool, group_by: str | None) -> list[dict]:
         num_rows, source = _sliceable(rows)
         if num_rows == 0:
@@ -187,7 +201,9 @@ class CtrPredictionPipeline(Pipeline):
 
     def preprocess(self, rows: Any, batch_size: int = DEFAULT_BATCH_SIZE) -> dict[str, Any]:
         """Rows → `batches` of tensors, shortest sentences first, and the rows' `order` in them."""
-        dataset = self._collate.processor.encode(rows, strict=False)
+        return self._batches(self.encode(rows), batch_size)
+
+    def _batches(self, dataset: FlipDataset, batch_size: int) -> dict[str, Any]:
         order = dataset.lengths.argsort(kind="stable")
         starts = range(0, len(order), batch_size)
         batches = [self._collate(dataset.__getitems__(order[i : i + batch_size])) for i in starts]

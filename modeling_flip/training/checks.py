@@ -64,6 +64,12 @@ def check_recipe(recipe: Recipe) -> None:
         config = FlipConfig(towers=recipe.towers, **settings)
     except StrictDataclassError as error:  # a value of another type
         raise ValueError(f"model: {' '.join(str(error).split())}") from error
+    if recipe.calibration not in (None, "platt"):
+        raise ValueError(f"calibration is {recipe.calibration!r}; it must be platt, or left out")
+    if (rate := recipe.negative_sampling_rate) is not None and not 0 < rate <= 1:
+        raise ValueError(
+            f"negative_sampling_rate is {rate}; it is the share of the non-clicks that the log has kept: above 0, and at most 1"
+        )
     if recipe.hub_strategy not in ("every_save", "end", "checkpoint"):
         raise ValueError(f"hub_strategy is {recipe.hub_strategy!r}; it must be one of every_save, end, checkpoint")
     if recipe.push_to_hub and recipe.license != Recipe.license:

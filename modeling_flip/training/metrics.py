@@ -14,14 +14,15 @@ from sklearn.metrics import log_loss, roc_auc_score
 from .grouped_auc import gauc
 
 CALIBRATION_BINS = 20
-METRICS = ("auc", "logloss", "ece")
+METRICS = ("auc", "logloss", "ne", "ece")
 
 
 class CtrMetrics(evaluate.Metric):
-    """AUC, logloss and expected calibration error of click probabilities.
+    """AUC, logloss, normalised entropy and expected calibration error of click probabilities.
 
-    `compute(predictions=probabilities, references=clicks)` → `auc`, `logloss` (natural logarithm) and `ece`: the mean
-    distance between click rate and mean probability over 20 bins of equal width, weighted by their rows.
+    `compute(predictions=probabilities, references=clicks)` → `auc`, `logloss` (natural logarithm), `ne`: the logloss as a share
+    of what the click rate alone would give, and `ece`: the mean distance between click rate and mean probability over 20 bins
+    of equal width, weighted by their rows.
 
     Raises:
         ValueError: a prediction is no probability, or the clicks are all the same, so that AUC is not defined.
@@ -33,7 +34,7 @@ class CtrMetrics(evaluate.Metric):
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description="AUC, logloss and expected calibration error of click probabilities.",
+            description="AUC, logloss, normalised entropy and expected calibration error of click probabilities.",
             citation="",
             inputs_description="predictions: click probabilities in [0, 1]; references: clicks, 0 or 1.",
             features=datasets.Features(
@@ -48,24 +49,54 @@ class CtrMetrics(evaluate.Metric):
         if not ((probabilities >= 0) & (probabilities <= 1)).all():
             wrong = probabilities[~((probabilities >= 0) & (probabilities <= 1))][0]
             raise ValueError(f"predictions hold {wrong}; they must be probabilities, between 0 and 1")
+        logloss = float(log_loss(clicks, probabilities, labels=[0, 1]))
         return {
             "auc": float(roc_auc_score(clicks, probabilities)),
-            "logloss": float(log_loss(clicks, probabilities, labels=[0, 1])),
+            "logloss": logloss,
+            "ne": normalised_entropy(logloss, clicks),
             "ece": calibration_error(probabilities, clicks),
         }
 
 
-def calibration_error(probabilities: np.ndarray, clicks: np.ndarray) -> float:
-    """The ECE of (N,) probabilities against (N,) clicks."""
+def normalised_entropy(logloss: float, clicks: np.ndarray, weights: np.ndarray | None = None) -> float:
+    """Logloss divided by the entropy of the click rate of (N,) clicks: below 1 where a model tells more than that rate alone
+    (He et al., Practical Lessons from Predicting Clicks on Ads at Facebook, ADKDD '14, §3).
+
+    Example:
+        >>> round(normalised_entropy(0.5, np.array([0, 1])), 4)  # a rate of one half: ln 2
+        0.7213
+    """
+    rate = np.average(clicks, weights=weights)
+    return float(-logloss / (rate * np.log(rate) + (1 - rate) * np.log1p(-rate)))
+
+
+def calibration_error(probabilities: np.ndarray, clicks: np.ndarray, weights: np.ndarray | None = None) -> float:
+    """The ECE of (N,) probabilities against (N,) clicks, each row as often as its weight says."""
+    weights = np.ones(len(clicks)) if weights is None else weights
     bins = np.minimum((probabilities * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    gaps = np.bincount(bins, weights=clicks - probabilities, minlength=CALIBRATION_BINS)
-    return float(np.abs(gaps).sum() / len(clicks))
+    gaps = np.bincount(bins, weights=weights * (clicks - probabilities), minlength=CALIBRATION_BINS)
+    return float(np.abs(gaps).sum() / weights.sum())
+
+
+def named_logits(logits: np.ndarray | Iterable[np.ndarray]) -> dict[str, np.ndarray]:
+    """By the prefix of their metrics, "" for the model, "tabular_" and "text_" for its towers, (N,) float64 each."""
+    parts = [logits] if isinstance(logits, np.ndarray) else list(logits)
+    prefixes = ("", "tabular_", "text_")[: len(parts)]
+    return {prefix: np.asarray(z, np.float64) for prefix, z in zip(prefixes, parts, strict=True)}
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    return torch.from_numpy(logits).sigmoid().numpy()
 
 
 def ctr_metrics(
-    logits: np.ndarray | Iterable[np.ndarray], labels: np.ndarray, groups: np.ndarray | None = None
+    logits: np.ndarray | Iterable[np.ndarray],
+    labels: np.ndarray,
+    groups: np.ndarray | None = None,
+    weights: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """Metrics of a prediction: `auc`, `logloss`, `ece`, and for two towers also `tabular_auc`, `text_auc`, …
+    """Metrics of a prediction: `auc`, `logloss`, `ne` (normalised entropy), `ece`, and for two towers also `tabular_auc`,
+    `text_auc`, …
 
     AUC and logloss are those of the logits: the probabilities of two logits of 40 are the same number.
 
@@ -74,25 +105,24 @@ def ctr_metrics(
         labels: (N,) clicks.
         groups: (N,) integers, such as users, negative for none: then also `gauc`, and the share of rows that it is of,
             `gauc_rows`.
+        weights: (N,) how many rows of the whole log each stands for, as where non-clicks were left out of it: of logloss, NE
+            and ECE. AUC needs none: it is the same whatever share of the non-clicks is there.
 
     Raises:
         ValueError: a logit is not finite, or the clicks are all the same.
     """
-    named = (
-        {"": logits} if isinstance(logits, np.ndarray) else dict(zip(("", "tabular_", "text_"), logits, strict=True))
-    )
     clicks = labels.astype(np.float64)
     if len(np.unique(clicks)) < 2:
         raise ValueError(f"AUC needs clicks and non-clicks, but all {len(clicks)} labels are {clicks[:1]}")
     metrics: dict[str, float] = {}
-    for prefix, tower_logits in named.items():
-        z = np.asarray(tower_logits, np.float64)
+    for prefix, z in named_logits(logits).items():
         if not np.isfinite(z).all():
             raise ValueError(f"predictions hold {z[~np.isfinite(z)][0]}; lower learning_rate or text_learning_rate")
-        probabilities = torch.from_numpy(z).sigmoid().numpy()
         metrics[f"{prefix}auc"] = float(roc_auc_score(clicks, z))
-        metrics[f"{prefix}logloss"] = float(np.mean(np.logaddexp(0, z) - clicks * z))
-        metrics[f"{prefix}ece"] = calibration_error(probabilities, clicks)
+        logloss = float(np.average(np.logaddexp(0, z) - clicks * z, weights=weights))
+        metrics[f"{prefix}logloss"] = logloss
+        metrics[f"{prefix}ne"] = normalised_entropy(logloss, clicks, weights)
+        metrics[f"{prefix}ece"] = calibration_error(sigmoid(z), clicks, weights)
         if groups is not None:
             metrics[f"{prefix}gauc"], metrics[f"{prefix}gauc_rows"] = gauc(z, labels, groups)
     return metrics

@@ -32,6 +32,7 @@ KINDS = {
 METRICS = {
     "auc": ("roc_auc", "AUC"),
     "logloss": ("log_loss", "logloss"),
+    "ne": ("normalized_entropy", "normalised entropy"),
     "ece": ("ece", "calibration error (ECE)"),
     "gauc": ("gauc", "AUC within groups (gAUC)"),
 }
@@ -79,6 +80,7 @@ def model_card(
     results: Mapping[str, Any] | None = None,
     hyperparameters: Mapping[str, Any] | None = None,
     curves: Sequence[str] = (),
+    reliability: str | None = None,
     tags: Sequence[str] = (),
     revision: str | None = None,
 ) -> str:
@@ -91,6 +93,7 @@ def model_card(
         results: of its training, as in all_results.json, or as much of it as has been measured.
         hyperparameters: of its training.
         curves: images of its training, beside the card.
+        reliability: the image of its reliability on the test set, beside the card.
         tags: more than those that every such model has.
         revision: the branch that it is pushed to, if not main.
     """
@@ -108,6 +111,8 @@ def model_card(
     sections += ["## Fields\n", field_table(processor)]
     if table := results_table(results):
         sections += ["## Results\n", table]
+        if reliability:
+            sections.append(f"![Test: click rate against predicted probability]({reliability})")
     sections += ["## Training\n", training(model, results, recipe, hyperparameters or {}, curves)]
     sections += ["## Limits\n", limits(processor, results), "## Citation\n", CITATION]
     return "\n".join(section.strip("\n") + "\n" for section in sections)
@@ -392,8 +397,16 @@ def limits(processor: Any, results: Mapping[str, Any]) -> str:
         "- **Calibration** holds for logs like those it was trained on. Where clicks are more or less frequent, or rows were "
         "sampled by label, calibrate again."
     )
+    if "logit_scale" in results:
+        rate = results.get("negative_sampling_rate")
+        done = ["fitted to the validation rows by Platt scaling"] * ("calibration" in results)
+        done += [] if rate is None else [f"corrected for a log that kept {rate:.4g} of its non-clicks"]
+        calibration += f" Its probabilities are {' and '.join(done)}; those of a single tower are not."
+        if rate is not None:
+            calibration += " Logloss, normalised entropy and ECE are estimates for the whole log."
     if "test_ece" in results:
-        calibration += f" Expected calibration error on the test set: {results['test_ece']:.4f}."
+        before = f", {results['test_ece_before']:.4f} before" if "test_ece_before" in results else ""
+        calibration += f" Expected calibration error on the test set: {results['test_ece']:.4f}{before}."
     return "\n".join(
         [
             unseen,

@@ -24,10 +24,11 @@ from transformers.utils import logging
 
 from ..modeling_flip import FlipPreTrainedModel
 from ..processing_flip import FlipProcessor
-from .checkpoints import STATE, step_of
+from .checkpoints import FOREIGN, STATE, step_of
 from .hub import create_repo, is_final, push_error, upload, with_retries
 from .model_card import CURVE_FILE, model_card
 from .recipe import to_yaml
+from .reliability import RELIABILITY_FILE
 
 if TYPE_CHECKING:
     from .arguments import FlipTrainingArguments
@@ -35,12 +36,12 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 RECIPE_FILE = "recipe.yaml"
-# Of an output folder, what stays here: the state of a training, and files that are being written.
-UNPUSHED = ("checkpoints/*", "checkpoint-*/*", "runs/*", "manifests/*", ".*", "*/.*")
+# Of an output folder, what stays here: the state of a training, files that are being written, and weights that are not ours.
+UNPUSHED = ("checkpoints/*", "checkpoint-*/*", "runs/*", "manifests/*", ".*", "*/.*", *FOREIGN)
 LAST = "last-checkpoint"
 RESULTS_FILE, PRETRAINING_RESULTS_FILE = "all_results.json", "pretraining_results.json"
 # What a push takes from the repo unless it brings it: of an earlier run there, it would pass for this one's.
-NOT_OF_THIS_RUN = (f"{LAST}/*", RESULTS_FILE, f"pretraining/{PRETRAINING_RESULTS_FILE}")
+NOT_OF_THIS_RUN = (f"{LAST}/*", RESULTS_FILE, RELIABILITY_FILE, f"pretraining/{PRETRAINING_RESULTS_FILE}")
 CARD_ARGUMENTS = (
     "learning_rate",
     "text_learning_rate",
@@ -287,7 +288,10 @@ def write_card(
     if model.config.towers == "tabular":
         hyperparameters.pop("text_learning_rate", None)
     revision = revision if repo_id else None
-    card = model_card(model, processor, repo_id or str(folder), results, hyperparameters, curves, revision=revision)
+    reliability = RELIABILITY_FILE if (folder / RELIABILITY_FILE).exists() else None
+    card = model_card(
+        model, processor, repo_id or str(folder), results, hyperparameters, curves, reliability, revision=revision
+    )
     (folder / "README.md").write_text(card)
 
 

@@ -29,10 +29,11 @@ from ..modeling_flip import FlipForCTR, FlipForPreTraining, FlipPreTrainedModel
 from ..processing_flip import FlipProcessor
 from ..row_dataset import FlipDataset
 from . import manifest
+from .calibration import platt, sampling_shift, sampling_weights
 from .checkpoints import decided_once, fact, last_checkpoint
 from .checks import check_columns, check_data, check_recipe, item_fields
 from .data import SPLITS, as_table, group_codes
-from .metrics import ctr_metrics
+from .metrics import calibration_error, ctr_metrics, named_logits, sigmoid
 from .publishing import (
     PRETRAINING_RESULTS_FILE,
     RECIPE_FILE,
@@ -55,6 +56,7 @@ from .recipe import (
     stage_arguments,
     uses_cpu,
 )
+from .reliability import RELIABILITY_FILE, write_reliability
 from .resume import check_output_dir, restore_from_hub
 from .trainer import FlipTrainer
 
@@ -63,8 +65,11 @@ logger = logging.get_logger(__name__)
 # What of the recipe each stage depends on; `prepare` on all the rest.
 STAGE_KEYS = {
     "align": ("tabular_tower", "model", "pretraining", "seed"),
-    "finetune": ("model_type", "towers", "tabular_tower", "model", "finetuning", "seed"),
-    "evaluate": (),
+    "finetune": (
+        *("model_type", "towers", "tabular_tower", "model", "finetuning", "seed"),
+        *("calibration", "negative_sampling_rate"),
+    ),
+    "evaluate": ("negative_sampling_rate",),
     "publish": HUB_KEYS,
 }
 STAGE_SPLITS = {
@@ -499,13 +504,30 @@ def finetune(run: Run, prepared: Prepared, aligned: Aligned | None) -> Finetuned
         )
         last = last_checkpoint(trainer.args)
         trainer.train(resume_from_checkpoint=last)
+        calibration = calibrate(run.recipe, trainer, splits["validation"])
         seconds = time.perf_counter() - begun
         trainer.save_model(str(run.folder), _internal_call=True)
         trainer.accelerator.wait_for_everyone()
-        figures = training_figures(trainer)
+        figures = training_figures(trainer) | calibration
         outputs.figures = figures | {"finetuning_seconds": seconds}
         outputs.files = [*{file for pattern in MADE for file in run.folder.glob(pattern)}]
     return Finetuned(trainer, figures, seconds, last is not None)
+
+
+def calibrate(recipe: Recipe, trainer: FlipTrainer, validation: FlipDataset) -> dict[str, Any]:
+    """Set the model's scale and shift of its logits as the recipe asks; what all_results.json says of it."""
+    rate = recipe.negative_sampling_rate
+    if recipe.calibration is None and rate is None:
+        return {}
+    scale, shift = 1.0, 0.0
+    if recipe.calibration == "platt":
+        output = trainer.predict_logits(validation, "validation")
+        scale, shift = platt(named_logits(output.predictions)[""], np.asarray(output.label_ids))
+    config = trainer.accelerator.unwrap_model(trainer.model).config
+    config.logit_scale, config.logit_shift = scale, shift + sampling_shift(rate)
+    said = {"calibration": recipe.calibration, "negative_sampling_rate": rate}
+    said |= {"logit_scale": config.logit_scale, "logit_shift": config.logit_shift}
+    return {key: value for key, value in said.items() if value is not None}
 
 
 def make_model(recipe: Recipe, processor: FlipProcessor, aligned: Aligned | None) -> FlipPreTrainedModel:
@@ -556,7 +578,9 @@ def evaluate(run: Run, prepared: Prepared, finetuned: Finetuned) -> dict[str, An
     model, results = finetuned.model, dict[str, Any]()
     with manifest.recorded(run.folder, "evaluate", run.inputs("evaluate", prepared)) as outputs:
         for split in ("validation", "test"):
-            results |= evaluate_split(finetuned.trainer, prepared.splits[split], split, prepared.groups.get(split))
+            rate, groups = run.recipe.negative_sampling_rate, prepared.groups.get(split)
+            plot = run.folder / RELIABILITY_FILE if split == "test" else None
+            results |= evaluate_split(finetuned.trainer, prepared.splits[split], split, groups, rate, plot)
         if isinstance(model, FlipForCTR):
             results["alpha"] = model.alpha.item()
         results["num_parameters"] = model.num_parameters()
@@ -564,27 +588,44 @@ def evaluate(run: Run, prepared: Prepared, finetuned: Finetuned) -> dict[str, An
             # The one whose weights are in the model: a pretraining checkpoint's, whatever the recipe names.
             results["text_model"] = model.config.text_config.name_or_path
         outputs.figures = results
+        if finetuned.trainer.is_world_process_zero():
+            outputs.files = [run.folder / RELIABILITY_FILE]
     return results
 
 
 def evaluate_split(
-    trainer: FlipTrainer, dataset: FlipDataset, split: str, groups: np.ndarray | None = None
+    trainer: FlipTrainer,
+    dataset: FlipDataset,
+    split: str,
+    groups: np.ndarray | None = None,
+    negative_sampling_rate: float | None = None,
+    plot: Path | None = None,
 ) -> dict[str, Any]:
-    """Metrics of one split, all towers; on the test split also of the rows with a value never seen in training."""
-    output = trainer.predict(dataset, metric_key_prefix=split)
+    """Metrics of one split, all towers; on the test split also of the rows with a value never seen in training.
+
+    Their reliability is drawn to `plot`. Of a calibrated model also `ece_before`, the calibration error without its calibration.
+    """
+    output = trainer.predict_logits(dataset, split)
     labels = np.asarray(output.label_ids)
-    results = {k: v for k, v in (output.metrics or {}).items() if re.search(r"_(auc|logloss|ece)$", k)}
-    if groups is not None:
-        grouped = ctr_metrics(output.predictions, labels, groups)
-        results |= {f"{split}_{k}": v for k, v in grouped.items() if "gauc" in k}
-    unseen = dataset.has_unseen_value
+    weights = sampling_weights(labels, negative_sampling_rate)
+    metrics = ctr_metrics(output.predictions, labels, groups, weights)
+    config = trainer.accelerator.unwrap_model(trainer.model).config
+    if (config.logit_scale, config.logit_shift) != (1, 0):
+        before = (named_logits(output.predictions)[""] - config.logit_shift) / config.logit_scale
+        metrics["ece_before"] = calibration_error(sigmoid(before), labels, weights)
+    results: dict[str, Any] = {f"{split}_{k}": v for k, v in metrics.items()}
+    if plot is not None and trainer.is_world_process_zero():
+        write_reliability(plot, output.predictions, labels, weights)
     if split == "test":
+        unseen = dataset.has_unseen_value
         results["test_rows_per_second"] = (output.metrics or {}).get("test_samples_per_second")
         results["test_unseen_rows"] = int(unseen.sum())
         if len(np.unique(labels[unseen])) == 2:
             logits = output.predictions
             picked = tuple(x[unseen] for x in logits) if isinstance(logits, tuple) else logits[unseen]
-            results |= {f"test_unseen_{k}": v for k, v in ctr_metrics(picked, labels[unseen]).items()}
+            weights = None if weights is None else weights[unseen]
+            of_unseen = ctr_metrics(picked, labels[unseen], weights=weights)
+            results |= {f"test_unseen_{k}": v for k, v in of_unseen.items()}
     return results
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainerCallback
 from transformers.trainer_utils import PredictionOutput, TrainOutput, rotate_checkpoints
 from transformers.utils import logging
@@ -73,6 +74,7 @@ class FlipTrainer(Trainer):
         self.processor = processor
         self.args: FlipTrainingArguments
         self.optimizer: torch.optim.Optimizer | None
+        self.compute_metrics: Any
         self._has_text = model.config.towers != "tabular"
         self._components: dict[str, torch.Tensor] = {}
         self._num_steps_logged = 0
@@ -115,7 +117,7 @@ class FlipTrainer(Trainer):
 
     # ---- data
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Shuffled:
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         dataset, args = self.train_dataset if train_dataset is None else train_dataset, self.args
         by_length = self._has_text and args.train_sampling_strategy == "group_by_length"
         return Shuffled(
@@ -143,10 +145,21 @@ class FlipTrainer(Trainer):
 
         return PredictionOutput(reorder(output.predictions), reorder(output.label_ids), output.metrics)
 
+    def predict_logits(self, dataset: FlipDataset, name: str) -> PredictionOutput:
+        """As `predict`, but of the metrics only the speed."""
+        compute_metrics, self.compute_metrics = self.compute_metrics, None
+        try:
+            return self.predict(dataset, metric_key_prefix=name)
+        finally:
+            self.compute_metrics = compute_metrics
+
     # ---- optimisation
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As `Trainer.train`, at the precision of `float32_matmul_precision`; scoring afterwards is as exact as before."""
+        """As `Trainer.train`, at the precision of `float32_matmul_precision`; scoring afterwards is as exact as before.
+        What is trained is not calibrated; calibrate it again."""
+        config = self.accelerator.unwrap_model(self.model).config
+        config.logit_scale, config.logit_shift = 1.0, 0.0  # a calibration was of the weights before
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision(self.args.float32_matmul_precision or before)
         try:

@@ -37,7 +37,7 @@ def damages(straight: Straight, options: argparse.Namespace) -> list[Case]:
                 cases.append(Case(name, how, straight, state.folder, partial(spoil, file=file), but=but))
             if Path(file).name == "model.safetensors":
                 foreign = str(Path(file).with_name(FOREIGN))
-                but = (foreign, *but) if but else ()
+                but = (foreign, *but)  # whoever put it there
                 beside, instead = partial(add_pickle, file=file), partial(add_pickle, file=file, instead=True)
                 cases.append(Case(f"{name} with a pickle", "beside", straight, state.folder, beside, but=but))
                 cases.append(Case(f"{name} with a pickle", "instead", straight, state.folder, instead, but=but))

@@ -26,7 +26,7 @@ from transformers import (
 
 from modeling_flip import FlipForCTR, FlipProcessor
 from modeling_flip.checkpoint_files import MODEL, PROCESSOR
-from modeling_flip.configuration_flip import FORMAT_VERSION
+from modeling_flip.configuration_flip import CALIBRATED_FORMAT_VERSION, FORMAT_VERSION
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [
@@ -171,12 +171,15 @@ def test_a_newer_format_is_refused_with_a_sentence(copy: Path) -> None:
     config = json.loads((copy / "config.json").read_text())
     assert config["format_version"] == FORMAT_VERSION
     # Whatever else it holds that this version would stumble over.
-    newer = config | {"format_version": FORMAT_VERSION + 1, "tabular_tower": {"name": "dcnv4"}, "towers": "three"}
+    newer = config | {
+        "format_version": CALIBRATED_FORMAT_VERSION + 1,
+        "tabular_tower": {"name": "dcnv4"},
+        "towers": "three",
+    }
     (copy / "config.json").write_text(json.dumps(newer))
     without_checksums(copy)
-    message = (
-        f"config.json has format version {FORMAT_VERSION + 1}, this modeling_flip reads up to {FORMAT_VERSION}; upgrade"
-    )
+    reads = CALIBRATED_FORMAT_VERSION
+    message = f"config.json has format version {reads + 1}, this modeling_flip reads up to {reads}; upgrade"
     for call in (FlipForCTR.from_pretrained, AutoConfig.from_pretrained):
         with pytest.raises(ValueError, match=message):
             call(copy)

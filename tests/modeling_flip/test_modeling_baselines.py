@@ -761,3 +761,19 @@ def test_new_tokens_get_embeddings_in_both_towers_of_ctr_bert(make: Callable[...
 def test_towers_of_a_baseline_are_given(config_class: Any, towers: str) -> None:
     with pytest.raises(ValueError, match=f"towers is '{towers}'; it must be one of {config_class().towers}"):
         config_class(towers=towers)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_calibration_scales_and_shifts_the_logits_in_evaluation_mode_alone(
+    name: str, make: Callable[..., Any], collate: Callable[..., dict[str, torch.Tensor]]
+) -> None:
+    model = make(name, dropout=0.0)
+    batch = collate(model)
+    plain = model(**batch).logits
+    model.config.logit_scale, model.config.logit_shift = 0.5, -2.0
+    torch.testing.assert_close(model(**batch).logits, 0.5 * plain - 2)
+    set_seed(0)
+    calibrated = model.train()(**batch).logits
+    model.config.logit_scale, model.config.logit_shift = 1.0, 0.0
+    set_seed(0)
+    assert torch.equal(model(**batch).logits, calibrated)

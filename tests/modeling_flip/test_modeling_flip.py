@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -143,6 +144,10 @@ def assert_same_outputs(output: ModelOutput, other: ModelOutput) -> None:
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"dropout": -0.1}, "dropout is -0.1"),
         ({"temperature": 0.0}, "temperature is 0.0"),
+        ({"logit_scale": 0.0}, "logit_scale is 0.0; it must be a number above 0"),
+        ({"logit_scale": float("nan")}, "logit_scale is nan;"),
+        ({"logit_scale": float("inf")}, "logit_scale is inf;"),
+        ({"logit_shift": float("-inf")}, "logit_shift is -inf; it must be a finite number"),
     ],
 )
 def test_a_bad_setting_is_refused_with_its_value(settings: dict[str, Any], message: str) -> None:
@@ -558,3 +563,32 @@ def test_a_tabular_model_needs_neither(rows: list[dict[str, Any]]) -> None:
     model = FlipForCTR.from_text_pretrained(None, processor, towers="tabular")
     assert model.config.text_config is None
     assert model(**processor(rows)).logits.shape == (len(rows),)
+
+
+# ---- calibration
+
+
+@pytest.mark.parametrize("towers", ["both", "tabular", "text"])
+def test_calibration_scales_and_shifts_the_final_logits_in_evaluation_mode_alone(towers: str) -> None:
+    model, batch = make_model(FlipForCTR, towers=towers).eval(), make_batch()
+    plain = model(**batch)
+    model.config.logit_scale, model.config.logit_shift = 0.5, -2.0
+    calibrated = model(**batch)
+    for module in model.modules():  # dropout aside
+        module.training = module is model
+    torch.testing.assert_close(model(**batch).logits, plain.logits)
+    torch.testing.assert_close(calibrated.logits, 0.5 * plain.logits - 2)
+    if towers == "both":
+        assert torch.equal(calibrated.tabular_logits, plain.tabular_logits)
+        assert torch.equal(calibrated.text_logits, plain.text_logits)
+
+
+def test_a_calibrated_checkpoint_comes_back_and_is_of_a_format_that_older_code_refuses(tmp_path: Path) -> None:
+    model, batch = make_model(FlipForCTR).eval(), make_batch()
+    versions = []
+    for scale, shift in ((1, 0), (0.5, 0), (1, -2.0), (1.0, 0.0)):
+        model.config.logit_scale, model.config.logit_shift = scale, shift
+        model.save_pretrained(tmp_path)
+        versions.append(json.loads((tmp_path / "config.json").read_text())["format_version"])
+        torch.testing.assert_close(FlipForCTR.from_pretrained(tmp_path)(**batch).logits, model(**batch).logits)
+    assert versions == [2, 3, 3, 2]

@@ -48,6 +48,13 @@ def test_a_sound_recipe_of_each_model_passes(model_type: str, tiny_text_model: P
         ({"model_type": "ctr_brt"}, "model_type is 'ctr_brt'; it must be one of flip, .*; did you mean 'ctr_bert'?"),
         ({"model_type": "MoRec"}, "model_type is 'MoRec'; .*; did you mean 'morec'?"),
         ({"model_type": "xyz"}, "model_type is 'xyz'; it must be one of flip, ctr_bert, morec, p5$"),
+        ({"calibration": "plat"}, "calibration is 'plat'; it must be platt, or left out"),
+        ({"negative_sampling_rate": 0.0}, "negative_sampling_rate is 0.0; .* above 0, and at most 1"),
+        (
+            {"negative_sampling_rate": 10},
+            "negative_sampling_rate is 10; .* share of the non-clicks that the log has kept",
+        ),
+        ({"negative_sampling_rate": float("nan")}, "negative_sampling_rate is nan;"),
         (
             {"model_type": "ctr_bert", "pretraining": {}},
             "pretraining aligns FLIP's two towers; model_type 'ctr_bert' has none: leave it out",

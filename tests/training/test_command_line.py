@@ -182,7 +182,7 @@ def test_help_fits_a_person() -> None:
     ):
         assert shown in text
     assert "--finetuning.text_mask_ratio" not in text  # of pretraining alone
-    assert "(default: 0.001)" in words and "(default: 5e-05, or the learning_rate that is given)" in words
+    assert "(default: 0.001)" in words and "(default: 5e-05, or learning_rate if that is set)" in words
     assert "fsdp" not in text
     assert len(text.splitlines()) < 250
 

@@ -94,7 +94,7 @@ def test_metrics_of_one_and_of_two_towers() -> None:
         np.array([-2.0, -1.0, 1.0, 2.0]),
         np.array([2.0, 1.0, -1.0, -2.0]),
     )
-    assert set(ctr_metrics(good, labels)) == {"auc", "logloss", "ece"}
+    assert set(ctr_metrics(good, labels)) == {"auc", "logloss", "ne", "ece"}
     both = ctr_metrics((good, good, bad), labels)
     assert (both["auc"], both["tabular_auc"], both["text_auc"]) == (1.0, 1.0, 0.0)
     sure = np.log1p(np.exp([-2.0, -1.0])).mean()
@@ -123,3 +123,25 @@ def test_groups_add_their_auc() -> None:
     assert metrics["gauc"] == metrics["tabular_gauc"] == 0.5 and metrics["gauc_rows"] == 0.8
     assert metrics["text_gauc"] == 0.5
     assert "gauc" not in ctr_metrics(logits, clicks)
+
+
+def test_normalised_entropy_is_the_logloss_as_a_share_of_what_the_click_rate_alone_would_give() -> None:
+    logits, clicks = np.log([9.0, 1 / 9, 1 / 4, 1.0]), np.array([1, 0, 0, 0])  # probabilities 0.9, 0.1, 0.2, 0.5
+    logloss = -(math.log(0.9) + math.log(0.9) + math.log(0.8) + math.log(0.5)) / 4
+    entropy = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
+    metrics = ctr_metrics((logits, logits, np.full(4, math.log(1 / 3))), clicks)
+    assert metrics["ne"] == metrics["tabular_ne"] == pytest.approx(logloss / entropy)
+    assert metrics["text_ne"] == pytest.approx(1)  # the rate itself
+    assert compute([0.9, 0.1, 0.2, 0.5], [1, 0, 0, 0])["ne"] == pytest.approx(logloss / entropy)
+
+
+def test_a_row_of_weight_three_counts_as_three_rows_but_not_for_the_ranking() -> None:
+    rng = np.random.default_rng(0)
+    logits, clicks = rng.normal(size=60), rng.integers(0, 2, 60)
+    weights = np.where(clicks == 1, 1, 3)
+    repeated = np.repeat(np.arange(60), weights)
+    weighted, whole = ctr_metrics(logits, clicks, weights=weights), ctr_metrics(logits[repeated], clicks[repeated])
+    assert weighted == pytest.approx(whole)
+    plain = ctr_metrics(logits, clicks)
+    assert plain["auc"] == pytest.approx(weighted["auc"])
+    assert all(abs(plain[name] - weighted[name]) > 0.01 for name in ("logloss", "ne", "ece"))

@@ -33,6 +33,7 @@ RESULTS: dict[str, Any] = {
     "validation_auc": 0.71,
     "test_auc": 0.7,
     "test_logloss": 0.5,
+    "test_ne": 0.81,
     "test_ece": 0.02,
     "test_text_auc": 0.65,
     "test_text_logloss": 0.6,
@@ -71,7 +72,12 @@ def test_metadata_say_what_it_was_made_of(processor: FlipProcessor, tiny_text_mo
     (validation, test) = data["model-index"][0]["results"]
     assert validation["dataset"] == {"type": "me/clicks", "name": "clicks", "split": "validation"}
     assert [m["type"] for m in validation["metrics"]] == ["roc_auc"]
-    assert {m["type"]: m["value"] for m in test["metrics"]} == {"roc_auc": 0.7, "log_loss": 0.5, "ece": 0.02}
+    assert {m["type"]: m["value"] for m in test["metrics"]} == {
+        "roc_auc": 0.7,
+        "log_loss": 0.5,
+        "normalized_entropy": 0.81,
+        "ece": 0.02,
+    }
 
 
 def test_what_is_not_known_or_not_public_is_left_out(processor: FlipProcessor, tiny_text_model: Path) -> None:
@@ -89,9 +95,9 @@ def test_what_is_not_known_or_not_public_is_left_out(processor: FlipProcessor, t
 
 def test_every_tower_that_was_measured_has_a_row() -> None:
     table = results_table(RESULTS)
-    assert "| validation | this model | 0.7100 | – | – |" in table
-    assert "| test | this model | 0.7000 | 0.5000 | 0.0200 |" in table
-    assert "| test | its text tower alone | 0.6500 | 0.6000 | – |" in table
+    assert "| validation | this model | 0.7100 | – | – | – |" in table
+    assert "| test | this model | 0.7000 | 0.5000 | 0.8100 | 0.0200 |" in table
+    assert "| test | its text tower alone | 0.6500 | 0.6000 | – | – |" in table
     assert "tabular tower" not in table
     assert "Train: 1,000 rows; test: 20,000 rows; 1,234 test rows hold a value never seen" in table
     assert results_table({}) == ""
