@@ -1,4 +1,4 @@
-"""Renders the README's tables from benchmarks/results/: runs' all_results.json, and the benchmarks' --json.
+"""Renders the tables of the README and docs/ from benchmarks/results/: runs' all_results.json, and the benchmarks' --json.
 
 python -m benchmarks.results_table
 """
@@ -17,6 +17,7 @@ from scipy import stats
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 DATASETS = {"movielens-1m": "MovieLens-1M", "movielens-100k": "MovieLens-100K"}
 # A recipe's file name: what the paper calls it, and the category in which it competes.
 SYSTEMS = {
@@ -110,17 +111,40 @@ def scoring() -> str:
     )
 
 
+def results_in_short() -> str:
+    """A few systems on MovieLens-1M, for readers in a hurry."""
+    paper = json.loads((ROOT / "benchmarks" / "paper.json").read_text())["movielens-1m"]
+    runs = runs_of("movielens-1m")
+    rows = []
+    for name in ("deepfm", "dcn", "dcnv2", "flip-id-small", "flip-small"):
+        figures = list(runs[name].values())
+        measured = [spread([r[key] for r in figures]) for key in ("test_auc", "test_logloss")]
+        rows.append([SYSTEMS[name][0], str(len(figures)), *measured, *published(paper, name)])
+    return table(["", "seeds", "test AUC", "test logloss", "paper AUC", "paper logloss"], rows)
+
+
 def results() -> str:
     """One table for each dataset."""
     paper = json.loads((ROOT / "benchmarks" / "paper.json").read_text())
     return "\n\n".join(dataset_table(name, paper.get(name, {})) for name in DATASETS if (RESULTS / name).exists())
 
 
-def dataset_table(dataset: str, paper: dict[str, list[float]]) -> str:
+def runs_of(dataset: str) -> dict[str, dict[int, dict[str, Any]]]:
+    """Its results, by system and seed."""
     runs: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
     for path in sorted((RESULTS / dataset).glob("*.json")):
         name, seed = re.fullmatch(r"(.+)-(\d+)", path.stem).groups()  # type: ignore[union-attr]
         runs[name][int(seed)] = json.loads(path.read_text())
+    return runs
+
+
+def published(paper: dict[str, list[float]], name: str) -> list[str]:
+    """The paper's AUC and logloss."""
+    return [f"{value:.4f}" for value in paper[name]] if name in paper else ["–", "–"]
+
+
+def dataset_table(dataset: str, paper: dict[str, list[float]]) -> str:
+    runs = runs_of(dataset)
     auc = {name: {seed: r["test_auc"] for seed, r in seeds.items()} for name, seeds in runs.items()}
     rows = []
     for name in (name for name in SYSTEMS if name in runs):
@@ -137,7 +161,7 @@ def dataset_table(dataset: str, paper: dict[str, list[float]]) -> str:
                 spread([r["test_auc"] for r in figures]),
                 spread([r["test_logloss"] for r in figures]),
                 f"{np.mean([r['validation_auc'] for r in figures]):.4f}",
-                *(["–", "–"] if name not in paper else [f"{value:.4f}" for value in paper[name]]),
+                *published(paper, name),
                 *(["–", "–"] if best is None else [relative(auc[name], auc[best]), significance(auc[name], auc[best])]),
                 f"{figures[0]['num_parameters'] / 1e6:.2f}",
                 speed_of(figures, "train_samples_per_second"),
@@ -176,19 +200,20 @@ def speed_of(figures: list[dict[str, Any]], key: str) -> str:
     return f"{max(values):,.0f}" if values else "–"
 
 
-def render(readme: str) -> str:
-    """The README with each table between its marks."""
-    for section in (quickstart, speed, results):
+def render(text: str) -> str:
+    """The text with each table between its marks."""
+    for section in (quickstart, results_in_short, speed, results):
         begin, end = f"<!-- {section.__name__} -->", f"<!-- end of {section.__name__} -->"
-        before, rest = readme.split(begin)
-        readme = f"{before}{begin}\n{section()}\n{end}{rest.split(end)[1]}"
-    return readme
+        if begin in text:
+            before, rest = text.split(begin)
+            text = f"{before}{begin}\n{section()}\n{end}{rest.split(end)[1]}"
+    return text
 
 
 def main() -> None:
-    readme = ROOT / "README.md"
-    readme.write_text(render(readme.read_text()))
-    print(f"rendered {readme.name}")
+    for page in PAGES:
+        page.write_text(render(page.read_text()))
+        print(f"rendered {page.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

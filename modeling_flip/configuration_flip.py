@@ -65,30 +65,28 @@ class FlipConfig(PreTrainedConfig):
             The package's own may also be given flat: `FlipConfig(tabular_tower="dcn", num_cross_layers=2)`.
         item_fields: positions in the sentence of the fields that describe the item; the others describe the user. Read by the
             models that keep the two apart (CTR-BERT, MoRec).
-        num_features: M, features of all fields, unknown features and `<MASK>` included.
-        num_fields: F.
-        list_fields: positions, among these, of the fields that hold lists.
-        text_fields: positions in the sentence of the fields that the text tower alone reads; the others are the F.
-        embedding_size: D, of a feature.
-        hidden_sizes: layers of the tabular tower's MLP.
-        activation: of that MLP, a name that transformers' ACT2FN knows.
-        batch_norm: whether that MLP normalises each layer's outputs over the batch; by default as the tower's authors do,
-            which is AFN's yes and the others' no.
-        dropout: of that MLP, and of AFM's pooled products.
-        embedding_l2: λ of the penalty λ/2 Σ (‖e‖² + w²) over the features that a batch names, on their embeddings and
-            first-order weights, added to the finetuning loss.
-        text_pooling: "cls", the first token, "mean", of the tokens that are not padding, or "last" of these; by default the
-            family's own: last for a decoder, mean for the encoder of an encoder-decoder, else cls.
-        projection_size: of the space where ICL compares the towers, and of MTM's hidden layer.
+        num_features: M, the number of features of all fields, including each field's unknown feature and `<MASK>`.
+        num_fields: F, the number of fields that the tabular tower reads.
+        list_fields: which of these hold lists, by position.
+        text_fields: positions in the sentence of the fields that only the text tower reads.
+        embedding_size: D, the size of a feature embedding.
+        hidden_sizes: the layers of the tabular tower's MLP.
+        activation: of the tabular tower's MLP, by its name in transformers' ACT2FN.
+        batch_norm: use batch normalisation in the tabular tower's MLP. The default is that of the tower's authors: yes for AFN,
+            no for the others.
+        dropout: of the tabular tower's MLP, and of AFM's pooled products.
+        embedding_l2: weight λ of the penalty λ/2 Σ (‖e‖² + w²) that is added to the finetuning loss, over the embeddings and
+            first-order weights of the features in the batch.
+        text_pooling: how a sentence becomes one vector: "cls" (the first token), "mean" or "last" (of the tokens that are not
+            padding). The default depends on the model: last for decoders, mean for encoders of encoder-decoders, else cls.
+        projection_size: size of the space in which ICL compares the towers, and of MTM's hidden layer.
         temperature: τ of ICL.
-        icl_subspaces: parts into which ICL splits both projections; above 1 it compares them as CTRL does, each part of
-            one with the most similar part of the other.
-        mlm_weight: of the MLM loss, 0 switches it off; likewise `mtm_weight` and `icl_weight`.
-        joint_reconstruction: whether a masked field is recovered with the help of the other modality.
-        logit_scale: of calibration: in evaluation mode, and there alone, `logits` are logit_scale · logit + logit_shift. Beside
-            them `tabular_logits` and `text_logits` are not calibrated; a tower that is loaded alone is, by the same two numbers.
-            FlipTrainer begins with 1 and 0.
-        logit_shift: see `logit_scale`.
+        icl_subspaces: compare the towers in this many parts of the projection, each with the most similar part of the other, as
+            CTRL does.
+        mlm_weight: weight of the MLM loss (masked words); 0 switches it off.
+        mtm_weight: weight of the MTM loss (masked features).
+        icl_weight: weight of the ICL loss (contrastive).
+        joint_reconstruction: recover a masked field with the help of the other tower.
         vocabulary_fingerprint: of the vocabulary that the weights were trained with.
         format_version: of the checkpoint's files.
     """

@@ -64,5 +64,5 @@ class FlipTrainingArguments(TrainingArguments):
         check_masking(self.text_mask_ratio, self.tabular_mask_ratio, self.text_masking)
         if self.early_stopping_patience is not None and self.eval_strategy == "no":
             raise ValueError(
-                "early_stopping_patience is set, but eval_strategy is 'no': there is nothing to be patient with"
+                "early_stopping_patience needs evaluations, but eval_strategy is 'no': set it to epoch or steps"
             )

@@ -22,27 +22,28 @@ from .recipe import MODEL_KEYS, STAGE_DEFAULTS, Recipe, check_yaml
 # Training arguments that --help names; the others work all the same.
 SHOWN = {
     "num_train_epochs": "passes over the training rows",
-    "max_steps": "stop after so many steps instead",
-    "per_device_train_batch_size": "rows per step and device",
+    "max_steps": "stop after this many steps",
+    "per_device_train_batch_size": "rows per step on each device",
     "gradient_accumulation_steps": "batches per step",
-    "learning_rate": f"of everything but the text tower (default: {LEARNING_RATE})",
-    "text_learning_rate": f"of the text tower (default: {TEXT_LEARNING_RATE}, or the learning_rate that is given)",
+    "learning_rate": f"for everything except the text tower (default: {LEARNING_RATE})",
+    "text_learning_rate": f"for the text tower (default: {TEXT_LEARNING_RATE}, or learning_rate if that is set)",
     "lr_scheduler_type": "linear, cosine, constant, …",
-    "warmup_steps": "steps, or below 1 a share of all steps",
-    "weight_decay": "AdamW's, also of feature embeddings",
-    "max_grad_norm": "gradients are clipped to it",
-    "bf16": "compute in bfloat16 where it is safe",
+    "warmup_steps": "a number of steps, or below 1 a share of all steps",
+    "weight_decay": "of AdamW; it applies to feature embeddings too",
+    "max_grad_norm": "clip gradients to this norm",
+    "bf16": "compute in bfloat16 where that is safe",
     "float32_matmul_precision": "highest, high (TF32 on a GPU) or medium (bf16 products, on CPUs that have them)",
-    "train_sampling_strategy": "group_by_length (sentences of like length share a batch) or random",
-    "logging_steps": "steps between lines of the log",
-    "eval_steps": "steps between evaluations, with eval_strategy steps",
-    "early_stopping_patience": "evaluations without a better validation AUC before training stops",
-    "text_mask_ratio": "share of fields masked in the text",
-    "tabular_mask_ratio": "share of fields masked in the table",
-    "num_noise_features": "K, noise features drawn per masked field for MTM",
-    "text_masking": "field, or token for the ablation",
+    "train_sampling_strategy": "group_by_length (sentences of similar length share a batch) or random",
+    "logging_steps": "log every so many steps",
+    "eval_steps": "evaluate every so many steps, with eval_strategy steps",
+    "early_stopping_patience": "stop after this many evaluations without a better validation AUC",
+    "text_mask_ratio": "share of fields to mask in the sentence",
+    "tabular_mask_ratio": "share of fields to mask in the table",
+    "num_noise_features": "K, the noise features for each masked field in MTM",
+    "text_masking": "field masks whole fields; token masks single tokens (the ablation)",
 }
 PRETRAINING_ONLY = {"text_mask_ratio", "tabular_mask_ratio", "num_noise_features", "text_masking"}
+DRY_RUN = "--dry_run"  # of the command, not of the recipe: it says nothing of the model
 OUR_MODULES = ("modeling_flip", "data_scripts", "train", "__main__")
 FINETUNING_ONLY = {"early_stopping_patience"}
 
@@ -61,9 +62,9 @@ class RecipeParser(jsonargparse.ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         text = " ".join(str(ex or message).split())
-        known = [key for key in self.get_defaults().keys(branches=True) if key != "recipe"]
+        known = [key for key in self.get_defaults().keys(branches=True) if key != "recipe"] + [DRY_RUN[2:]]
         nested = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", text)
-        wrong = re.search(r"(?i:option .|unrecognized arguments: --)([\w.]+)", text)
+        wrong = re.search(r"(?i:option .|unrecognized arguments: --)([\w.-]+)", text)
         key = ".".join(nested.groups()) if nested else wrong.group(1) if wrong else None
         if key is not None:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
@@ -78,6 +79,8 @@ class RecipeParser(jsonargparse.ArgumentParser):
                 f"{key} is {value}, and must be text: YAML reads yes, no and numbers so unless they are quoted, as in "
                 f"{key}: '{quoted}'"
             )
+        if text.startswith("Value not boolean"):
+            text += " use_cpu and push_to_hub are true or false"
         self.exit(2, f"train.py: error: {text}\n")
 
 
@@ -85,8 +88,9 @@ def recipe_parser() -> RecipeParser:
     parser = RecipeParser(
         prog="train.py",
         parser_mode="recipe",
-        usage="python train.py RECIPE.yaml [--key value] [--section.key value] ...",
-        description="Train FLIP, or one of its towers, as a recipe says; any key of the recipe can be given here too.",
+        usage=f"python train.py RECIPE.yaml [{DRY_RUN}] [--key value] [--section.key value] ...",
+        description="Train FLIP or one of its towers from a recipe. Every key of the recipe can also be given here. "
+        f"{DRY_RUN} trains and writes nothing: it shows how the data are read, how large the model is and how long training takes.",
         epilog="Any other field of transformers.TrainingArguments works in either section.",
         formatter_class=argparse.HelpFormatter,
         allow_abbrev=False,
@@ -152,7 +156,17 @@ def parse_recipe(arguments: Sequence[str]) -> Recipe:
     arguments, no_pretraining = without_null(arguments, "--pretraining")
     given = parser.parse_args(arguments, defaults=False).as_dict()
     given.pop("recipe", None)
+    for section in ("model", *STAGE_DEFAULTS):
+        if given.get(section, {}) is None:  # nothing stands below its name
+            given.pop(section)
+        elif not isinstance(given.get(section, {}), dict):
+            parser.error(f"{section} is {given[section]!r}; it is a section: write its keys below it, or leave it out")
     return Recipe(**given | ({"pretraining": None} if no_pretraining else {}))
+
+
+def without_dry_run(arguments: Sequence[str]) -> tuple[list[str], bool]:
+    """The arguments without `--dry_run`, and whether it was there."""
+    return [argument for argument in arguments if argument != DRY_RUN], DRY_RUN in arguments
 
 
 def without_null(arguments: list[str], option: str) -> tuple[list[str], bool]:

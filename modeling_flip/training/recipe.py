@@ -17,7 +17,7 @@ from ..configuration_flip import FlipConfig, flat_settings
 from ..tabular_towers import setting_names, tower_settings
 from .arguments import FlipTrainingArguments
 
-# Where a run is pushed to; another place is no other run.
+# Where a run is pushed to. A run that differs in these alone is the same run.
 HUB_KEYS = ("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_revision", "license")
 # Those of a recipe's section `model` that are FlipConfig's; beside them stand the settings of the tower.
 MODEL_KEYS = [
@@ -55,47 +55,49 @@ class Recipe:
     """The keys that both stages share.
 
     Args:
-        dataset_name: demo, movielens-1m, movielens-100k, a Hub dataset id, or a file or folder of CSV, TSV, JSON lines or
-            Parquet, or a folder of save_to_disk.
-        output_dir: where the model, its processor and all_results.json go.
-        raw_dir: folder with the raw files of a movielens dataset; without it they are downloaded.
-        label_column: the column of clicks: 0 and 1, or booleans; else say which are clicks with one of the next two.
-        positive_label: the word in the label column that is a click, such as yes; all others are none.
-        positive_above: labels are ratings; those above this number are clicks.
-        time_column: split by time, the last tenth of the rows being the test set and the last tenth of the rest the validation
-            set; without it, and without given splits, they are drawn at random.
-        calibration: platt: scale and shift the finetuned model's logits so that its probabilities fit the validation rows.
-        negative_sampling_rate: the share of the non-clicks that the log has kept, such as 0.1; the probabilities, logloss, NE and
-            ECE are then those of the whole log.
-        group_column: rank within the rows of one value, such as a user's: gAUC beside AUC.
-        fields: the columns to use, in the order of the sentence, each a name, or a mapping of name and settings such as
-            {name: price, kind: numeric}; what is not said is inferred from the training rows. By default all columns but
-            those that must not be learned from; settings of some of these are a mapping: {price: {kind: numeric}}.
-        exclude_fields: columns to leave out, where fields are not named.
-        item_fields: those that describe the item; the others are the user's. By default those of side item, where the dataset
-            or the recipe says sides; read by ctr_bert and morec.
-        delimiter: of a CSV, where it is not detected.
-        encoding: of a text file, where it is not detected.
+        dataset_name: the data: demo, movielens-1m, movielens-100k, the id of a dataset on the Hub, a file or folder of CSV, TSV,
+            JSON lines or Parquet, or a folder written by save_to_disk.
+        output_dir: the folder for the model, its processor and all_results.json.
+        raw_dir: the folder with the raw files of a MovieLens dataset. By default they are downloaded.
+        label_column: the column of clicks, 0 and 1 or booleans. For other values set positive_label or positive_above.
+        positive_label: the label that means a click, such as yes. All other labels mean no click.
+        positive_above: labels are ratings, and a rating above this number means a click.
+        time_column: split the rows by time. The last tenth is the test set, the last tenth of the rest the validation set. By
+            default rows are drawn at random, unless the splits are given.
+        group_column: also compute gAUC, the AUC within the rows of each group, such as a user.
+        calibration: platt scales and shifts the finetuned model's logits so that its probabilities fit the validation rows.
+        negative_sampling_rate: the share of non-clicks that the log has kept, such as 0.1. Probabilities, logloss, NE and ECE are
+            then corrected to those of the whole log.
+        fields: the columns to use, in the order of the sentence: names, or mappings such as {name: price, kind: numeric}. What is
+            left out is inferred from the training rows. A mapping from names to settings, such as {price: {kind: numeric}},
+            changes single columns and keeps the others. By default all columns are used except those that give the label away
+            or cannot be learned from.
+        exclude_fields: columns to leave out.
+        item_fields: the fields that describe the item; the others describe the user. Used by ctr_bert and morec. By default the
+            fields with side item.
+        delimiter: of CSV files. By default it is detected.
+        encoding: of text files. By default it is detected.
         model_type: flip (FLIP and its towers, ID models, PTab, CTRL), ctr_bert, morec or p5.
-        text_model_name_or_path: the text tower, a Hub id or a folder.
-        pretrained_model_name_or_path: a pretraining checkpoint to finetune from, instead of the pretraining stage.
-        tabular_tower: the ID model (afm, pnn, wide_deep, dcn, deepfm, xdeepfm, afn, autoint, dcnv2 or dcn_mix).
-        towers: what is finetuned: both (FLIP), tabular (FLIP_ID; without pretraining, the ID model from scratch) or text.
-        seed: of weights, order, masks and noise.
-        max_train_samples: use only the first so many training rows.
-        min_count: values seen less often share their field's unknown feature.
-        max_length: sentences are cut to this many tokens; by default the tokenizer's limit, at most 512.
-        use_cpu: train on the CPU even where there is an accelerator.
-        push_to_hub: push model, processor, card and recipe to the Hub, while training and at the end.
-        hub_model_id: the repo, such as me/my-model; by default the name of output_dir, in your own namespace.
-        hub_strategy: every_save (each saved checkpoint; the best so far is what the repo shows), end, or checkpoint: as
-            every_save, with the state of the training, so that the same command goes on from the Hub on another machine.
-        hub_private_repo: make the repo private, if it has to be created.
+        text_model_name_or_path: the language model to use as text tower, a Hub id or a folder.
+        pretrained_model_name_or_path: a pretraining checkpoint to finetune, instead of pretraining.
+        tabular_tower: the tabular tower (afm, pnn, wide_deep, dcn, deepfm, xdeepfm, afn, autoint, dcnv2 or dcn_mix).
+        towers: what to finetune: both (FLIP), tabular (FLIP_ID, or without pretraining an ID model from scratch) or text
+            (FLIP_PLM).
+        seed: of the weights, the order of the rows, the masks and the noise.
+        max_train_samples: use only this many training rows, the first ones.
+        min_count: values that occur less often than this share the unknown feature of their field.
+        max_length: the longest sentence, in tokens; the rest is cut off. By default the tokenizer's limit, at most 512.
+        use_cpu: train on the CPU, even if there is a GPU.
+        push_to_hub: push the model, its processor, its card and the recipe to the Hub, during training and at the end.
+        hub_model_id: the repo to push to, such as me/my-model. By default the name of output_dir, in your own namespace.
+        hub_strategy: when to push: every_save (at each checkpoint; the repo shows the best one so far), end, or checkpoint (like
+            every_save, and the state of the training too, so that the same command can continue on another machine).
+        hub_private_repo: create the repo as a private one.
         hub_revision: the branch to push to.
-        license: of the model, for its card; one of the Hub's identifiers.
-        model: settings of FlipConfig, and of the tabular tower.
-        pretraining: training arguments of the alignment stage; without any, or with null, there is none.
-        finetuning: training arguments of the click prediction stage.
+        license: the license of the model, one of the Hub's identifiers.
+        model: settings of FlipConfig and of the tabular tower.
+        pretraining: training arguments of the pretraining stage. Without this section, or with null, there is no pretraining.
+        finetuning: training arguments of the finetuning stage.
     """
 
     dataset_name: str
@@ -232,11 +234,18 @@ def uses_cpu(recipe: Recipe) -> bool:
 
 
 def stage_arguments(recipe: Recipe, stage: str) -> FlipTrainingArguments:
-    """Of optimisation alone: where the run is pushed to is the publisher's."""
+    """Of optimisation alone: where the run is pushed to is the publisher's.
+
+    Raises:
+        ValueError: they cannot be, or not together.
+    """
     given = STAGE_DEFAULTS[stage] | (getattr(recipe, stage) or {})
-    return FlipTrainingArguments(
-        output_dir=str(Path(recipe.output_dir) / "checkpoints" / stage),
-        seed=recipe.seed,
-        use_cpu=uses_cpu(recipe),
-        **given,
-    )
+    try:
+        return FlipTrainingArguments(
+            output_dir=str(Path(recipe.output_dir) / "checkpoints" / stage),
+            seed=recipe.seed,
+            use_cpu=uses_cpu(recipe),
+            **given,
+        )
+    except (ValueError, TypeError, ImportError) as error:  # as transformers says it: in lines, and of no section
+        raise ValueError(f"{stage}: {' '.join(str(error).split())}") from error

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainerCallback
 from transformers.trainer_utils import PredictionOutput, TrainOutput, rotate_checkpoints
 from transformers.utils import logging
@@ -116,7 +117,7 @@ class FlipTrainer(Trainer):
 
     # ---- data
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Shuffled:
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         dataset, args = self.train_dataset if train_dataset is None else train_dataset, self.args
         by_length = self._has_text and args.train_sampling_strategy == "group_by_length"
         return Shuffled(
@@ -284,6 +285,8 @@ class FlipTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         self._stop_if_not_finite()
         super()._save(output_dir, state_dict)
+        if not self.args.should_save:
+            return
         folder = Path(output_dir or str(self.args.output_dir))
         self.processor.save_pretrained(folder)
         # Trainer pickles its arguments beside the model; the recipe says the same in words.

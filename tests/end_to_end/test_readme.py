@@ -1,4 +1,4 @@
-"""Every command and every block of code in the README, run as written but for sizes that make them quick."""
+"""Every command and every block of code in the README and docs/, run as written but for sizes that make them quick."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from benchmarks import results_table
 from modeling_flip.fields import make_field
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text()
+PAGES = {page.relative_to(ROOT).as_posix(): page.read_text() for page in results_table.PAGES}
 DATA = ROOT.parent / "shared" / "datasets"
-BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", README, flags=re.DOTALL)
-COMMANDS = [line for kind, block in BLOCKS if kind == "bash" for line in block.strip().splitlines()]
+BLOCK = re.compile(r"```(bash|python|yaml)\n(.*?)```", re.DOTALL)
+BLOCKS = [(page, *block) for page, text in PAGES.items() for block in BLOCK.findall(text)]
+COMMANDS = [line for _, kind, block in BLOCKS if kind == "bash" for line in block.strip().splitlines()]
 TRAIN, PYTHON = ".venv/bin/python train.py ", ".venv/bin/python -m benchmarks."
 COMPARE = [line.removeprefix(f"{PYTHON}compare ") for line in COMMANDS if line.startswith(f"{PYTHON}compare ")]
 # Those that speak to the Hub, or score a file: tests/hub/test_readme_on_the_hub.py runs them.
@@ -40,6 +41,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory, clicks_csv: Path, tiny_text
     (here / "sentence-transformers" / "all-MiniLM-L6-v2").symlink_to(tiny_text_model)
     (here / "clicks.csv").write_text(clicks_csv.read_text().replace("genre", "category"))
     return here
+
+
+def python_blocks(page: str) -> list[str]:
+    return [block for other, kind, block in BLOCKS if (other, kind) == (page, "python")]
+
+
+def test_the_readme_is_read_in_three_minutes() -> None:
+    assert len(PAGES["README.md"].splitlines()) <= 120
+    for page, text in PAGES.items():
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+            assert (ROOT / page).parent.joinpath(target).exists(), f"{page} links to {target}"
 
 
 def test_the_readme_has_no_command_that_is_not_run() -> None:
@@ -67,7 +79,7 @@ def test_training_commands_run(command: str, folder: Path, monkeypatch: pytest.M
     output_dir = train.parse_recipe(arguments).output_dir
     pretraining = train.parse_recipe(arguments).pretraining is not None
     train.main([*arguments, *QUICK, *(QUICK_PRETRAINING if pretraining else [])])
-    assert (folder / output_dir / "all_results.json").exists()
+    assert (folder / output_dir / "all_results.json").exists() != ("--dry_run" in arguments)
 
 
 @pytest.mark.parametrize("command", COMPARE)
@@ -84,7 +96,8 @@ def test_code_blocks_run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.chdir(folder)
     if not (folder / "outputs" / "quickstart").exists():
         train.main(["configuration/quickstart.yaml", *QUICK, *QUICK_PRETRAINING])
-    use, layers = [block for kind, block in BLOCKS if kind == "python"]
+    (use,) = python_blocks("README.md")
+    (layers,) = python_blocks("docs/results.md")
     assert len([line for line in use.splitlines() if line.strip()]) <= 10
     names: dict[str, Any] = {}
     exec(compile(use, "README.md", "exec"), names)
@@ -102,10 +115,10 @@ def test_code_blocks_run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 
 
 def test_the_fields_that_the_readme_declares_are_fields() -> None:
-    (declared,) = re.findall(r"```yaml\n(fields:.*?)```", README, flags=re.DOTALL)
+    (declared,) = [block for page, kind, block in BLOCKS if (page, kind) == ("docs/data.md", "yaml")]
     fields = [make_field({"name": name, **field}) for name, field in yaml.safe_load(declared)["fields"].items()]
     assert [field.kind for field in fields] == ["numeric", "list", "list"]
 
 
 def test_the_tables_are_what_the_committed_results_say() -> None:
-    assert results_table.render(README) == README
+    assert {page: results_table.render(text) for page, text in PAGES.items()} == PAGES

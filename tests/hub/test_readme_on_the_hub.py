@@ -1,4 +1,4 @@
-"""The README's commands that speak to the Hub or score a file, in its order, as processes in a folder like a clone."""
+"""The commands of README and docs/ that speak to the Hub or score a file, as processes in a folder like a clone."""
 
 from __future__ import annotations
 

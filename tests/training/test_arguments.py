@@ -9,7 +9,7 @@ from modeling_flip import FlipTrainingArguments
 
 
 def test_patience_without_evaluation_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="early_stopping_patience is set, but eval_strategy is 'no'"):
+    with pytest.raises(ValueError, match="early_stopping_patience needs evaluations, but eval_strategy is 'no'"):
         FlipTrainingArguments(output_dir=str(tmp_path), use_cpu=True, early_stopping_patience=2)
 
 
