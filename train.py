@@ -34,9 +34,10 @@ from modeling_flip.processing_flip import FlipProcessor
 from modeling_flip.training.checks import check_data
 from modeling_flip.training.command_line import is_expected, parse_recipe
 from modeling_flip.training.data import load_splits
-from modeling_flip.training.publishing import RECIPE_FILE
+from modeling_flip.training.publishing import RECIPE_FILE, RESULTS_FILE
 from modeling_flip.training.recipe import Recipe, field_names, needs_text, uses_cpu
 from modeling_flip.training.stages import inspect_fields, run
+from modeling_flip.training.summary import metrics_table, next_steps
 
 logger = logging.get_logger(__name__)
 ROWS_OF_TEXT_MODEL = 20_000  # enough to meet the words
@@ -150,11 +151,10 @@ def main(arguments: list[str]) -> None:
         sys.exit(f"train.py: error: {' '.join(str(error).split())}")
     if not state.is_main_process:
         return
-    width = max(map(len, results))
-    for key, value in results.items():
-        if isinstance(value, float):
-            print(f"{key:{width}}  {value:.4f}")
-    print(f"\nThe model is in {recipe.output_dir}; FlipForCTR.from_pretrained({recipe.output_dir!r}) loads it.")
+    print(
+        f"\n{metrics_table(recipe, results)}\n\nThe model is in {recipe.output_dir}, all figures in {RESULTS_FILE} there.\n"
+    )
+    print(next_steps(recipe, arguments))
 
 
 if __name__ == "__main__":
