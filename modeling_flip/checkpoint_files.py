@@ -307,18 +307,31 @@ class CheckpointMixin(PushToHubMixin):
         save_directory: str | os.PathLike,
         is_main_process: bool = True,
         *args: Any,
+        processor: FlipProcessor | None = None,
         push_to_hub: bool = False,
         **kwargs: Any,
     ) -> None:
-        """As in transformers, with the model's code and checksums.
+        """As in transformers, with the model's code and checksums, and with its processor: a folder that scores raw rows.
+
+        Args:
+            processor: the model's. Without it, and where the folder has none yet, a warning says so.
 
         Raises:
-            ValueError: `push_to_hub` is asked for, which would leave the processor behind.
+            ValueError: the processor is another model's, or `push_to_hub` is asked for, which would leave it behind.
         """
         if push_to_hub:
             raise ValueError("without its processor nobody can score a row: call model.push_to_hub(repo_id, processor)")
+        if processor is not None:
+            processor.check_belongs_to(self.config)
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         if is_main_process:
+            if processor is not None:
+                processor.save_pretrained(save_directory)
+            elif not Path(save_directory, PROCESSOR.needed[0]).exists():
+                logger.warning(
+                    f"{save_directory} holds the model alone: without its processor nobody can score a row. Save both with "
+                    "model.save_pretrained(folder, processor=processor)"
+                )
             ours = __name__.rpartition(".")[0]  # of a subclass elsewhere, the class that it builds on
             base = next(c for c in type(self).__mro__ if c.__module__.rpartition(".")[0] == ours)
             copy_code(save_directory, inspect.getfile(base))

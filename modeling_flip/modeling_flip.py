@@ -111,15 +111,14 @@ class FlipPreTrainedModel(CheckpointMixin, PreTrainedModel):
             processor: gives the number of features and fields, and of tokens.
             config_kwargs: settings of `FlipConfig`.
         """
-        settings = {**processor.config_settings, **config_kwargs}
         if config_kwargs.get("towers") == "tabular":
-            return cls(cls.config_class(**settings))
+            return cls(cls.config_class.from_processor(processor, **config_kwargs))
         if text_model_name_or_path is None or processor.tokenizer is None:
             raise ValueError("a text tower needs text_model_name_or_path and a processor with a tokenizer")
         text_tower = load_text_model(AutoModel, text_model_name_or_path)
         if len(processor.tokenizer) > text_tower.get_input_embeddings().num_embeddings:
             text_tower.resize_token_embeddings(len(processor.tokenizer))
-        model = cls(cls.config_class(text_config=text_tower.config, **settings))
+        model = cls(cls.config_class.from_processor(processor, text_config=text_tower.config, **config_kwargs))
         weights = bare_text_tower(text_tower).state_dict()
         for tower in model.fresh_text_towers():
             missing = tower.load_state_dict(weights, strict=False).missing_keys

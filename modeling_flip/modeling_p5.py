@@ -73,11 +73,11 @@ class P5ForCTR(FlipPreTrainedModel):
         if len(tokenizer) > source.get_input_embeddings().num_embeddings:
             source.resize_token_embeddings(len(tokenizer))
         prompt_ids, answer_ids = (tokenizer(list(t), add_special_tokens=False)["input_ids"] for t in (PROMPTS, ANSWERS))
-        config = P5Config(
+        config = P5Config.from_processor(
+            processor,
             text_config=source.config,
             prompt_ids=prompt_ids,
             answer_ids=answer_ids,
-            **processor.config_settings,
             **config_kwargs,
         )
         model = cls(config)

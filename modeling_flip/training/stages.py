@@ -26,7 +26,7 @@ from ..ctr_models import CTR_MODELS
 from ..field_inference import FieldReport, field_table, infer_fields
 from ..fields import Field, used
 from ..modeling_flip import FlipForCTR, FlipForPreTraining, FlipPreTrainedModel
-from ..processing_flip import FlipProcessor
+from ..processing_flip import FlipProcessor, check_fields, warn_of_fields
 from ..row_dataset import FlipDataset
 from . import manifest
 from .checkpoints import decided_once, fact, last_checkpoint
@@ -361,18 +361,8 @@ def choose_fields(recipe: Recipe, train: pa.Table, labels: np.ndarray, kinds: Ma
     schema = [report.field for report in reports]
     if PartialState().is_main_process:
         print(f"{field_table(reports)}\n", flush=True)
-        known = {*(recipe.exclude_fields or []), recipe.time_column}
-        ignored = [field for field in schema if field.kind == "ignored" and field.name not in known]
-        left_out = [f"{field.name!r} ({field.reason})" for field in ignored]
-        if left_out:
-            logger.warning(f"left out: {', '.join(left_out)}; name a column in fields to use it all the same")
-        for report in reports:
-            if report.warning:
-                logger.warning(f"field {report.field.name!r} is used though: {report.warning}")
-    if not used(schema):
-        raise ValueError(
-            "no column is left to learn from: " + "; ".join(f"{field.name!r}: {field.reason}" for field in schema)
-        )
+        warn_of_fields(reports, known={*(recipe.exclude_fields or []), recipe.time_column})
+    check_fields(schema)
     if recipe.towers != "text" and recipe.model_type == "flip" and not any(field.has_table_side for field in schema):
         raise ValueError(
             f"the fields {[field.name for field in used(schema)]} are text, which a tabular tower does not read: set towers to "

@@ -271,9 +271,9 @@ class FlipTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         self._stop_if_not_finite()
-        super()._save(output_dir, state_dict)
         folder = Path(output_dir or str(self.args.output_dir))
-        self.processor.save_pretrained(folder)
+        self.processor.save_pretrained(folder)  # before the model, which warns where it would stand there alone
+        super()._save(output_dir, state_dict)
         # Trainer pickles its arguments beside the model; the recipe says the same in words.
         (folder / "training_args.bin").unlink(missing_ok=True)
 

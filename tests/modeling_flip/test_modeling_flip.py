@@ -18,6 +18,7 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     RobertaConfig,
     set_seed,
 )
@@ -558,3 +559,33 @@ def test_a_tabular_model_needs_neither(rows: list[dict[str, Any]]) -> None:
     model = FlipForCTR.from_text_pretrained(None, processor, towers="tabular")
     assert model.config.text_config is None
     assert model(**processor(rows)).logits.shape == (len(rows),)
+
+
+# ---- from a processor, and with it
+
+
+def test_a_configuration_takes_its_sizes_from_the_processor(wordpiece: PreTrainedTokenizerFast) -> None:
+    rows = {"city": ["Rome", "Oslo"], "tags": [["a"], ["b", "c"]]}
+    for tokenizer, towers in ((None, "tabular"), (wordpiece, "both")):
+        processor = FlipProcessor.fit(rows, tokenizer=tokenizer)
+        config = FlipConfig.from_processor(processor, embedding_size=4)
+        assert (config.num_fields, config.list_fields, config.embedding_size) == (2, [1], 4)
+        assert config.towers == towers
+        processor.check_belongs_to(config)
+    with pytest.raises(ValueError, match="towers is 'both', but the processor has no tokenizer"):
+        FlipConfig.from_processor(processor.tabular_only(), towers="both")
+
+
+def test_model_and_processor_are_saved_in_one_call(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    processor = FlipProcessor.fit({"city": ["Rome", "Oslo"]})
+    model = FlipForCTR(FlipConfig.from_processor(processor, embedding_size=4, hidden_sizes=[8]))
+    model.save_pretrained(tmp_path / "both", processor=processor)
+    assert FlipProcessor.from_pretrained(tmp_path / "both").fields == ["city"]
+    model.save_pretrained(tmp_path / "both")  # again: there is one beside it
+    assert "holds the model alone" not in caplog.text
+    model.save_pretrained(tmp_path / "alone")
+    assert f"{tmp_path / 'alone'} holds the model alone: without its processor nobody can score a row" in caplog.text
+    other = FlipProcessor.fit({"city": ["Bern", "Oslo", "Paris"]})
+    with pytest.raises(ValueError, match="the vocabulary does not belong to the weights"):
+        model.save_pretrained(tmp_path / "other", processor=other)
+    assert not (tmp_path / "other").exists()
