@@ -7,12 +7,13 @@ import hashlib
 import importlib
 import inspect
 import json
+import logging as std_logging
 import os
 import re
 import shutil
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -233,6 +234,30 @@ def safe_weights(name_or_path: str | os.PathLike, variant: str | None = None, **
             raise ValueError(f"{name_or_path} cannot be loaded: {' '.join(str(error).split())}; {REMEDY}") from error
 
 
+@contextmanager
+def without_load_report() -> Iterator[None]:
+    """Around the loading of a model: transformers' table of weights that are missing or left over is not shown, since most of
+    these are meant to be; whoever loads says what is not. What it raises an error for stays."""
+    thread, theirs = threading.get_ident(), std_logging.getLogger("transformers.modeling_utils")
+
+    def is_shown(record: std_logging.LogRecord) -> bool:
+        message = record.getMessage()
+        is_report = "LOAD REPORT" in message and not re.search("MISMATCH|CONVERSION", message)
+        return not (is_report and threading.get_ident() == thread)
+
+    theirs.addFilter(is_shown)
+    try:
+        yield
+    finally:
+        theirs.removeFilter(is_shown)
+
+
+def some_of(names: Collection[str]) -> str:
+    """The first three, and how many more there are."""
+    first, more = sorted(names)[:3], len(names) - 3
+    return ", ".join(first) + (f" and {more} more" if more > 0 else "")
+
+
 def _weight_files(name_or_path: str | os.PathLike, variant: str | None, located: dict[str, Any]) -> list[Path]:
     """Those that transformers reads, downloading them; none where there are none."""
     for distributed in Path(name_or_path, located.get("subfolder") or "").glob("shard-*.safetensors"):
@@ -278,6 +303,10 @@ class CheckpointMixin(PushToHubMixin):
 
     untrained_weights: tuple[str, ...] = ()
 
+    def may_lack(self, weight: str) -> bool:
+        """Whether it is no news that the checkpoint does not hold this weight of the model."""
+        return False
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Self:
         """As in transformers, from safetensors alone.
@@ -296,10 +325,21 @@ class CheckpointMixin(PushToHubMixin):
         with ExitStack() as checked:
             if pretrained_model_name_or_path is not None:
                 checked.enter_context(safe_weights(pretrained_model_name_or_path, kwargs.get("variant"), **located))
+            checked.enter_context(without_load_report())
             model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         if pretrained_model_name_or_path is not None:
             _sources[model] = (os.fspath(pretrained_model_name_or_path), located)
-        model.untrained_weights = tuple(sorted(info["missing_keys"]))
+        model.untrained_weights = missing = tuple(sorted(info["missing_keys"]))
+        for name, module in model.named_modules():
+            if getattr(module, "has_random_weights", False):
+                module.has_random_weights = any(key.startswith(f"{name}.") for key in missing)
+        unfilled = [key for key in missing if not model.may_lack(key)]
+        for keys, said in (
+            (unfilled, "lacks weights, which are random"),
+            (info["unexpected_keys"], "has weights to spare"),
+        ):
+            if keys:
+                logger.warning(f"{pretrained_model_name_or_path} {said}: {some_of(keys)}")
         return (model, info) if with_info else model  # type: ignore[return-value] # as transformers' own
 
     def save_pretrained(

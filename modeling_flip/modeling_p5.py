@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoModelForSeq2SeqLM
 
 from .configuration_flip import CLICK_AUTO_CLASS, FlipConfig, load_text_config
-from .modeling_flip import FlipForCTROutput, FlipPreTrainedModel, load_text_model
+from .modeling_flip import FlipForCTROutput, FlipPreTrainedModel, create_text_tower, load_text_model
 from .processing_flip import FlipProcessor
 
 PROMPTS = (
@@ -57,7 +57,7 @@ class P5ForCTR(FlipPreTrainedModel):
         check_has_decoder(config.text_config)
         if not config.prompt_ids or not config.answer_ids:
             raise ValueError("prompt_ids and answer_ids are missing; P5ForCTR.from_text_pretrained makes them")
-        self.text_tower = AutoModelForSeq2SeqLM.from_config(config.text_config, dtype=torch.get_default_dtype())
+        self.text_tower = create_text_tower(config.text_config, AutoModelForSeq2SeqLM)
         self.post_init()
 
     @classmethod
@@ -82,6 +82,7 @@ class P5ForCTR(FlipPreTrainedModel):
         )
         model = cls(config)
         model.text_tower.load_state_dict(source.state_dict())
+        model.text_tower.has_random_weights = False
         return model
 
     def get_input_embeddings(self) -> nn.Module:

@@ -387,10 +387,8 @@ def test_two_processes_with_half_the_rows_each_learn_what_one_with_all_does(tmp_
     torch.save({"weights": icl.state_dict(), "text": text.data, "tabular": tabular.data}, tmp_path / "batch.pt")
     repository = Path(__file__).parents[2]
     environment = os.environ | {"PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen([sys.executable, "-c", ONE_OF_TWO_PROCESSES, str(rank), str(tmp_path)], env=environment)
-        for rank in range(2)
-    ]
+    command = [sys.executable, "-W", "error::FutureWarning:modeling_flip", "-c", ONE_OF_TWO_PROCESSES]
+    processes = [subprocess.Popen([*command, str(rank), str(tmp_path)], env=environment) for rank in range(2)]
     try:
         assert [process.wait(timeout=120) for process in processes] == [0, 0]
     finally:
