@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: install quickstart hub-demo test quality format
+.PHONY: install quickstart hub-demo test fuzz attack quality format
 
 install: .venv/installed
 
@@ -18,6 +18,12 @@ hub-demo: install ## the quickstart, pushed to a Hub on this machine and loaded 
 
 test: quality ## everything that must hold
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+attack: install ## kills at every file that a run writes, damage of every file of a checkpoint; hours
+	$(BIN)/python -m tests.attack.kills
+
+fuzz: install ## rows, files and tables of any mess, of another seed each time
+	$(BIN)/python -m tests.attack.fuzz
 
 quality: install
 	$(BIN)/ruff check .

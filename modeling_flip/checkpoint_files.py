@@ -15,10 +15,9 @@ import threading
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
-from weakref import WeakKeyDictionary
 
 import torch
 from huggingface_hub import CommitInfo, is_offline_mode
@@ -79,8 +78,6 @@ REMEDY = "download or copy it again; if you changed it on purpose, save model an
 # A model may have so many numbers and tensors more than its files of weights: heads that are fresh, parts of a text model that
 # are made and left out. Far beyond that its config.json is not that of the weights.
 MORE_NUMBERS, MORE_TENSORS, TIMES = 200_000_000, 2_000, 4
-# Where each model was loaded from, for what lies beside it. Not of the model itself: a copy of it would carry the token away.
-_sources: WeakKeyDictionary[Any, tuple[str, dict[str, Any]]] = WeakKeyDictionary()
 # huggingface_hub takes a Parquet file in a model's repo for a mistake.
 warnings.filterwarnings("ignore", r"It seems that you are about to commit a data file \(.*feature_vocab\.parquet\)")
 
@@ -151,11 +148,6 @@ def check_files(name_or_path: str | os.PathLike, part: Part, **located: Any) -> 
         if _sha256(Path(file)) != expected:
             raise ValueError(f"{file} is cut short or was changed: its SHA-256 is not the saved one; {REMEDY}")
     return commit
-
-
-def source_of(model: Any) -> tuple[str, dict[str, Any]] | None:
-    """The folder or Hub id that a model was loaded from, and with which arguments; None of one that was not."""
-    return _sources.get(model)
 
 
 def _read_checksums(path: Path, part: Part) -> dict[str, str]:
@@ -293,15 +285,31 @@ def _of_variant(name: str, variant: str | None) -> str:
 # ---- models
 
 
+@dataclass(frozen=True)
+class Source:
+    """The folder or Hub id that a model was loaded from, and how: cache_dir, token, revision and what else says where.
+
+    A copy of it, or a pickle, is None: the token is not for whoever gets these.
+    """
+
+    name: str
+    located: dict[str, Any] = field(repr=False)
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()
+
+
 class CheckpointMixin(PushToHubMixin):
     """`from_pretrained`, `save_pretrained` and `push_to_hub` of FLIP's models: as in transformers, with checksums and code.
 
     Attributes:
         untrained_weights: names of the weights that the checkpoint did not hold, or that alignment left as they were initialised.
             Empty again once FlipTrainer has trained the model.
+        loaded_from: where `from_pretrained` found it.
     """
 
     untrained_weights: tuple[str, ...] = ()
+    loaded_from: Source | None = None
 
     def may_lack(self, weight: str) -> bool:
         """Whether it is no news that the checkpoint does not hold this weight of the model."""
@@ -328,7 +336,7 @@ class CheckpointMixin(PushToHubMixin):
             checked.enter_context(without_load_report())
             model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         if pretrained_model_name_or_path is not None:
-            _sources[model] = (os.fspath(pretrained_model_name_or_path), located)
+            model.loaded_from = Source(os.fspath(pretrained_model_name_or_path), located)
         model.untrained_weights = missing = tuple(sorted(info["missing_keys"]))
         for name, module in model.named_modules():
             if getattr(module, "has_random_weights", False):

@@ -18,6 +18,7 @@ from .row_reader import (
     MISSING_WORDS,
     NUMBER,
     UnreadableError,
+    arrow_or_cells,
     as_numbers,
     open_rows,
     read_column,
@@ -193,13 +194,7 @@ def _report(values: Any, given: Mapping[str, Any], labels: np.ndarray | None, *,
 
 def _type_of(values: Any, name: str) -> tuple[str | None, str, str | None]:
     """Kind where the container tells it ("list"), type, and the separator of a list that is written as text."""
-    if isinstance(values, pa.ChunkedArray):
-        values = values.combine_chunks() if values.num_chunks != 1 else values.chunk(0)
-    if hasattr(values, "array") and str(values.dtype) != "object":  # pandas
-        try:
-            values = pa.Array.from_pandas(values)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
-            values = list(values)
+    values = arrow_or_cells(values)
     if isinstance(values, pa.Array):
         return _type_of_arrow(values)
     cells = [value for value in values if value is not None and type(value).__name__ not in ("NAType", "NaTType")]

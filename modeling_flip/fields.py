@@ -70,6 +70,14 @@ class Field:
     max_words: int = 64
 
     def __post_init__(self) -> None:
+        for key in ("name", "words", "reason", "separator", "features_of"):
+            value = getattr(self, key)
+            if not isinstance(value, str) and not (value is None and DEFAULTS[key] is None):
+                raise ValueError(f"field {self.name!r}: {key} is {value!r}; it must be text, in quotes")
+        if not isinstance(self.missing_words, bool):
+            raise ValueError(f"field {self.name!r}: missing_words is {self.missing_words!r}; it must be true or false")
+        if self.separator == "":
+            raise ValueError(f"field {self.name!r}: separator is empty; it must be what stands between two members")
         if not self.type:
             object.__setattr__(self, "type", "number" if self.kind == "numeric" else "string")
         if not self.words:

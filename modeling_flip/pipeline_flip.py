@@ -14,7 +14,7 @@ import torch
 from transformers import Pipeline
 from transformers.utils import logging
 
-from .checkpoint_files import source_of
+from .configuration_flip import IS_REMOTE_CODE
 from .data_collator import FlipDataCollator
 from .fields import Field
 from .processing_flip import FlipProcessor
@@ -52,9 +52,10 @@ class CtrPredictionPipeline(Pipeline):
             trained.
     """
 
-    # Nothing that transformers.pipeline might look for: a checkpoint's files would say of which class, and whose code.
-    _load_processor = _load_tokenizer = False
-    _load_image_processor = _load_video_processor = _load_feature_extractor = False
+    # The package loads the processor itself: where transformers.pipeline looks for one, the checkpoint says of which class it is,
+    # and whose code. A checkpoint's own code runs only where it is trusted, and may be asked with that trust.
+    _load_processor = IS_REMOTE_CODE
+    _load_tokenizer = _load_image_processor = _load_video_processor = _load_feature_extractor = False
 
     def __init__(self, model: Any, processor: Any = None, **kwargs: Any):
         if not hasattr(model, "inputs"):
@@ -66,11 +67,12 @@ class CtrPredictionPipeline(Pipeline):
                 f"{' …' * (len(model.untrained_weights) > 3)}: scores would be noise. Finetune it first, or load only the towers "
                 "that it has (towers='tabular' or 'text'); if you have trained it since it was loaded, save it and load it again"
             )
-        source, located = source_of(model) or (None, {})
-        if processor is None:
-            processor = source
+        source = getattr(model, "loaded_from", None)
+        if processor is None and source is not None:
+            processor = source.name
         if isinstance(processor, (str, os.PathLike)):
-            if os.fspath(processor) != source:  # the model's revision is none of another repository
+            located = {} if source is None else source.located
+            if source is None or os.fspath(processor) != source.name:  # the revision is none of another repository
                 located = {key: located[key] for key in located.keys() - {"revision", "subfolder"}}
             processor = FlipProcessor.from_pretrained(processor, **located)
         if processor is None:
@@ -126,11 +128,13 @@ class CtrPredictionPipeline(Pipeline):
         group_by, return_towers = parameters.pop("group_by", None), parameters.pop("return_towers", False)
         if isinstance(rows, Mapping):
             scalars = [field.name for field in self.processor.vocabulary.columns if field.kind != "list"]
-            cells = [rows[name] for name in scalars if name in rows]
-            if any(hasattr(cell, "__iter__") and not isinstance(cell, (str, bytes)) for cell in cells or rows.values()):
-                raise TypeError(
-                    "a dict is one row; give columns as a DataFrame or an Arrow table, of a DatasetDict one split"
-                )
+            cells = {name: rows[name] for name in scalars if name in rows} or rows
+            for name, cell in cells.items():
+                if hasattr(cell, "__iter__") and not isinstance(cell, (str, bytes)):
+                    raise TypeError(
+                        f"a dict is one row, and {name!r} of this one holds a {type(cell).__name__}; give columns as a DataFrame "
+                        "or an Arrow table, of a DatasetDict one split"
+                    )
             return self._score_table([rows], batch_size, return_towers, group_by)[0]
         if _is_stream(rows):
             if group_by is not None:

@@ -45,6 +45,9 @@ ZONED = (
 SINCE_1970 = r"^[1-9][0-9]{8,17}$"
 # Between the members of a list in its canonical text; no member holds it.
 MEMBER_SEPARATOR = "\x1f"
+# Moments are from so many seconds before 1970 to so many after, some 28,000 years; Arrow writes no others.
+LAST_SECOND = 9 * 10**11
+MOST_DIGITS = 4300  # as Python has it for integers
 # Below so much a float holds every whole number.
 EXACT = 2.0**53
 OF_LISTS = "declare it as kind: list, whose members are single values"
@@ -185,35 +188,40 @@ def read_clicks(rows: Any, name: str) -> np.ndarray:
 # ---- containers to Arrow
 
 
-def _pieces(values: Any, field: Field) -> list[tuple[pa.Array, np.ndarray | None]]:
-    """A column as Arrow arrays of one type each, and which rows each of them is; None where it is all of them."""
+def arrow_or_cells(values: Any) -> pa.Array | list[Any]:
+    """A column as one Arrow array where it has one type already; otherwise its cells."""
     if isinstance(values, pa.ChunkedArray):
         values = pa.concat_arrays([_plain(chunk) for chunk in values.chunks] or [pa.nulls(0, values.type)])
     if isinstance(values, pa.ExtensionArray) and values.type.extension_name == "arrow.uuid":
-        values = values.to_pylist()
+        return values.to_pylist()
     if isinstance(values, pa.Array):
-        return [(values, None)]
+        kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
+        # With these Arrow computes little.
+        if pa.types.is_decimal32(kind) or pa.types.is_decimal64(kind):
+            return _plain(values).cast(pa.decimal128(kind.precision, kind.scale))
+        return _plain(values).cast(pa.string()) if pa.types.is_string_view(kind) else values
     if hasattr(values, "cat") and len(set(map(type, values.cat.categories))) > 1:
         values = values.astype(object)  # Arrow would make all categories one type
     if hasattr(values, "dtype") and hasattr(values, "array") and values.dtype != object:  # pandas.Series
         try:
-            values = pa.Array.from_pandas(values)
-            return _pieces(values, field)
+            return arrow_or_cells(pa.Array.from_pandas(values))
         except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):  # categories of mixed types, float16
             values = values.astype(object)
-    if hasattr(values, "array"):
-        values = list(values)
-    if isinstance(values, np.ndarray):
-        if values.dtype == np.float16:
-            values = values.astype(np.float32)
+    if isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype != object:
         if values.dtype.kind == "M":
-            values = values.astype("datetime64[us]")
+            return _moments_of(values)
         try:
-            if values.dtype != object and values.ndim == 1:
-                return [(pa.array(values, from_pandas=True), None)]
+            return pa.array(values.astype(np.float32) if values.dtype == np.float16 else values, from_pandas=True)
         except (pa.ArrowException, UnicodeError):  # complex numbers, lone surrogates
             pass
-        values = list(values)
+    return list(values)
+
+
+def _pieces(values: Any, field: Field) -> list[tuple[pa.Array, np.ndarray | None]]:
+    """A column as Arrow arrays of one type each, and which rows each of them is; None where it is all of them."""
+    values = arrow_or_cells(values)
+    if isinstance(values, pa.Array):
+        return [(values, None)]
     types = {type(value) for value in values}
     if len(types - {type(None)}) <= 1:
         return [(to_arrow(values, field), None)]
@@ -227,7 +235,11 @@ def _pieces(values: Any, field: Field) -> list[tuple[pa.Array, np.ndarray | None
 
 def _plain(chunk: pa.Array) -> pa.Array:
     # Chunks may have dictionaries of their own, which do not concatenate.
-    return chunk.dictionary_decode() if pa.types.is_dictionary(chunk.type) else chunk
+    if not pa.types.is_dictionary(chunk.type):
+        return chunk
+    if pa.types.is_string_view(chunk.type.value_type):  # Arrow cannot decode it
+        chunk = pa.DictionaryArray.from_arrays(chunk.indices, chunk.dictionary.cast(pa.string()))
+    return chunk.dictionary_decode()
 
 
 def to_arrow(values: Sequence[Any], field: Field) -> pa.Array:
@@ -258,12 +270,17 @@ def to_arrow(values: Sequence[Any], field: Field) -> pa.Array:
         numbers = [None if v is None else float(v) for v in values]
         return pa.array(numbers, pa.float64() if wide else pa.float32(), from_pandas=True)
     if isinstance(first, decimal.Decimal):
-        texts = pa.array([None if v is None or v.is_nan() else format(v, "f") for v in values], pa.string())
-        return _without_zeros(texts)
+        return _without_zeros(pa.array([None if v is None else _decimal_text(v, field) for v in values], pa.string()))
+    if hasattr(first, "asm8"):  # pandas.Timestamp: in UTC, without zone
+        return to_arrow([None if v is None else v.asm8 for v in values], field)
     if isinstance(first, np.datetime64):
-        return pa.array(np.asarray(values, "datetime64[us]"))
+        if len({value.dtype for value in values if value is not None}) > 1:  # units of differing reach
+            return pa.concat_arrays([to_arrow([value], field).cast(pa.timestamp("us")) for value in values])
+        return _moments_of(np.asarray(values, first.dtype))
     if isinstance(first, datetime.datetime):
-        return pa.array([None if v is None else _in_utc(v) for v in values], pa.timestamp("us"))
+        return pa.array([None if v is None else _microseconds_since_1970(v) for v in values], pa.int64()).cast(
+            pa.timestamp("us")
+        )
     if isinstance(first, datetime.date):
         return pa.array(values, pa.date32())
     if isinstance(first, datetime.time):
@@ -274,10 +291,31 @@ def to_arrow(values: Sequence[Any], field: Field) -> pa.Array:
     raise UnreadableError(f"field {field.name!r} holds a {type(first).__name__}, {_shown(first)}; {remedy}")
 
 
-def _in_utc(moment: datetime.datetime) -> datetime.datetime:
-    if moment.tzinfo is not None:
-        moment = moment.astimezone(datetime.UTC).replace(tzinfo=None)
-    return moment.to_pydatetime(warn=False) if hasattr(moment, "to_pydatetime") else moment
+def _decimal_text(number: decimal.Decimal, field: Field) -> str | None:
+    """All its digits; as a float's of what is no finite number."""
+    if number.is_nan():
+        return None
+    if number.is_infinite():
+        return str(float(number))
+    if not number:
+        return "0"
+    if abs(number.adjusted()) > MOST_DIGITS:
+        raise UnreadableError(f"field {field.name!r} holds a number of too many digits; turn it into text first")
+    return format(number, "f")
+
+
+def _moments_of(values: np.ndarray) -> pa.Array:
+    """(N,) datetime64 of any unit → (N,) timestamps; null in years that have no text."""
+    if np.datetime_data(values.dtype)[0] in ("Y", "M", "W", "D", "h", "m", "s", "ms", "us"):
+        last = np.datetime64(LAST_SECOND, "s").astype(values.dtype).astype(np.int64)
+        values = np.where(np.abs(values.astype(np.int64)) <= last, values, np.datetime64("NaT"))
+    return pa.array(values.astype("datetime64[us]"))
+
+
+def _microseconds_since_1970(moment: datetime.datetime) -> int:
+    """In UTC, where it may be of the year 0 or 10000, which no `datetime` is."""
+    since = moment.replace(tzinfo=None) - datetime.datetime(1970, 1, 1)
+    return (since - (moment.utcoffset() or datetime.timedelta())) // datetime.timedelta(microseconds=1)
 
 
 def _is_sequence(value: Any) -> bool:
@@ -289,7 +327,10 @@ def _is_container(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    text = " ".join(repr(value).split())
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # such as of an integer of very many digits, or in whatever else somebody's object has there
+        return "which cannot be shown"
     return text if len(text) <= 60 else text[:59] + "…"
 
 
@@ -360,7 +401,7 @@ def canonical_text(values: pa.Array, field: Field) -> pa.Array:
         missing = MISSING_WORDS if field.missing_words else MISSING_WORDS[:1]
         values = pc.if_else(pc.is_in(values, missing), None, values)
     elif pa.types.is_decimal(kind):
-        values, is_text = _without_zeros(values.cast(pa.string())), True
+        values, is_text = _text_of_decimals(values), True
     elif pa.types.is_floating(kind):
         values = values.cast(pa.float32()) if pa.types.is_float16(kind) else values
         values = pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)
@@ -377,15 +418,15 @@ def canonical_text(values: pa.Array, field: Field) -> pa.Array:
 
 
 def _number_text(values: pa.Array, *, short: bool) -> pa.Array:
-    """Numbers as people write them: 25.0 is 25. `short`: of a fraction, the digits that a 32-bit float has, so that 0.1 is
-    "0.1" whether it comes with 32 bits or with 64."""
+    """Numbers as people write them: 25.0 is 25. A number that a 32-bit float holds has the digits that it has there, whatever
+    it comes in. `short`: of any fraction, so that 0.1 is "0.1" whether it comes with 32 bits or with 64."""
     texts = values.cast(pa.string())
     if not pa.types.is_floating(values.type):
         return texts
+    narrow = values.cast(pa.float32(), safe=False)
+    fits = pc.is_finite(narrow) if short else pc.equal(narrow.cast(values.type), values)
+    texts = pc.if_else(fits, narrow.cast(pa.string()), texts)
     if short:
-        narrow = values.cast(pa.float32(), safe=False)
-        fits = pc.is_finite(narrow)
-        texts = pc.if_else(fits, narrow.cast(pa.string()), texts)
         values = pc.if_else(pc.and_not(fits, _is_whole(values)), narrow.cast(values.type), values)
     is_whole = _is_whole(values)
     whole = pc.if_else(is_whole, values, pa.scalar(0, values.type)).cast(pa.int64())
@@ -436,6 +477,16 @@ def _as_booleans(texts: pa.Array) -> pa.Array:
 def _without_zeros(texts: pa.Array) -> pa.Array:
     """2.50 is 2.5, 2.00 is 2."""
     return pc.utf8_rtrim(pc.replace_substring_regex(texts, r"(\.[0-9]*?)0+$", r"\1"), ".")
+
+
+def _text_of_decimals(values: pa.Array) -> pa.Array:
+    texts = values.cast(pa.string())
+    # Arrow writes 3E-8 of small ones.
+    small = pc.match_substring(texts, "E")
+    texts = _where(
+        small, lambda t: pa.array([format(decimal.Decimal(v), "f") for v in t.to_pylist()], pa.string()), texts
+    )
+    return _without_zeros(texts)
 
 
 def _moments_of_text(values: pa.Array, kind: str) -> pa.Array:
@@ -489,16 +540,16 @@ def _moment(text: str, kind: str) -> str:
     """One moment in any ISO 8601 spelling, or in seconds, milliseconds, … since 1970; other text as it is."""
     try:
         if not re.match(NUMBER, text):
-            moment = _in_utc(datetime.datetime.fromisoformat(text))
+            moment = _microseconds_since_1970(datetime.datetime.fromisoformat(text))
         else:
             number = decimal.Decimal(text)
             if not 1e8 <= abs(number) < 1e20:  # no moment, such as a year
                 return _number_text(pa.array([float(text)]), short=False)[0].as_py()
             scale = next((s for bound, s in ((1e11, 1), (1e14, 10**3), (1e17, 10**6)) if abs(number) < bound), 10**9)
-            moment = datetime.datetime(1970, 1, 1) + datetime.timedelta(microseconds=int(number * 10**6 / scale))
+            moment = int(number * 10**6 / scale)
     except (ValueError, ArithmeticError):  # no moment, or of more digits than a Decimal or a moment has
         return text
-    return _moment_text(pa.array([moment], pa.timestamp("us")), kind)[0].as_py()
+    return _moment_text(pa.array([moment], pa.int64()).cast(pa.timestamp("us")), kind)[0].as_py()
 
 
 _READ_TEXT: dict[str, Callable[[pa.Array], pa.Array]] = {
@@ -512,10 +563,19 @@ _READ_TEXT: dict[str, Callable[[pa.Array], pa.Array]] = {
 
 
 def _moment_text(values: pa.Array, kind: str) -> pa.Array:
-    if pa.types.is_date(values.type) and kind == "date":
-        return values.cast(pa.date32()).cast(pa.string())
+    """Moments to the microsecond; null in years that have no text."""
     if pa.types.is_time(values.type):
-        return _without_zeros(values.cast(pa.string()))
+        return _without_zeros(values.cast(pa.time64("us"), safe=False).cast(pa.string()))
+    if pa.types.is_date(values.type):
+        values = values.cast(pa.date32())
+        counts, last = values.cast(pa.int32()), LAST_SECOND // 86_400
+    else:
+        second = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[values.type.unit]
+        counts, last = values.cast(pa.int64()), min(LAST_SECOND * second, 2**63 - 1)
+    has_text = pc.and_(pc.less_equal(counts, last), pc.greater_equal(counts, -last))
+    values = pc.if_else(has_text, values, pa.scalar(None, values.type))
+    if pa.types.is_date(values.type) and kind == "date":
+        return values.cast(pa.string())
     texts = values.cast(pa.timestamp("us"), safe=False).cast(pa.string())
     texts = _without_zeros(texts)
     return pc.replace_substring_regex(texts, " 00:00:00$", "") if kind == "date" else texts
@@ -558,14 +618,10 @@ def _nothing_is_missing(texts: pa.Array) -> pa.Array:
 
 def _read_lists(values: Any, field: Field) -> pa.DictionaryArray:
     """Lists as the text of their members, one after the other."""
-    if isinstance(values, pa.ChunkedArray):
-        values = pa.concat_arrays([_plain(chunk) for chunk in values.chunks] or [pa.nulls(0, values.type)])
-    if hasattr(values, "array") and str(getattr(values, "dtype", "")).startswith("list"):  # pandas, Arrow-backed
-        values = pa.Array.from_pandas(values)
+    values = arrow_or_cells(values)
     if isinstance(values, pa.Array) and _is_list(values.type):
         return _from_lists(values, field).dictionary_encode()
     if not isinstance(values, pa.Array):
-        values = list(values)
         containers = np.fromiter((_is_container(value) for value in values), bool, len(values))
         if containers.any():
             rows, others = np.flatnonzero(containers), np.flatnonzero(~containers)

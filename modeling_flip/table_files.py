@@ -295,8 +295,9 @@ def _check_names(names: Sequence[str], path: Path) -> None:
 
 def _encoding(encoding: str | None) -> str | None:
     try:
+        "a".encode(encoding or "utf-8")  # looked up alone, there is base64 too, which is none of text
         return encoding and codecs.lookup(encoding).name
-    except LookupError as error:
+    except (LookupError, ValueError) as error:
         raise ValueError(
             f"encoding is {encoding!r}, which Python does not know; say utf-8, utf-16, cp1252, …"
         ) from error
@@ -304,8 +305,8 @@ def _encoding(encoding: str | None) -> str | None:
 
 def _delimiter(delimiter: str | None) -> str | None:
     delimiter = {"\\t": "\t", "tab": "\t"}.get(delimiter or "", delimiter)
-    if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n'):
-        raise ValueError(f"delimiter is {delimiter!r}; it must be one character, such as , ; | or tab")
+    if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n\0' or not delimiter.isascii()):
+        raise ValueError(f"delimiter is {delimiter!r}; it must be one character of ASCII, such as , ; | or tab")
     return delimiter
 
 
@@ -393,6 +394,8 @@ class _Utf8(io.RawIOBase):
                 f"{self.path}, line {line} (byte {offset}): 0x{wrong} is not {self.encoding}; say the file's encoding, such as "
                 f"{other}"
             ) from error
+        except UnicodeError as error:  # such as a byte order mark that is not there
+            raise ValueError(f"{self.path} is not {self.encoding} ({error}); say the file's encoding") from error
         self.offset += len(chunk)
         if not self.started and text:
             self.started, text = True, text.removeprefix("\ufeff")

@@ -130,17 +130,22 @@ def score_file(
     parts: list[Path] = []
     num_rows = 0
     finished = len(list(folder.glob("part-*.parquet"))) * ROWS_PER_PART
-    with logging.tqdm(total=table.num_rows, initial=finished, unit=" rows", unit_scale=True) as bar:
-        for rows in in_parts(table.batches(), ROWS_PER_PART):
-            parts.append(folder / f"part-{len(parts):05d}.parquet")
-            num_rows += len(rows)
-            if parts[-1].exists():
-                continue
-            for name, column in pipe.probabilities(rows, batch_size, return_towers).items():
-                rows = rows.append_column(name, pa.array(column))
-            with whole(parts[-1]) as file:
-                pq.write_table(rows, file)
-            bar.update(len(rows))
+    try:
+        with logging.tqdm(total=table.num_rows, initial=finished, unit=" rows", unit_scale=True) as bar:
+            for rows in in_parts(table.batches(), ROWS_PER_PART):
+                parts.append(folder / f"part-{len(parts):05d}.parquet")
+                num_rows += len(rows)
+                if parts[-1].exists():
+                    continue
+                for name, column in pipe.probabilities(rows, batch_size, return_towers).items():
+                    rows = rows.append_column(name, pa.array(column))
+                with whole(parts[-1]) as file:
+                    pq.write_table(rows, file)
+                bar.update(len(rows))
+    except Exception:
+        if not any(folder.glob("part-*.parquet")):  # there is nothing to go on with
+            finish(folder)
+        raise
     if num_rows == 0:
         finish(folder)
         raise ValueError(f"{table.path} has columns but no rows")

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import yaml
 from huggingface_hub import ModelCard
+from huggingface_hub.errors import StrictDataclassError
 from transformers.utils import logging
 
 from ..configuration_flip import FlipConfig, load_text_config
@@ -17,6 +18,7 @@ from ..modeling_p5 import check_has_decoder
 from ..tabular_towers import TABULAR_TOWERS
 from .data import SPLITS, read_labels
 from .hub import push_error
+from .metrics import METRICS
 from .recipe import (
     FREE_MODEL_KEYS,
     STAGE_DEFAULTS,
@@ -56,13 +58,21 @@ def check_recipe(recipe: Recipe) -> None:
             "freeze_text_tower is morec's; to hold another text tower still, set its text_learning_rate to 0"
         )
     settings = model_settings(recipe)
-    config = FlipConfig(towers=recipe.towers, **settings)
+    try:
+        config = FlipConfig(towers=recipe.towers, **settings)
+    except StrictDataclassError as error:  # a value of another type
+        raise ValueError(f"model: {' '.join(str(error).split())}") from error
     if recipe.hub_strategy not in ("every_save", "end", "checkpoint"):
         raise ValueError(f"hub_strategy is {recipe.hub_strategy!r}; it must be one of every_save, end, checkpoint")
     if recipe.push_to_hub and recipe.license != Recipe.license:
         check_license(recipe.license)
     for stage in STAGE_DEFAULTS:
-        stage_arguments(recipe, stage)
+        arguments = stage_arguments(recipe, stage)
+        best = (arguments.metric_for_best_model or "loss").removeprefix("eval_")
+        if stage == "finetuning" and arguments.load_best_model_at_end and best not in (known := known_metrics(recipe)):
+            raise ValueError(
+                f"finetuning.metric_for_best_model is {best!r}; it must be one of {', '.join(known)}{did_you_mean(best, known)}"
+            )
     if needs_text(recipe):
         text_model = recipe.text_model_name_or_path
         if text_model is None:
@@ -92,6 +102,12 @@ def check_recipe(recipe: Recipe) -> None:
                     f"{key} is {ours[key]!r}, but {pretrained} was pretrained with {theirs.get(key)!r}; "
                     "take that, or pretrain anew"
                 )
+
+
+def known_metrics(recipe: Recipe) -> list[str]:
+    """What validation tells of the model that the recipe asks for."""
+    towers = ("", "tabular_", "text_") if recipe.model_type == "flip" and recipe.towers == "both" else ("",)
+    return ["loss", *(f"{tower}{metric}" for tower in towers for metric in METRICS)]
 
 
 def check_license(identifier: str) -> None:
@@ -158,8 +174,8 @@ def check_data(tables: Mapping[str, pa.Table], recipe: Recipe) -> dict[str, np.n
         )
         if len(np.unique(labels[split])) == 1:
             raise ValueError(
-                f"every label of split {split!r} is {labels[split][0]:.0f}; clicks and non-clicks are both needed, to learn and "
-                "for AUC"
+                f"every label of split {split!r} is {labels[split][0]:.0f} (column {label!r}); clicks and non-clicks are both "
+                "needed, to learn and for AUC"
             )
     return labels
 

@@ -78,6 +78,8 @@ class RecipeParser(jsonargparse.ArgumentParser):
                 f"{key} is {value}, and must be text: YAML reads yes, no and numbers so unless they are quoted, as in "
                 f"{key}: '{quoted}'"
             )
+        if text.startswith("Value not boolean"):
+            text += " use_cpu and push_to_hub are true or false"
         self.exit(2, f"train.py: error: {text}\n")
 
 
@@ -152,6 +154,11 @@ def parse_recipe(arguments: Sequence[str]) -> Recipe:
     arguments, no_pretraining = without_null(arguments, "--pretraining")
     given = parser.parse_args(arguments, defaults=False).as_dict()
     given.pop("recipe", None)
+    for section in ("model", *STAGE_DEFAULTS):
+        if given.get(section, {}) is None:  # nothing stands below its name
+            given.pop(section)
+        elif not isinstance(given.get(section, {}), dict):
+            parser.error(f"{section} is {given[section]!r}; it is a section: write its keys below it, or leave it out")
     return Recipe(**given | ({"pretraining": None} if no_pretraining else {}))
 
 

@@ -27,6 +27,10 @@ SPLITS = ("train", "validation", "test")
 # the same test rows.
 SPLIT_SEED = 42
 
+# From 1990 to 2100, in seconds: numbers of a time column that are so in two units are in both.
+PRESENT = (631_152_000, 4_102_444_800)
+UNITS = ("seconds", "milliseconds", "microseconds", "nanoseconds")
+
 Column: TypeAlias = pa.Array | pa.ChunkedArray
 
 
@@ -139,8 +143,34 @@ def cut_missing_splits(
         logger.warning(f"{what} is split by {time_column}: {', '.join(said)}")
     else:
         parts = {split: np.sort(part) for split, part in parts.items()}
-    cut = {split: rows.take(pa.array(part)) for split, part in parts.items()}
+    cut = {split: _take(rows, part, what) for split, part in parts.items()}
     return {split: cut[split] if split in cut else tables[split] for split in SPLITS}
+
+
+def _take(rows: pa.Table, picked: np.ndarray, what: str) -> pa.Table:
+    columns = []
+    for name, column in zip(rows.column_names, rows.columns, strict=True):
+        try:
+            columns.append(column.cast(_takeable(column.type)).take(pa.array(picked)))
+        except pa.ArrowException as error:
+            raise ValueError(
+                f"column {name!r} of {what} has type {column.type}, of which no rows can be taken; turn it into text or "
+                "numbers first"
+            ) from error
+    return pa.Table.from_arrays(columns, rows.column_names)
+
+
+def _takeable(kind: pa.DataType) -> pa.DataType:
+    """The type with the same values of which Arrow can take some."""
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_dictionary(kind):
+        return pa.dictionary(kind.index_type, _takeable(kind.value_type), kind.ordered)
+    if pa.types.is_list(kind):
+        return pa.list_(_takeable(kind.value_type))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(_takeable(kind.value_type))
+    return pa.list_(_takeable(kind.value_type), kind.list_size) if pa.types.is_fixed_size_list(kind) else kind
 
 
 def earlier_part(rows: int) -> int:
@@ -227,6 +257,16 @@ def _since_1970(numbers: np.ndarray, name: str, where: str) -> np.ndarray:
     if ((year >= 1900) & (year <= 2100) & (month >= 1) & (month <= 12) & (day >= 1) & (day <= 31)).all():
         months = ((year - 1970) * 12 + month - 1).astype(np.int64).astype("datetime64[M]")
         return months.astype("datetime64[D]") + (day.astype(np.int64) - 1)
+    of_units = [
+        (numbers > start * 1000**i) & (numbers < stop * 1000**i) for i, (start, stop) in enumerate([PRESENT] * 4)
+    ]
+    in_units = [(int(np.argmax(mask)), unit) for mask, unit in zip(of_units, UNITS, strict=True) if mask.any()]
+    if len(in_units) > 1:
+        (one, unit), (other, other_unit) = in_units[:2]
+        raise ValueError(
+            f"time column {name!r} of {where} holds {numbers[one]} in row {one}, which are {unit} since 1970, and "
+            f"{numbers[other]} in row {other}, which are {other_unit}: write all of them in one unit"
+        )
     # Seconds as large as the least milliseconds would be of the year 5138, and so on.
     largest = float(np.abs(numbers).max(initial=0))
     power = int(np.searchsorted([1e11, 1e14, 1e17], largest, side="right"))

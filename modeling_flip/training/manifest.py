@@ -36,6 +36,7 @@ TEXT_MODEL_PARTS = {
     "tokenizer_sha256": "another tokenizer",
     "weights_sha256": "other weights",
 }
+DELETED = "{} was deleted or replaced while this run went on: delete what is left of it, and run again"
 REMEDY = (
     "weights of the one would go on with the other. Give the run what it began with, or choose another --output_dir or "
     "delete the folder to begin anew"
@@ -83,14 +84,20 @@ def recorded(run_folder: Path, stage: str, inputs: Mapping[str, Any]) -> Iterato
     yield outputs
     if PartialState().is_main_process:
         if not path.is_file() or path.read_text() != begun:
-            raise ValueError(
-                f"{run_folder} was deleted or replaced while this run went on: delete what is left of it, and run again"
-            )
+            raise ValueError(DELETED.format(run_folder))
         made = {
             file.relative_to(run_folder).as_posix(): {"size": file.stat().st_size, "sha256": sha256_of_file(file)}
             for file in sorted(outputs.files)
         }
         write(path, _json(content | {"complete": True, "outputs": {"figures": outputs.figures, "files": made}}))
+
+
+def is_complete(run_folder: Path, stage: str) -> bool:
+    """Whether a stage was recorded, to its end."""
+    try:
+        return bool(json.loads(path_of(run_folder, stage).read_text())["complete"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
 
 
 def check_outputs(run_folder: Path, stage: str) -> None:

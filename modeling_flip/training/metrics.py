@@ -14,6 +14,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 from .grouped_auc import gauc
 
 CALIBRATION_BINS = 20
+METRICS = ("auc", "logloss", "ece")
 
 
 class CtrMetrics(evaluate.Metric):

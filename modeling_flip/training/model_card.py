@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import textwrap
@@ -207,7 +208,10 @@ def example_value(processor: Any, field: Any) -> Any:
         return None
     if field.kind == "list":
         return values
-    return json.loads(values[0]) if field.kind == "numeric" and field.type in ("integer", "number") else values[0]
+    if field.kind == "numeric" and field.type in ("integer", "number"):
+        with contextlib.suppress(ValueError):  # a word, or inf, is shown as text
+            return json.loads(values[0])
+    return values[0]
 
 
 def literal(row: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ from transformers.utils import logging
 
 from ..modeling_flip import FlipPreTrainedModel
 from ..processing_flip import FlipProcessor
-from .checkpoints import STATE, step_of
+from .checkpoints import FOREIGN, STATE, step_of
 from .hub import create_repo, is_final, push_error, upload, with_retries
 from .model_card import CURVE_FILE, model_card
 from .recipe import to_yaml
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 RECIPE_FILE = "recipe.yaml"
-# Of an output folder, what stays here: the state of a training, and files that are being written.
-UNPUSHED = ("checkpoints/*", "checkpoint-*/*", "runs/*", "manifests/*", ".*", "*/.*")
+# Of an output folder, what stays here: the state of a training, files that are being written, and weights that are not ours.
+UNPUSHED = ("checkpoints/*", "checkpoint-*/*", "runs/*", "manifests/*", ".*", "*/.*", *FOREIGN)
 LAST = "last-checkpoint"
 RESULTS_FILE, PRETRAINING_RESULTS_FILE = "all_results.json", "pretraining_results.json"
 # What a push takes from the repo unless it brings it: of an earlier run there, it would pass for this one's.
@@ -341,4 +341,5 @@ def curves_of(log_history: Sequence[Mapping[str, float]], pattern: str) -> dict[
         for name, value in entry.items():
             if re.fullmatch(pattern, name):
                 curves.setdefault(name, []).append((entry["epoch"], value))
-    return curves
+    # A saved state is sorted: in the order of the log, a resumed training would draw them in other colours.
+    return dict(sorted(curves.items(), key=lambda curve: (len(curve[0]), curve[0])))

@@ -226,11 +226,18 @@ def uses_cpu(recipe: Recipe) -> bool:
 
 
 def stage_arguments(recipe: Recipe, stage: str) -> FlipTrainingArguments:
-    """Of optimisation alone: where the run is pushed to is the publisher's."""
+    """Of optimisation alone: where the run is pushed to is the publisher's.
+
+    Raises:
+        ValueError: they cannot be, or not together.
+    """
     given = STAGE_DEFAULTS[stage] | (getattr(recipe, stage) or {})
-    return FlipTrainingArguments(
-        output_dir=str(Path(recipe.output_dir) / "checkpoints" / stage),
-        seed=recipe.seed,
-        use_cpu=uses_cpu(recipe),
-        **given,
-    )
+    try:
+        return FlipTrainingArguments(
+            output_dir=str(Path(recipe.output_dir) / "checkpoints" / stage),
+            seed=recipe.seed,
+            use_cpu=uses_cpu(recipe),
+            **given,
+        )
+    except (ValueError, TypeError, ImportError) as error:  # as transformers says it: in lines, and of no section
+        raise ValueError(f"{stage}: {' '.join(str(error).split())}") from error

@@ -27,7 +27,7 @@ from .publishing import (
     RESULTS_FILE,
     link_files,
 )
-from .recipe import HUB_KEYS, Recipe, hub_repo, stage_arguments
+from .recipe import HUB_KEYS, Recipe, hub_repo, read_yaml, stage_arguments
 
 logger = logging.get_logger(__name__)
 
@@ -35,7 +35,8 @@ STAGES = ("pretraining", "finetuning", "finished")
 
 
 def check_output_dir(recipe: Recipe) -> bool:
-    """Whether the output folder holds this very run, begun or finished.
+    """Whether the output folder holds this very run, begun or finished. A recipe alone, of which nothing has been trained, is in
+    nobody's way.
 
     Hidden files do not count: a lock, or what was being written when a run was killed.
 
@@ -48,6 +49,8 @@ def check_output_dir(recipe: Recipe) -> bool:
         return False
     if not (folder / RECIPE_FILE).is_file():
         raise ValueError(f"output folder {folder} holds something else ({held[0]}); {remedy}")
+    if set(held) <= {RECIPE_FILE, manifest.path_of(folder, "prepare").parent.name}:
+        return False
     check_same_run(folder / RECIPE_FILE, recipe, f"output folder {folder} holds another model", remedy)
     return True
 
@@ -56,7 +59,7 @@ def check_same_run(recipe_file: Path, recipe: Recipe, what: str, remedy: str, bu
     """Raises ValueError where a run's recipe differs from this one in anything but where it is pushed to, and `but`."""
     ours = recipe.to_dict()
     try:
-        theirs = dict(yaml.safe_load(recipe_file.read_text()))
+        theirs = dict(read_yaml(recipe_file.read_text()))
     except (yaml.YAMLError, TypeError, ValueError) as error:
         raise ValueError(f"{what}: its {RECIPE_FILE} is no recipe; {remedy}") from error
     for key in sorted((theirs.keys() | ours.keys()) - {*HUB_KEYS, *but}):

@@ -74,6 +74,9 @@ STAGE_SPLITS = {
     "evaluate": ("validation", "test"),
     "publish": (),
 }
+# What finetuning, and what publishing, leave in the output folder.
+MADE = (*MODEL.patterns, *PROCESSOR.patterns, "*.sha256", "*.py")
+PUBLISHED = ("README.md", RESULTS_FILE)
 ELSEWHERE = {"output_dir", "use_cpu"} | {key for keys in STAGE_KEYS.values() for key in keys}
 
 
@@ -217,8 +220,18 @@ def run(recipe: Recipe, tables: Mapping[str, Any], kinds: Mapping[str, str] | No
     if publisher is not None and state.is_main_process:
         publisher.create()
 
-    aligned = align(this, prepared) if needs_pretraining(recipe) else None
-    finetuned = finetune(this, prepared, aligned)
+    try:
+        return all_stages(this, prepared, started)
+    except Exception as error:  # whatever first misses a file: each library has errors of its own
+        if (this.folder / RECIPE_FILE).exists():
+            raise
+        raise ValueError(manifest.DELETED.format(this.folder)) from error
+
+
+def all_stages(run: Run, prepared: Prepared, started: float) -> dict[str, Any]:
+    """The stages behind `prepare`; what all_results.json holds."""
+    aligned = align(run, prepared) if needs_pretraining(run.recipe) else None
+    finetuned = finetune(run, prepared, aligned)
     wall_time = {"finetuning_seconds": finetuned.seconds}
     results: dict[str, Any] = {}
     if aligned is not None:
@@ -229,10 +242,10 @@ def run(recipe: Recipe, tables: Mapping[str, Any], kinds: Mapping[str, str] | No
         aligned is not None and aligned.resumed
     )  # then times count what was kept
     results |= finetuned.figures
-    results |= evaluate(this, prepared, finetuned)
+    results |= evaluate(run, prepared, finetuned)
     wall_time["total_seconds"] = time.perf_counter() - started
-    results |= {"wall_time": wall_time} | dict(this.facts) | dict(prepared.reports)
-    publish(this, prepared, finetuned, results)
+    results |= {"wall_time": wall_time} | dict(run.facts) | dict(prepared.reports)
+    publish(run, prepared, finetuned, results)
     return results
 
 
@@ -392,6 +405,7 @@ def begin(run: Run, prepared: Prepared) -> None:
         manifest.check_same_inputs(run.folder, "prepare", inputs)
     elif PartialState().is_main_process:
         run.folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(manifest.path_of(run.folder, "prepare").parent, ignore_errors=True)
         manifest.write(run.folder / RECIPE_FILE, run.recipe.to_yaml())
     if not manifest.path_of(run.folder, "prepare").exists():
         with manifest.recorded(run.folder, "prepare", inputs) as outputs:
@@ -405,11 +419,13 @@ def align(run: Run, prepared: Prepared) -> Aligned:
     """Align the two towers on the training rows; checkpoint and figures go to `pretraining/`."""
     folder = run.folder / "pretraining"
     resumed = decided_once(lambda: is_aligned(run.folder, folder))
-    with manifest.recorded(run.folder, "align", run.inputs("align", prepared)) as outputs:
-        if not resumed:
-            pretrain(run, prepared, folder)
-        figures = json.loads((folder / PRETRAINING_RESULTS_FILE).read_text())
-        outputs.figures, outputs.files = dict(figures), [file for file in folder.iterdir() if file.is_file()]
+    if not (resumed and manifest.is_complete(run.folder, "align")):
+        with manifest.recorded(run.folder, "align", run.inputs("align", prepared)) as outputs:
+            if not resumed:
+                pretrain(run, prepared, folder)
+            outputs.figures = json.loads((folder / PRETRAINING_RESULTS_FILE).read_text())
+            outputs.files = [file for file in folder.iterdir() if file.is_file()]
+    figures = json.loads((folder / PRETRAINING_RESULTS_FILE).read_text())
     seconds = figures.pop("pretraining_seconds")
     return Aligned(folder, figures, seconds, resumed)
 
@@ -449,6 +465,8 @@ def pretrain(run: Run, prepared: Prepared, folder: Path) -> None:
     if trainer.is_world_process_zero():
         card(run, trainer, unfinished, run.facts)
         (unfinished / PRETRAINING_RESULTS_FILE).write_text(json.dumps(figures, indent=2) + "\n")
+    trainer.accelerator.wait_for_everyone()
+    if trainer.is_world_process_zero():
         unfinished.rename(folder)
     trainer.accelerator.wait_for_everyone()
 
@@ -476,7 +494,7 @@ def finetune(run: Run, prepared: Prepared, aligned: Aligned | None) -> Finetuned
         trainer.accelerator.wait_for_everyone()
         figures = training_figures(trainer)
         outputs.figures = figures | {"finetuning_seconds": seconds}
-        outputs.files = [file for file in run.folder.iterdir() if file.is_file() and not file.name.startswith(".")]
+        outputs.files = [*{file for pattern in MADE for file in run.folder.glob(pattern)}]
     return Finetuned(trainer, figures, seconds, last is not None)
 
 
@@ -492,7 +510,15 @@ def make_model(recipe: Recipe, processor: FlipProcessor, aligned: Aligned | None
     if recipe.model_type in ("ctr_bert", "morec") or recipe.item_fields:
         settings["item_fields"] = [processor.fields.index(name) for name in item_fields(recipe, processor.schema)]
     model_class = CTR_MODELS[recipe.model_type]
-    return model_class.from_text_pretrained(recipe.text_model_name_or_path, processor, **settings)
+    try:
+        return model_class.from_text_pretrained(recipe.text_model_name_or_path, processor, **settings)
+    except (RuntimeError, MemoryError) as error:
+        if "alloc" not in str(error) and not isinstance(error, MemoryError):
+            raise
+        raise ValueError(
+            f"a model of these sizes ({', '.join(f'{k} {v}' for k, v in recipe.model.items())}) does not fit in memory: lower "
+            "them, in the recipe's section model"
+        ) from error
 
 
 def training_figures(trainer: FlipTrainer) -> dict[str, Any]:
@@ -559,7 +585,7 @@ def publish(run: Run, prepared: Prepared, finetuned: Finetuned, results: Mapping
         with manifest.recorded(run.folder, "publish", run.inputs("publish", prepared)) as outputs:
             card(run, trainer, run.folder, results)
             manifest.write(run.folder / RESULTS_FILE, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
-            outputs.files = [run.folder / "README.md", run.folder / RESULTS_FILE]
+            outputs.files = [run.folder / name for name in PUBLISHED]
     trainer.accelerator.wait_for_everyone()  # the others need not wait for the Hub
     if not trainer.is_world_process_zero():
         return
@@ -593,7 +619,13 @@ def finished(recipe: Recipe) -> dict[str, Any]:
     logger.warning(f"{output_dir} is finished; delete it to run again")
     results: dict[str, Any] = json.loads((output_dir / RESULTS_FILE).read_text())
     if PartialState().is_main_process:
-        shutil.rmtree(output_dir / "checkpoints", ignore_errors=True)  # it may have been killed just before
+        # It may have been killed just before the one or the other.
+        if (noted := manifest.path_of(output_dir, "publish")).exists() and not manifest.is_complete(
+            output_dir, "publish"
+        ):
+            with manifest.recorded(output_dir, "publish", json.loads(noted.read_text())["inputs"]) as outputs:
+                outputs.files = [output_dir / name for name in PUBLISHED]
+        shutil.rmtree(output_dir / "checkpoints", ignore_errors=True)
         if recipe.push_to_hub:
             push_finished(recipe, results)
     return results

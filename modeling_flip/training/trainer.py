@@ -274,8 +274,11 @@ class FlipTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         self._stop_if_not_finite()
         folder = Path(output_dir or str(self.args.output_dir))
-        self.processor.save_pretrained(folder)  # before the model, which warns where it would stand there alone
+        if self.args.should_save:
+            self.processor.save_pretrained(folder)  # before the model, which warns where it would stand there alone
         super()._save(output_dir, state_dict)
+        if not self.args.should_save:
+            return
         # Trainer pickles its arguments beside the model; the recipe says the same in words.
         (folder / "training_args.bin").unlink(missing_ok=True)
 

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import copy
 import hashlib
+import pickle
 from pathlib import Path
 
 import pytest
 
 from modeling_flip import checkpoint_files
-from modeling_flip.checkpoint_files import MODEL, PROCESSOR, check_files, copy_code, write_checksums
+from modeling_flip.checkpoint_files import MODEL, PROCESSOR, Source, check_files, copy_code, write_checksums
 
 
 def test_each_part_has_its_checksums(tmp_path: Path) -> None:
@@ -21,6 +23,13 @@ def test_each_part_has_its_checksums(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("another")
     with pytest.raises(ValueError, match=r"config.json is cut short or was changed"):
         check_files(tmp_path, MODEL)
+
+
+def test_a_copy_of_a_model_knows_no_token() -> None:
+    source = Source("me/flip", {"token": "hf_secret"})
+    assert "hf_secret" not in repr(source)
+    assert copy.deepcopy(source) is None
+    assert b"hf_secret" not in pickle.dumps(source)
 
 
 def test_code_is_all_that_the_model_and_the_pipeline_reach(tmp_path: Path) -> None:

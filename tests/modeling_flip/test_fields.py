@@ -233,3 +233,19 @@ def test_min_count_below_one_is_refused(min_count: int) -> None:
 def test_the_nearest_name_ends_a_message_where_there_is_one() -> None:
     assert did_you_mean("gendre", ["age", "gender", 5]) == "; did you mean 'gender'?"
     assert did_you_mean("xyz", ["gender"]) == did_you_mean("xyz", []) == ""
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"separator": -1}, "field 'a': separator is -1; it must be text"),
+        ({"separator": ""}, "field 'a': separator is empty"),
+        ({"words": 5}, "field 'a': words is 5; it must be text"),
+        ({"features_of": ["b"]}, r"field 'a': features_of is \['b'\]; it must be text"),
+        ({"missing_words": "no"}, "field 'a': missing_words is 'no'; it must be true or false"),
+    ],
+    ids=str,
+)
+def test_settings_of_another_type_are_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Field(**{"name": "a", "kind": "list"} | settings)

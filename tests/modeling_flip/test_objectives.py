@@ -363,10 +363,12 @@ def test_a_lone_process_gathers_its_own_rows() -> None:
 
 ONE_OF_TWO_PROCESSES = """
 import sys
+import warnings
 import torch
 from modeling_flip.configuration_flip import FlipConfig
 from modeling_flip.objectives import InstanceContrastiveLearning
 
+warnings.filterwarnings("error", category=FutureWarning, module="modeling_flip")
 rank, folder = int(sys.argv[1]), sys.argv[2]
 torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
 batch = torch.load(f"{folder}/batch.pt")

@@ -467,3 +467,21 @@ def test_what_save_to_disk_wrote(tmp_path: Path) -> None:
     (tmp_path / "one" / "state.json").write_text("{")
     with pytest.raises(ValueError, match="one cannot be read as what save_to_disk writes"):
         open_table(tmp_path / "one")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"encoding": "base64"}, "encoding is 'base64', which Python does not know"),
+        ({"encoding": "utf\x008"}, "which Python does not know"),
+        ({"encoding": "utf-16"}, r"rows.csv is not utf-16 \(.*BOM\); say the file's encoding"),
+        ({"delimiter": "§"}, "delimiter is '§'; it must be one character of ASCII"),
+        ({"delimiter": "\0"}, "it must be one character of ASCII"),
+    ],
+    ids=str,
+)
+def test_encodings_and_delimiters_that_are_none_are_named(
+    options: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        open_table(write(tmp_path / "rows.csv", "a,b\n1,2\n"), **options).to_table()

@@ -814,6 +814,15 @@ def test_input_that_cannot_be_read_is_refused(
     assert "is a folder; name one file" in error_of(capsys)
 
 
+def test_nothing_is_left_of_a_file_of_which_nothing_was_scored(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.csv").write_text("user_id,title\n1,a\n2\n")
+    assert run(source=tmp_path / "bad.csv") == 2
+    assert "line 3" in error_of(capsys)
+    assert {path.name for path in tmp_path.iterdir()} == {"bad.csv", "rows.parquet"}
+
+
 def test_a_row_that_cannot_be_read_is_named(
     run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

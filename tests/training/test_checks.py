@@ -14,6 +14,7 @@ from modeling_flip.training import checks
 from modeling_flip.training.checks import check_columns, check_data, check_recipe, item_fields
 from modeling_flip.training.data import SPLITS
 from modeling_flip.training.recipe import Recipe
+from modeling_flip.training.resume import check_output_dir
 
 
 def make_recipe(**settings: Any) -> Recipe:
@@ -152,3 +153,41 @@ def test_a_column_that_only_some_splits_have_is_refused_by_its_split_and_can_be_
         check_columns(data, schema)
     check_data(data, make_recipe(exclude_fields=["title"]))
     check_columns(data, [schema[0], Field(name="title", kind="ignored")])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"finetuning": {"metric_for_best_model": "acc"}},
+            "metric_for_best_model is 'acc'; it must be one of loss, auc, .*",
+        ),
+        (
+            {"finetuning": {"metric_for_best_model": "text_auc"}},
+            "metric_for_best_model is 'text_auc'; it must be one of",
+        ),
+        ({"finetuning": {"save_strategy": "steps"}}, "^finetuning: .*load_best_model_at_end requires [^\n]*$"),
+        ({"model": {"hidden_sizes": None}}, "^model: [^\n]*hidden_sizes[^\n]*$"),
+    ],
+    ids=str,
+)
+def test_settings_that_others_would_refuse_in_lines_of_theirs(settings: dict[str, Any], message: str) -> None:
+    check_recipe(make_recipe(towers="tabular", finetuning={"metric_for_best_model": "eval_logloss"}))
+    with pytest.raises(ValueError, match=message):
+        check_recipe(make_recipe(towers="tabular", **settings))
+
+
+def test_labels_all_alike_are_named_by_their_column() -> None:
+    data = {split: table.set_column(3, "label", pa.array([1, 1, 1])) for split, table in make_data().items()}
+    with pytest.raises(ValueError, match=r"every label of split 'train' is 1 \(column 'label'\)"):
+        check_data(data, make_recipe())
+
+
+def test_a_recipe_of_which_nothing_was_trained_is_in_nobodys_way(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(make_recipe(output_dir=str(tmp_path), seed=1).to_yaml())
+    (tmp_path / "manifests").mkdir()
+    other = make_recipe(output_dir=str(tmp_path), seed=2)
+    assert check_output_dir(other) is False
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(ValueError, match="holds another model: its seed is 1, this run's is 2"):
+        check_output_dir(other)

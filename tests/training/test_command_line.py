@@ -203,3 +203,28 @@ def test_only_what_a_person_can_mend_is_one_line() -> None:
     assert not is_expected(raised_by("import numpy; numpy.zeros(3).reshape(2)", "numpy.core"))
     assert not is_expected(raised_by("{}['x']", "modeling_flip.fields"))
     assert not is_expected(raised_by("raise RuntimeError('CUDA')", "modeling_flip.training.trainer"))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("model: 1", "model is 1; it is a section: write its keys below it"),
+        ("finetuning: [1]", "finetuning is [1]; it is a section"),
+        ("pretraining: 1", "pretraining is 1; it is a section"),
+        ("use_cpu: x", "Value not boolean: x. use_cpu and push_to_hub are true or false"),
+    ],
+)
+def test_sections_and_switches_that_are_none_are_named(
+    line: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(f"dataset_name: demo\noutput_dir: out\n{line}\n")
+    with pytest.raises(SystemExit):
+        parse_recipe([str(tmp_path / "recipe.yaml")])
+    error = capsys.readouterr().err
+    assert error.startswith("train.py: error: ") and message in error and error.count("\n") == 1
+
+
+def test_a_section_without_keys_is_none(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("dataset_name: demo\noutput_dir: out\nmodel:\nfinetuning:\n")
+    recipe = parse_recipe([str(tmp_path / "recipe.yaml")])
+    assert recipe.model == {} and recipe.finetuning == {}

@@ -16,7 +16,16 @@ from markdown_it import MarkdownIt
 from transformers import PreTrainedTokenizerFast
 
 from modeling_flip import FeatureVocabulary, Field, FlipForCTR, FlipForPreTraining, FlipProcessor
-from modeling_flip.training.model_card import cell, code, is_hub_id, model_card, one_line, results_table, text
+from modeling_flip.training.model_card import (
+    cell,
+    code,
+    example_value,
+    is_hub_id,
+    model_card,
+    one_line,
+    results_table,
+    text,
+)
 from modeling_flip.training.recipe import read_yaml
 from tests.hub.card_rules import FRONT_MATTER, check_card
 
@@ -268,3 +277,9 @@ def test_names_values_and_recipes_add_nothing_to_the_page(
     data = yaml.safe_load(front.group(2))
     assert data["license"] == "mit"
     assert data["model-index"][0]["results"][0]["dataset"]["name"] == (one_line(Path(dataset).name) or "training data")
+
+
+@pytest.mark.parametrize(("value", "shown"), [(7, 7), (2.5, 2.5), ("inf", "inf"), ("seven", "seven")])
+def test_the_example_of_a_number_may_be_none(value: Any, shown: Any) -> None:
+    field = Field(name="a", kind="numeric")
+    assert example_value(FlipProcessor.fit([{"a": value}], [field]), field) == shown
