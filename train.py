@@ -34,6 +34,7 @@ from modeling_flip.processing_flip import FlipProcessor
 from modeling_flip.training.checks import check_data
 from modeling_flip.training.command_line import is_expected, parse_recipe
 from modeling_flip.training.data import load_splits
+from modeling_flip.training.phases import phase
 from modeling_flip.training.publishing import RECIPE_FILE, RESULTS_FILE
 from modeling_flip.training.recipe import Recipe, field_names, needs_text, uses_cpu
 from modeling_flip.training.stages import inspect_fields, run
@@ -119,11 +120,12 @@ def use_all_cores(num_processes: int) -> None:
 
 def train(recipe: Recipe, state: PartialState) -> dict[str, Any]:
     """From the files to the results."""
-    with state.main_process_first():  # the others find what it downloaded or made
+    wall_time: dict[str, float] = {}
+    with phase("read", wall_time), state.main_process_first():  # the others find what it downloaded or made
         recipe = complete_recipe(recipe)
         data = load_data(recipe)
         recipe = name_text_model(recipe, data)
-    return run(recipe, data, kinds_of_columns(recipe))
+    return run(recipe, data, kinds_of_columns(recipe), wall_time)
 
 
 def main(arguments: list[str]) -> None:

@@ -79,6 +79,8 @@ class Recipe:
         towers: what is finetuned: both (FLIP), tabular (FLIP_ID; without pretraining, the ID model from scratch) or text.
         seed: of weights, order, masks and noise.
         max_train_samples: use only the first so many training rows.
+        max_eval_samples: while training, score only so many validation rows, drawn at random with the recipe's seed; at the end
+            all of them, and the whole test set.
         min_count: values seen less often share their field's unknown feature.
         max_length: sentences are cut to this many tokens; by default the tokenizer's limit, at most 512.
         use_cpu: train on the CPU even where there is an accelerator.
@@ -114,6 +116,7 @@ class Recipe:
     towers: str = "both"
     seed: int = 42
     max_train_samples: int | None = None
+    max_eval_samples: int | None = None
     min_count: int = 1
     max_length: int | None = None
     use_cpu: bool = False

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import doctest
+import json
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -75,7 +77,11 @@ def test_the_score_command_that_train_py_ends_with_scores(
     Path("my clicks.csv").write_text(clicks_csv.read_text().replace(",", ";"))
     given = ["--dataset_name", "my clicks.csv", "--label_column", "clicked", "--delimiter", ";", "--use_cpu"]
     train.main([*given, "--towers", "tabular", "--output_dir", "runs/mine", "--finetuning.max_steps", "1"])
-    told = capsys.readouterr().out.splitlines()
+    out, shown = capsys.readouterr()
+    told = out.splitlines()
+    phases = ["read", "check", "fit", "encode", "finetuning", "evaluation", "publishing"]
+    assert re.findall(r"^(\w+) … \d+\.\d s$", shown, flags=re.MULTILINE) == phases
+    assert json.loads(Path("runs/mine/all_results.json").read_text())["wall_time"]["read_seconds"] > 0
     table = told.index(next(line for line in told if "test AUC" in line))
     assert len(told) - table <= 10 and told[table + 1].startswith("tabular tower (dcnv2)")
     (command,) = [shlex.split(line) for line in told if "modeling_flip.score" in line]
