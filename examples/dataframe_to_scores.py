@@ -16,8 +16,8 @@ text_model = demo.text_model("outputs/examples/text-model", log)
 processor = FlipProcessor.fit(train, tokenizer=AutoTokenizer.from_pretrained(text_model), label="label")
 model = FlipForCTR.from_text_pretrained(text_model, processor)
 args = FlipTrainingArguments("outputs/examples/clicks", num_train_epochs=2, eval_strategy="epoch")
-rows = [processor.encode(frame, "label") for frame in (train, validation)]
-trainer = FlipTrainer(model, args, processor, *rows)
+train_rows, eval_rows = (processor.encode(frame, "label") for frame in (train, validation))
+trainer = FlipTrainer(model, args, processor, train_rows, eval_rows)
 trainer.train()
 trainer.save_model()  # model and processor
 

@@ -201,7 +201,7 @@ def create_text_tower(text_config: PreTrainedConfig, auto_class: Any = AutoModel
     return tower
 
 
-def random_text_towers(model: torch.nn.Module) -> list[torch.nn.Module]:
+def random_text_towers(model: torch.nn.Module) -> list[Any]:
     """The text towers of a model whose weights were neither loaded nor trained."""
     return [module for module in model.modules() if getattr(module, "has_random_weights", False)]
 

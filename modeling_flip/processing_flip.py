@@ -141,12 +141,13 @@ class FlipProcessor(ProcessorMixin):
         """
         if fields is None or isinstance(fields, Mapping) or not all(isinstance(field, Field) for field in fields):
             declared, overrides = (None, fields) if isinstance(fields, Mapping) else (fields, None)
-            known = {"exclude": {label: "the label"}, "labels": read_clicks(rows, label)} if label is not None else {}
-            reports = infer_fields(rows, declared, overrides=overrides, **known)
+            clicks = None if label is None else read_clicks(rows, label)
+            exclude = None if label is None else {label: "the label"}
+            reports = infer_fields(rows, declared, labels=clicks, exclude=exclude, overrides=overrides)
             reports = [report for report in reports if report.field.name != label]
             warn_of_fields(reports)
-            fields = [report.field for report in reports]
-            check_fields(fields)
+            fields = inferred = [report.field for report in reports]
+            check_fields(inferred)
         return cls(tokenizer, FeatureVocabulary.fit(rows, fields, min_count), **kwargs)
 
     def tabular_only(self) -> FlipProcessor:
