@@ -1,4 +1,4 @@
-"""Train FLIP as a recipe says: `python train.py RECIPE.yaml [--key value] [--section.key value]`."""
+"""Train FLIP as a recipe says: `python train.py RECIPE.yaml [--dry_run] [--key value] [--section.key value]`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 # time of a step on a CPU goes into page faults.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
+import shlex
 import signal
 
 PARENT = os.getppid()  # before the imports, which take seconds: it may be gone then
@@ -16,6 +17,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_
 
 import contextlib
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -25,6 +27,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers.utils import logging
 
 from data_scripts.registry import registered_datasets
@@ -32,8 +35,9 @@ from data_scripts.text_model import write as write_text_model
 from modeling_flip.commands import end_with, ends_in_order, exit_code, is_launched, no_space, sole_writer
 from modeling_flip.processing_flip import FlipProcessor
 from modeling_flip.training.checks import check_data
-from modeling_flip.training.command_line import is_expected, parse_recipe
+from modeling_flip.training.command_line import is_expected, parse_recipe, without_dry_run
 from modeling_flip.training.data import load_splits
+from modeling_flip.training.dry_run import DryRun, inspect, show
 from modeling_flip.training.phases import phase
 from modeling_flip.training.publishing import RECIPE_FILE, RESULTS_FILE
 from modeling_flip.training.recipe import Recipe, field_names, needs_text, uses_cpu
@@ -106,10 +110,33 @@ def name_text_model(recipe: Recipe, data: Mapping[str, pa.Table]) -> Recipe:
         write_text_model(folder, processor.texts(rows), max_length=512)
     if PartialState().is_main_process:
         logger.warning(
-            f"no text model is named: {folder} is made from the training rows, tiny, and has never read a word; for real use "
-            "name a pretrained one with --text_model_name_or_path"
+            f"no text model is named: a tiny one is made from the training rows, in {folder}. It has never read a word; for real "
+            "use name a pretrained one with --text_model_name_or_path"
         )
     return replace(recipe, text_model_name_or_path=str(folder))
+
+
+def dry_run(recipe: Recipe, state: PartialState) -> DryRun:
+    """What the run would do. All that it has to write goes to a temporary folder, which all processes share.
+
+    Raises:
+        ValueError: what `run` would raise before it trains.
+    """
+    with tempfile.TemporaryDirectory() if state.is_main_process else contextlib.nullcontext("") as own:
+        (folder,) = broadcast_object_list([own])
+        there = replace(recipe, output_dir=str(Path(folder) / Path(recipe.output_dir).name))
+        with state.main_process_first():
+            there = complete_recipe(there)
+            data = load_data(there)
+            there = name_text_model(there, data)
+        named = replace(there, output_dir=recipe.output_dir)
+        return inspect(named, data, kinds_of_columns(recipe), scratch=Path(folder))
+
+
+def command_of(arguments: list[str]) -> str:
+    """The command line of this run, but for options of `accelerate launch`."""
+    launcher = "accelerate launch" if is_launched() else "python"
+    return f"{launcher} train.py {shlex.join(arguments)}"
 
 
 def use_all_cores(num_processes: int) -> None:
@@ -129,6 +156,7 @@ def train(recipe: Recipe, state: PartialState) -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> None:
+    arguments, is_dry = without_dry_run(arguments)
     recipe = parse_recipe(arguments)
     logging.enable_explicit_format()
     state = PartialState(cpu=uses_cpu(recipe))
@@ -140,10 +168,17 @@ def main(arguments: list[str]) -> None:
         with contextlib.ExitStack() as held:
             if state.is_main_process:  # the others end with it, and have nothing to put in order
                 held.enter_context(ends_in_order())
-                held.enter_context(sole_writer(recipe.output_dir))
+                if not is_dry:
+                    held.enter_context(sole_writer(recipe.output_dir))
+            if is_dry:
+                report = dry_run(recipe, state)
+                if state.is_main_process:
+                    print(show(report, command_of(arguments)))
+                return
             results = train(recipe, state)
     except KeyboardInterrupt as interrupt:
-        print("\ntrain.py: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        goes_on = "" if is_dry else "; the same command goes on from the last checkpoint"
+        print(f"\ntrain.py: interrupted{goes_on}", file=sys.stderr)
         sys.exit(exit_code(interrupt))
     except Exception as error:
         if (full := no_space(error, recipe.output_dir)) is not None:

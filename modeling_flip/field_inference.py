@@ -33,6 +33,11 @@ FEW_VALUES = 20
 UNIQUE = 0.98
 # AUC of one column alone, from which on it is taken for one that is known only after the click.
 GIVES_AWAY = 0.98
+# AUC of one column alone, from which on somebody should ask whether it is known before the click.
+SUSPICIOUS = 0.85
+# So unlikely is it by chance that a value stands in clicked rows alone.
+BY_CHANCE = 1e-9
+IF_AFTER = "if it is known only after the click, leave it out with exclude_fields"
 # Fewer clicks, or fewer rows without one, and an AUC says nothing.
 CLICKS_TO_CONCLUDE = 10
 WORDS_OF_TEXT = 4
@@ -48,6 +53,11 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(re.findall(r"\w+", text))
 
 
+# Whole numbers in a column that such a word ends are identifiers: user, but not user_age.
+ENTITY_WORDS = _words(
+    """user customer visitor member viewer reader buyer session item product movie book ad advert campaign creative article video
+    song merchant publisher advertiser shop store"""
+)
 ID_WORDS = _words("id ids uid uuid guid key hash code zip zipcode postcode sku asin isbn ean")
 NUMBER_WORDS = _words(
     """price prices cost costs amount revenue budget count counts cnt num number n qty quantity age days hours minutes seconds
@@ -174,7 +184,8 @@ def _report(values: Any, given: Mapping[str, Any], labels: np.ndarray | None, *,
     if "type" not in given and _are_moments(facts, probe):
         options["type"], probe = "timestamp", replace(probe, type="timestamp")
     found, reason = (kind, "said so") if "kind" in given else _kind_of(facts, probe)
-    ignore = _why_not(facts, probe, found)
+    leak, is_certain = _leak(facts, probe)
+    ignore = _why_not(facts, probe, found, leak if is_certain else "")
     warning = ""
     if ignore and may_ignore and "kind" not in given:
         found, reason = "ignored", ignore
@@ -185,7 +196,7 @@ def _report(values: Any, given: Mapping[str, Any], labels: np.ndarray | None, *,
     else:
         kept = options if found == "list" else {k: v for k, v in options.items() if k not in ("kind", "separator")}
         field = Field(**{**kept, "kind": found, "reason": reason, **given})
-        warning = warning or _what_is_lost(facts, field)
+        warning = warning or "; ".join(filter(None, [leak, _what_is_lost(facts, field)]))
     return FieldReport(field, facts.distinct, facts.missing, facts.example, warning)
 
 
@@ -339,7 +350,7 @@ def _kind_of(facts: _Facts, field: Field) -> tuple[str, str]:
     if field.type == "number":
         return "numeric", "numbers with fractions"
     if field.type == "integer":
-        if words & ID_WORDS:
+        if words & ID_WORDS or set(words_of(field.name)[-1:]) & ENTITY_WORDS:
             return "categorical", "its name is an identifier's"
         if facts.distinct <= FEW_VALUES:
             return "categorical", f"{facts.distinct} different integers"
@@ -380,13 +391,13 @@ def _is_skewed(facts: _Facts, field: Field) -> bool:
     )
 
 
-def _why_not(facts: _Facts, field: Field, kind: str) -> str:
+def _why_not(facts: _Facts, field: Field, kind: str, leak: str) -> str:
     """Why a column must not be learned from; "" where nothing speaks against it."""
     if facts.present == 0:
         return "no row has a value"
     if len(facts.texts) == 1 and facts.missing == 0:
         return "constant: the same value in every row"  # unnamed: a reason is saved with the checkpoint
-    if (leak := _leak(facts, field)) is not None:
+    if leak:
         return leak
     if kind != "categorical" or facts.present < ROWS_TO_CONCLUDE:
         return ""
@@ -397,12 +408,22 @@ def _why_not(facts: _Facts, field: Field, kind: str) -> str:
     return ""
 
 
+def _numbers_the_rows(facts: _Facts, field: Field) -> bool:
+    """Whether every row has a whole number of its own, and hardly one is left out: such as those that a split has taken."""
+    if field.type != "integer" or facts.present < ROWS_TO_CONCLUDE or facts.distinct < UNIQUE * facts.present:
+        return False
+    numbers = as_numbers(facts.texts, field.type)
+    return bool(numbers.max() - numbers.min() < 2 * facts.present)
+
+
 def _what_is_lost(facts: _Facts, field: Field) -> str:
-    """What of its values is not read as a person would; "" where nothing is."""
+    """What of its values is not read as a person would, or not worth reading; "" where nothing is."""
     if field.kind == "text":
         words = pc.list_value_length(pc.split_pattern(facts.texts, " ")).to_numpy(zero_copy_only=False)
         share = facts.counts[words > field.max_words].sum() / max(facts.present, 1)
         return f"{share:.1%} of its texts are cut to their first {field.max_words} words (max_words)" if share else ""
+    if field.kind == "numeric" and _numbers_the_rows(facts, field):
+        return "it numbers the rows one by one: leave it out with exclude_fields, unless the numbers mean something"
     if field.kind == "numeric" and facts.present:
         strange = np.isnan(as_numbers(facts.texts, field.type))
         share = facts.counts[strange].sum() / facts.present
@@ -416,33 +437,57 @@ def _what_is_lost(facts: _Facts, field: Field) -> str:
     return ""
 
 
-def _leak(facts: _Facts, field: Field) -> str | None:
-    """How a column gives the label away; None where it does not."""
+def _leak(facts: _Facts, field: Field) -> tuple[str, bool]:
+    """How a column gives the label away ("" where it does not), and whether that is certain enough to leave it out."""
     if facts.labels is None or facts.rows < ROWS_TO_CONCLUDE or len(np.unique(facts.labels)) < 2:
-        return None
+        return "", False
     groups = facts.codes + 1  # the missing value is a group too
     rows = np.bincount(groups, minlength=len(facts.texts) + 1)
     clicks = np.bincount(groups, weights=facts.labels, minlength=len(rows))
     used_groups = rows > 0
     if used_groups.sum() == 2 and np.isin(clicks[used_groups] / rows[used_groups], (0, 1)).all():
         if facts.missing:
-            return "there is a value in just the rows of one label: known only after the click"
-        return "identical to the label"
+            return "there is a value in just the rows of one label: known only after the click", True
+        return "identical to the label", True
     if facts.missing and clicks[0] in (0, rows[0]) and (rows[0] - clicks[0] in (0, (1 - facts.labels).sum())):
         others = facts.labels[facts.codes >= 0]
         if len(np.unique(others)) == 1:
-            return "there is a value in just the rows of one label: known only after the click"
+            return "there is a value in just the rows of one label: known only after the click", True
     if min(facts.labels.sum(), facts.rows - facts.labels.sum()) < CLICKS_TO_CONCLUDE:
-        return None
+        return "", False
     auc = _auc_of_rates(groups, facts.labels)
     if field.type in ("integer", "number"):
         ranked = np.append([np.nan], as_numbers(facts.texts, field.type))
         known = used_groups & ~np.isnan(ranked)
         of_numbers = _auc(rows[known], clicks[known], ranked[known])
         auc = max(auc, of_numbers, 1 - of_numbers)
+    told = f"alone it ranks the clicks with an AUC of {auc:.3f}"
     if auc > GIVES_AWAY:
-        return f"alone it ranks the clicks with an AUC of {auc:.3f}: known only after the click?"
-    return None
+        return f"{told}: known only after the click?", True
+    if auc > SUSPICIOUS:
+        return f"{told}: {IF_AFTER}", False
+    return _always_clicked(facts, rows, clicks), False
+
+
+def _always_clicked(facts: _Facts, rows: np.ndarray, clicks: np.ndarray) -> str:
+    """Which rows of a column are all clicked, as those that are followed by a purchase are; "" where none are.
+
+    `rows` and `clicks` are those of each value, the missing one first. Values are looked at one by one only where they are few:
+    among many, such as users, some click every time.
+    """
+    usual, shown = int(np.argmax(rows)), pc.replace_substring(facts.texts, MEMBER_SEPARATOR, ", ")
+    name = repr(shown[usual - 1].as_py()) if usual else "no value"
+    groups = [(rows.sum() - rows[usual], clicks.sum() - clicks[usual], f"anything but {name}" if usual else "a value")]
+    if len(facts.texts) <= FEW_VALUES:
+        named = zip(rows[1:], clicks[1:], shown.to_pylist(), strict=True)
+        groups += [(n, clicked, repr(text)) for n, clicked, text in named]
+    if facts.missing and usual:
+        groups.append((facts.present, clicks[1:].sum(), "a value"))
+    rate = clicks.sum() / rows.sum()
+    for n, clicked, what in groups:
+        if n == clicked and n >= CLICKS_TO_CONCLUDE and rate**n < BY_CHANCE:
+            return f"each of the {n:,.0f} rows with {what} is a click: {IF_AFTER}"
+    return ""
 
 
 def _auc_of_rates(groups: np.ndarray, labels: np.ndarray) -> float:

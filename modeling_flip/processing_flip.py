@@ -249,7 +249,7 @@ class FlipProcessor(ProcessorMixin):
                 example = rows.local.texts[int(ids[is_new][0] - self._vocabulary.num_values)].as_py()
                 logger.warning_once(
                     f"{is_new.mean():.0%} of the values of {field.name!r} were never seen in training, such as {example!r}; "
-                    f"there they looked like {seen[0].as_py()!r}. Is it the same column?"
+                    f"there they looked like {seen[0].as_py()!r}. Is it the same column, and no identifier of single rows?"
                 )
 
     # ---- integers to tensors
@@ -294,12 +294,17 @@ class FlipProcessor(ProcessorMixin):
             self.max_length,
         )
 
+    @property
+    def num_special_tokens(self) -> int:
+        """How many the tokenizer puts around a sentence."""
+        return sum(map(len, self._special_ids))
+
     def cut_fields(self, rows: FlipDataset) -> dict[str, float]:
         """Of each field whose value `max_length` cuts in some of the rows, or leaves out, the share of the rows where it does.
         Nothing where whole sentences are tokenised."""
         if rows.token_tables is None or self.max_length is None:
             return {}
-        room = self.max_length - len(self._special_ids[0]) - len(self._special_ids[1])
+        room = self.max_length - self.num_special_tokens
         seen, local = rows.token_tables
         reach = gather(seen.lengths, local.lengths, rows.value_ids).cumsum(1)
         # The full stop behind a value is no part of it.

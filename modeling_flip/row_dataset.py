@@ -85,6 +85,11 @@ class FlipDataset(torch.utils.data.Dataset["FlipDataset"]):
     @property
     def has_unseen_value(self) -> np.ndarray:
         """(N,) bool, whether some category of the row (or some member of a list) was never seen in training."""
+        return np.asarray(self.is_unseen.any(1))
+
+    @property
+    def is_unseen(self) -> np.ndarray:
+        """(N, C) bool, the same of each cell."""
         vocabulary, local = self.vocabulary, self.local
         kinds = np.array([field.kind for field in vocabulary.columns])[local.columns]
         unknown = vocabulary.unknown_features[local.columns]
@@ -96,4 +101,4 @@ class FlipDataset(torch.utils.data.Dataset["FlipDataset"]):
         flags = np.zeros(self.value_ids.shape, bool)
         is_local = self.value_ids >= vocabulary.num_values
         flags[is_local] = is_unseen[self.value_ids[is_local] - vocabulary.num_values]
-        return np.asarray(flags.any(1))
+        return flags

@@ -43,6 +43,7 @@ SHOWN = {
     "text_masking": "field, or token for the ablation",
 }
 PRETRAINING_ONLY = {"text_mask_ratio", "tabular_mask_ratio", "num_noise_features", "text_masking"}
+DRY_RUN = "--dry_run"  # of the command, not of the recipe: it says nothing of the model
 OUR_MODULES = ("modeling_flip", "data_scripts", "train", "__main__")
 FINETUNING_ONLY = {"early_stopping_patience"}
 
@@ -61,9 +62,9 @@ class RecipeParser(jsonargparse.ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         text = " ".join(str(ex or message).split())
-        known = [key for key in self.get_defaults().keys(branches=True) if key != "recipe"]
+        known = [key for key in self.get_defaults().keys(branches=True) if key != "recipe"] + [DRY_RUN[2:]]
         nested = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", text)
-        wrong = re.search(r"(?i:option .|unrecognized arguments: --)([\w.]+)", text)
+        wrong = re.search(r"(?i:option .|unrecognized arguments: --)([\w.-]+)", text)
         key = ".".join(nested.groups()) if nested else wrong.group(1) if wrong else None
         if key is not None:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
@@ -87,8 +88,10 @@ def recipe_parser() -> RecipeParser:
     parser = RecipeParser(
         prog="train.py",
         parser_mode="recipe",
-        usage="python train.py RECIPE.yaml [--key value] [--section.key value] ...",
-        description="Train FLIP, or one of its towers, as a recipe says; any key of the recipe can be given here too.",
+        usage=f"python train.py RECIPE.yaml [{DRY_RUN}] [--key value] [--section.key value] ...",
+        description="Train FLIP, or one of its towers, as a recipe says; any key of the recipe can be given here too. With "
+        f"{DRY_RUN} nothing is trained or written: it shows what is read from the data, and how large the model and how long the "
+        "training would be.",
         epilog="Any other field of transformers.TrainingArguments works in either section.",
         formatter_class=argparse.HelpFormatter,
         allow_abbrev=False,
@@ -160,6 +163,11 @@ def parse_recipe(arguments: Sequence[str]) -> Recipe:
         elif not isinstance(given.get(section, {}), dict):
             parser.error(f"{section} is {given[section]!r}; it is a section: write its keys below it, or leave it out")
     return Recipe(**given | ({"pretraining": None} if no_pretraining else {}))
+
+
+def without_dry_run(arguments: Sequence[str]) -> tuple[list[str], bool]:
+    """The arguments without `--dry_run`, and whether it was there."""
+    return [argument for argument in arguments if argument != DRY_RUN], DRY_RUN in arguments
 
 
 def without_null(arguments: list[str], option: str) -> tuple[list[str], bool]:

@@ -34,9 +34,9 @@ logger = logging.get_logger(__name__)
 STAGES = ("pretraining", "finetuning", "finished")
 
 
-def check_output_dir(recipe: Recipe) -> bool:
-    """Whether the output folder holds this very run, begun or finished. A recipe alone, of which nothing has been trained, is in
-    nobody's way.
+def check_output_dir(recipe: Recipe, but: Sequence[str] = ()) -> bool:
+    """Whether the output folder holds this very run, begun or finished; the keys in `but` are not compared. A recipe alone, of
+    which nothing has been trained, is in nobody's way.
 
     Hidden files do not count: a lock, or what was being written when a run was killed.
 
@@ -51,7 +51,7 @@ def check_output_dir(recipe: Recipe) -> bool:
         raise ValueError(f"output folder {folder} holds something else ({held[0]}); {remedy}")
     if set(held) <= {RECIPE_FILE, manifest.path_of(folder, "prepare").parent.name}:
         return False
-    check_same_run(folder / RECIPE_FILE, recipe, f"output folder {folder} holds another model", remedy)
+    check_same_run(folder / RECIPE_FILE, recipe, f"output folder {folder} holds another model", remedy, but)
     return True
 
 

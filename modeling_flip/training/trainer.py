@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainerCallback
 from transformers.trainer_utils import PredictionOutput, TrainOutput, rotate_checkpoints
 from transformers.utils import logging
@@ -114,7 +115,7 @@ class FlipTrainer(Trainer):
 
     # ---- data
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Shuffled:
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         dataset, args = self.train_dataset if train_dataset is None else train_dataset, self.args
         by_length = self._has_text and args.train_sampling_strategy == "group_by_length"
         return Shuffled(

@@ -155,6 +155,57 @@ def test_known_only_after_the_click_by_its_order() -> None:
     assert infer([float(d) if i % 3 else None for i, d in enumerate(dwell)], "dwell").field.kind == "ignored"
 
 
+def test_a_column_that_ranks_the_clicks_well_alone_is_used_and_warned_of() -> None:
+    """A label with one row in twenty wrong is no proof, and worth a question; one with three in ten wrong is neither."""
+    for wrong, told in ((0.05, "alone it ranks the clicks with an AUC of 0.9"), (0.3, "")):
+        noisy = np.where(np.random.default_rng(1).random(N) < wrong, 1 - LABELS, LABELS).astype(int)
+        report = infer(noisy.tolist(), "converted")
+        assert report.field.kind == "categorical"
+        assert report.warning.partition(" of 0.9")[0] == told.partition(" of 0.9")[0]
+
+
+def test_values_that_stand_in_clicked_rows_alone_are_warned_of() -> None:
+    """As of a purchase, which follows some of the clicks: it ranks badly, for most clicks have none, and yet is known later."""
+    bought = (LABELS == 1) & (np.arange(N) % 4 == 0)
+    advice = "is a click: if it is known only after the click, leave it out with exclude_fields"
+    count = bought.sum()
+    assert (
+        infer(bought.astype(int).tolist(), "bought").warning
+        == f"each of the {count} rows with anything but '0' {advice}"
+    )
+    amount = np.where(bought, np.arange(N) * 1.5, 0.0).tolist()
+    assert infer(amount, "spend").warning == f"each of the {count} rows with anything but '0' {advice}"
+    some = [f"order {i}" if b else None for i, b in enumerate(bought)]
+    assert infer(some, "order").warning == f"each of the {count} rows with a value {advice}"
+    of_three = np.where(bought, "sold", np.where(np.arange(N) % 2, "seen", "sent")).tolist()
+    assert infer(of_three, "state").warning == f"each of the {count} rows with 'sold' {advice}"
+    lists = [["sold", "out"] if b else ["in"] for b in bought]
+    assert infer(lists, "tags").warning == f"each of the {count} rows with anything but 'in' {advice}"
+    # Near misses: one row that is no click; too few rows; users, some of whom click every time.
+    one_wrong = bought.copy()
+    one_wrong[np.argmin(LABELS)] = True
+    assert infer(one_wrong.astype(int).tolist(), "bought").warning == ""
+    assert infer((bought & (np.cumsum(bought) <= 9)).astype(int).tolist(), "bought").warning == ""
+    users = np.where(LABELS == 1, np.arange(N) % 30, np.arange(N) % 28)
+    assert infer([f"user {u}" for u in users], "user").warning == ""
+
+
+def test_numbers_of_rows_are_warned_of() -> None:
+    some_left_out = np.sort(RNG.permutation(N * 6 // 5)[:N])
+    for numbers in (np.arange(N), some_left_out + 10**6):
+        report = infer(numbers.tolist(), "row number", None)
+        assert report.field.kind == "numeric" and report.warning.startswith("it numbers the rows one by one")
+    assert infer((np.arange(N) * 7).tolist(), "views", None).warning == ""
+    assert infer((np.arange(N) // 2).tolist(), "views", None).warning == ""
+    assert infer(list(range(ROWS_TO_CONCLUDE - 1)), "views", None).warning == ""
+
+
+def test_whole_numbers_named_for_a_thing_are_identifiers() -> None:
+    skewed = (RNG.zipf(1.6, N) % 700).tolist()
+    assert found(skewed, "user") == found(skewed, "shown ad") == ("categorical", "integer")
+    assert found(skewed, "user_age") == found(skewed, "things") == ("numeric", "integer")
+
+
 def test_values_that_come_a_few_times_do_not_give_their_few_clicks_away() -> None:
     """With ten rows a value and one click in two hundred, click rates in the same rows have an AUC of 0.98."""
     rows = 4000

@@ -101,6 +101,13 @@ def test_a_row_has_an_unseen_value_where_a_category_or_a_member_is_new(
     assert processor.encode([row(**cells), row(movie=99)]).__getitems__([0]).has_unseen_value.tolist() == [unseen]
 
 
+def test_the_unseen_cells_are_those_of_the_new_values(processor: FlipProcessor) -> None:
+    unseen = processor.encode([row(), row(movie=99, tags="x|never", price=1e9)]).is_unseen
+    assert unseen.shape == (2, len(processor.fields))
+    assert not unseen[0].any()
+    assert [name for name, new in zip(processor.fields, unseen[1], strict=True) if new] == ["movie", "tags"]
+
+
 some_rows = st.lists(
     st.fixed_dictionaries(
         {
