@@ -38,9 +38,11 @@ from modeling_flip.training.checks import check_data
 from modeling_flip.training.command_line import is_expected, parse_recipe, without_dry_run
 from modeling_flip.training.data import load_splits
 from modeling_flip.training.dry_run import DryRun, inspect, show
-from modeling_flip.training.publishing import RECIPE_FILE
+from modeling_flip.training.phases import phase
+from modeling_flip.training.publishing import RECIPE_FILE, RESULTS_FILE
 from modeling_flip.training.recipe import Recipe, field_names, needs_text, uses_cpu
 from modeling_flip.training.stages import inspect_fields, run
+from modeling_flip.training.summary import metrics_table, next_steps
 
 logger = logging.get_logger(__name__)
 ROWS_OF_TEXT_MODEL = 20_000  # enough to meet the words
@@ -145,11 +147,12 @@ def use_all_cores(num_processes: int) -> None:
 
 def train(recipe: Recipe, state: PartialState) -> dict[str, Any]:
     """From the files to the results."""
-    with state.main_process_first():  # the others find what it downloaded or made
+    wall_time: dict[str, float] = {}
+    with phase("read", wall_time), state.main_process_first():  # the others find what it downloaded or made
         recipe = complete_recipe(recipe)
         data = load_data(recipe)
         recipe = name_text_model(recipe, data)
-    return run(recipe, data, kinds_of_columns(recipe))
+    return run(recipe, data, kinds_of_columns(recipe), wall_time)
 
 
 def main(arguments: list[str]) -> None:
@@ -185,11 +188,10 @@ def main(arguments: list[str]) -> None:
         sys.exit(f"train.py: error: {' '.join(str(error).split())}")
     if not state.is_main_process:
         return
-    width = max(map(len, results))
-    for key, value in results.items():
-        if isinstance(value, float):
-            print(f"{key:{width}}  {value:.4f}")
-    print(f"\nThe model is in {recipe.output_dir}; FlipForCTR.from_pretrained({recipe.output_dir!r}) loads it.")
+    print(
+        f"\n{metrics_table(recipe, results)}\n\nThe model is in {recipe.output_dir}, all figures in {RESULTS_FILE} there.\n"
+    )
+    print(next_steps(recipe, arguments))
 
 
 if __name__ == "__main__":

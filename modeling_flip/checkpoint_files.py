@@ -7,12 +7,13 @@ import hashlib
 import importlib
 import inspect
 import json
+import logging as std_logging
 import os
 import re
 import shutil
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -225,6 +226,30 @@ def safe_weights(name_or_path: str | os.PathLike, variant: str | None = None, **
             raise ValueError(f"{name_or_path} cannot be loaded: {' '.join(str(error).split())}; {REMEDY}") from error
 
 
+@contextmanager
+def without_load_report() -> Iterator[None]:
+    """Around the loading of a model: transformers' table of weights that are missing or left over is not shown, since most of
+    these are meant to be; whoever loads says what is not. What it raises an error for stays."""
+    thread, theirs = threading.get_ident(), std_logging.getLogger("transformers.modeling_utils")
+
+    def is_shown(record: std_logging.LogRecord) -> bool:
+        message = record.getMessage()
+        is_report = "LOAD REPORT" in message and not re.search("MISMATCH|CONVERSION", message)
+        return not (is_report and threading.get_ident() == thread)
+
+    theirs.addFilter(is_shown)
+    try:
+        yield
+    finally:
+        theirs.removeFilter(is_shown)
+
+
+def some_of(names: Collection[str]) -> str:
+    """The first three, and how many more there are."""
+    first, more = sorted(names)[:3], len(names) - 3
+    return ", ".join(first) + (f" and {more} more" if more > 0 else "")
+
+
 def _weight_files(name_or_path: str | os.PathLike, variant: str | None, located: dict[str, Any]) -> list[Path]:
     """Those that transformers reads, downloading them; none where there are none."""
     for distributed in Path(name_or_path, located.get("subfolder") or "").glob("shard-*.safetensors"):
@@ -286,6 +311,10 @@ class CheckpointMixin(PushToHubMixin):
     untrained_weights: tuple[str, ...] = ()
     loaded_from: Source | None = None
 
+    def may_lack(self, weight: str) -> bool:
+        """Whether it is no news that the checkpoint does not hold this weight of the model."""
+        return False
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Self:
         """As in transformers, from safetensors alone.
@@ -304,10 +333,21 @@ class CheckpointMixin(PushToHubMixin):
         with ExitStack() as checked:
             if pretrained_model_name_or_path is not None:
                 checked.enter_context(safe_weights(pretrained_model_name_or_path, kwargs.get("variant"), **located))
+            checked.enter_context(without_load_report())
             model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         if pretrained_model_name_or_path is not None:
             model.loaded_from = Source(os.fspath(pretrained_model_name_or_path), located)
-        model.untrained_weights = tuple(sorted(info["missing_keys"]))
+        model.untrained_weights = missing = tuple(sorted(info["missing_keys"]))
+        for name, module in model.named_modules():
+            if getattr(module, "has_random_weights", False):
+                module.has_random_weights = any(key.startswith(f"{name}.") for key in missing)
+        unfilled = [key for key in missing if not model.may_lack(key)]
+        for keys, said in (
+            (unfilled, "lacks weights, which are random"),
+            (info["unexpected_keys"], "has weights to spare"),
+        ):
+            if keys:
+                logger.warning(f"{pretrained_model_name_or_path} {said}: {some_of(keys)}")
         return (model, info) if with_info else model  # type: ignore[return-value] # as transformers' own
 
     def save_pretrained(
@@ -315,18 +355,31 @@ class CheckpointMixin(PushToHubMixin):
         save_directory: str | os.PathLike,
         is_main_process: bool = True,
         *args: Any,
+        processor: FlipProcessor | None = None,
         push_to_hub: bool = False,
         **kwargs: Any,
     ) -> None:
-        """As in transformers, with the model's code and checksums.
+        """As in transformers, with the model's code and checksums, and with its processor: a folder that scores raw rows.
+
+        Args:
+            processor: the model's. Without it, and where the folder has none yet, a warning says so.
 
         Raises:
-            ValueError: `push_to_hub` is asked for, which would leave the processor behind.
+            ValueError: the processor is another model's, or `push_to_hub` is asked for, which would leave it behind.
         """
         if push_to_hub:
             raise ValueError("without its processor nobody can score a row: call model.push_to_hub(repo_id, processor)")
+        if processor is not None:
+            processor.check_belongs_to(self.config)
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         if is_main_process:
+            if processor is not None:
+                processor.save_pretrained(save_directory)
+            elif not Path(save_directory, PROCESSOR.needed[0]).exists():
+                logger.warning(
+                    f"{save_directory} holds the model alone: without its processor nobody can score a row. Save both with "
+                    "model.save_pretrained(folder, processor=processor)"
+                )
             ours = __name__.rpartition(".")[0]  # of a subclass elsewhere, the class that it builds on
             base = next(c for c in type(self).__mro__ if c.__module__.rpartition(".")[0] == ours)
             copy_code(save_directory, inspect.getfile(base))

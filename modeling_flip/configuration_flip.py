@@ -132,6 +132,33 @@ class FlipConfig(PreTrainedConfig):
     }
 
     @classmethod
+    def from_processor(cls, processor: Any, **settings: Any) -> Any:
+        """The configuration of a model for the fields of a `FlipProcessor`: its sizes are the processor's, and where that has
+        no tokenizer, `towers` is "tabular".
+
+        Args:
+            processor: gives num_features, num_fields, list_fields, text_fields and vocabulary_fingerprint.
+            settings: all others.
+
+        Raises:
+            ValueError: there is to be a text tower, and the processor has no tokenizer; or as the class itself.
+
+        Example:
+            >>> from modeling_flip import FlipProcessor
+            >>> processor = FlipProcessor.fit({"city": ["Rome", "Oslo"]})
+            >>> FlipConfig.from_processor(processor, tabular_tower="deepfm").num_fields
+            1
+        """
+        if processor.tokenizer is None:
+            settings.setdefault("towers", "tabular")
+            if settings["towers"] != "tabular":
+                raise ValueError(
+                    f"towers is {settings['towers']!r}, but the processor has no tokenizer for a text tower: give "
+                    "FlipProcessor.fit one, or set towers to 'tabular'"
+                )
+        return cls(**(processor.config_settings | settings))
+
+    @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As in transformers, from a config.json of any format up to this one.
 

@@ -16,7 +16,7 @@ from transformers.conversion_mapping import register_checkpoint_conversion_mappi
 from transformers.core_model_loading import WeightRenaming
 from transformers.utils import ModelOutput, logging
 
-from .checkpoint_files import CheckpointMixin, safe_weights
+from .checkpoint_files import CheckpointMixin, safe_weights, some_of, without_load_report
 from .configuration_flip import FlipConfig, load_text_config
 from .feature_embeddings import FeatureEmbeddings
 from .objectives import InstanceContrastiveLearning, MaskedLanguageModeling, MaskedTabularModeling
@@ -71,6 +71,11 @@ class FlipForCTROutput(ModelOutput):
     text_loss: torch.Tensor | None = None
 
 
+# Names of weights.
+HEADS = r"^(mlm|mtm|icl|text_classifier)\.|^alpha_logit$"
+OTHER_TOWER = {"tabular": r"(^|\.)text_tower\.", "text": r"(^|\.)(tabular_tower|feature_embeddings)\."}
+
+
 class FlipPreTrainedModel(CheckpointMixin, PreTrainedModel):
     config_class = FlipConfig
     base_model_prefix = "flip"
@@ -84,6 +89,11 @@ class FlipPreTrainedModel(CheckpointMixin, PreTrainedModel):
     def __init__(self, config: FlipConfig, *args: Any, **kwargs: Any):
         config.check()
         super().__init__(config, *args, **kwargs)
+
+    def post_init(self) -> None:
+        super().post_init()
+        # Weights of a checkpoint that a model with other heads, or of one tower, leaves behind without a word.
+        self._keys_to_ignore_on_load_unexpected |= {HEADS, OTHER_TOWER.get(self.config.towers, HEADS)}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -111,18 +121,18 @@ class FlipPreTrainedModel(CheckpointMixin, PreTrainedModel):
             processor: gives the number of features and fields, and of tokens.
             config_kwargs: settings of `FlipConfig`.
         """
-        settings = {**processor.config_settings, **config_kwargs}
         if config_kwargs.get("towers") == "tabular":
-            return cls(cls.config_class(**settings))
+            return cls(cls.config_class.from_processor(processor, **config_kwargs))
         if text_model_name_or_path is None or processor.tokenizer is None:
             raise ValueError("a text tower needs text_model_name_or_path and a processor with a tokenizer")
         text_tower = load_text_model(AutoModel, text_model_name_or_path)
         if len(processor.tokenizer) > text_tower.get_input_embeddings().num_embeddings:
             text_tower.resize_token_embeddings(len(processor.tokenizer))
-        model = cls(cls.config_class(text_config=text_tower.config, **settings))
+        model = cls(cls.config_class.from_processor(processor, text_config=text_tower.config, **config_kwargs))
         weights = bare_text_tower(text_tower).state_dict()
         for tower in model.fresh_text_towers():
             missing = tower.load_state_dict(weights, strict=False).missing_keys
+            tower.has_random_weights = False
             if missing:
                 raise ValueError(f"{text_model_name_or_path} lacks weights of its own architecture: {missing[:3]}")
         return model
@@ -177,13 +187,28 @@ def load_text_model(auto_class: Any, name_or_path: str | os.PathLike) -> PreTrai
         ValueError: its files name others, or it is far larger than its weights.
     """
     load_text_config(name_or_path)
-    with safe_weights(name_or_path):
-        return auto_class.from_pretrained(name_or_path, dtype=torch.float32, use_safetensors=True)
+    with safe_weights(name_or_path), without_load_report():
+        model, info = auto_class.from_pretrained(
+            name_or_path, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+    # Heads that are left behind, and a pooler that is not read, are no news.
+    if missing := [name for name in info["missing_keys"] if not name.startswith("pooler.")]:
+        logger.warning(f"{name_or_path} lacks weights of its own architecture, which are random: {some_of(missing)}")
+    return model
 
 
-def create_text_tower(text_config: PreTrainedConfig) -> PreTrainedModel:
-    """A fresh text tower, to be read at its last hidden states."""
-    return bare_text_tower(AutoModel.from_config(text_config, dtype=torch.get_default_dtype()))
+def create_text_tower(text_config: PreTrainedConfig, auto_class: Any = AutoModel) -> PreTrainedModel:
+    """A fresh text tower, marked as one whose weights are random until some are loaded: no configuration can tell, since one
+    of a pretrained model names it whether or not its weights were loaded."""
+    tower = auto_class.from_config(text_config, dtype=torch.get_default_dtype())
+    tower = bare_text_tower(tower) if auto_class is AutoModel else tower
+    tower.has_random_weights = True
+    return tower
+
+
+def random_text_towers(model: torch.nn.Module) -> list[Any]:
+    """The text towers of a model whose weights were neither loaded nor trained."""
+    return [module for module in model.modules() if getattr(module, "has_random_weights", False)]
 
 
 def bare_text_tower(model: PreTrainedModel) -> PreTrainedModel:
@@ -338,21 +363,20 @@ class FlipForCTR(FlipPreTrainedModel):
         if config.towers == "both":
             # α = σ(alpha_logit): between 0 and 1 by construction, one half at the start.
             self.alpha_logit = nn.Parameter(torch.zeros(()))
-        left_behind = {r"^mlm\.", r"^mtm\.", r"^icl\."}
-        if config.towers != "both":
-            left_behind |= {r"^alpha_logit$"}
-        if config.towers == "tabular":
-            left_behind |= {r"^flip\.text_tower\.", r"^text_classifier\."}
-        if config.towers == "text":
-            left_behind |= {r"^flip\.tabular_tower\.", r"^flip\.feature_embeddings\."}
         self.post_init()
-        self._keys_to_ignore_on_load_unexpected |= left_behind
+
+    def may_lack(self, weight: str) -> bool:
+        return self.is_pretraining_checkpoint and not weight.startswith("flip.")
+
+    @property
+    def is_pretraining_checkpoint(self) -> bool:
+        return FlipForPreTraining.__name__ in (self.config.architectures or [])
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Self:
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        if FlipForPreTraining.__name__ in (model.config.architectures or []):
+        if model.is_pretraining_checkpoint:
             # The tabular tower's is in the checkpoint, and yet alignment does not train it.
             model.untrained_weights = ("the click heads", *model.untrained_weights)
             logger.warning(

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoModelForSeq2SeqLM
 
 from .configuration_flip import CLICK_AUTO_CLASS, FlipConfig, load_text_config
-from .modeling_flip import FlipForCTROutput, FlipPreTrainedModel, load_text_model
+from .modeling_flip import FlipForCTROutput, FlipPreTrainedModel, create_text_tower, load_text_model
 from .processing_flip import FlipProcessor
 
 PROMPTS = (
@@ -57,7 +57,7 @@ class P5ForCTR(FlipPreTrainedModel):
         check_has_decoder(config.text_config)
         if not config.prompt_ids or not config.answer_ids:
             raise ValueError("prompt_ids and answer_ids are missing; P5ForCTR.from_text_pretrained makes them")
-        self.text_tower = AutoModelForSeq2SeqLM.from_config(config.text_config, dtype=torch.get_default_dtype())
+        self.text_tower = create_text_tower(config.text_config, AutoModelForSeq2SeqLM)
         self.post_init()
 
     @classmethod
@@ -73,15 +73,16 @@ class P5ForCTR(FlipPreTrainedModel):
         if len(tokenizer) > source.get_input_embeddings().num_embeddings:
             source.resize_token_embeddings(len(tokenizer))
         prompt_ids, answer_ids = (tokenizer(list(t), add_special_tokens=False)["input_ids"] for t in (PROMPTS, ANSWERS))
-        config = P5Config(
+        config = P5Config.from_processor(
+            processor,
             text_config=source.config,
             prompt_ids=prompt_ids,
             answer_ids=answer_ids,
-            **processor.config_settings,
             **config_kwargs,
         )
         model = cls(config)
         model.text_tower.load_state_dict(source.state_dict())
+        model.text_tower.has_random_weights = False
         return model
 
     def get_input_embeddings(self) -> nn.Module:

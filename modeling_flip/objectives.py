@@ -7,10 +7,10 @@ computed in fp32, under autocast too. Nothing of size (B, L, V) or (B, F, M) is 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.distributed
-import torch.distributed.nn.functional
 from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
@@ -154,8 +154,24 @@ def gather_rows(text: torch.Tensor, tabular: torch.Tensor) -> tuple[torch.Tensor
     """The rows of all processes, with their gradient, and where this process's rows start."""
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
         return text, tabular, 0
-    # Not accelerator.gather, which has no gradient: rows on one process are negatives, and pushed away, on the others.
-    both = torch.cat([text, tabular], dim=1)
-    gathered = torch.cat(torch.distributed.nn.functional.all_gather(both))
+    gathered = GatherRows.apply(torch.cat([text, tabular], dim=1))
     all_text, all_tabular = gathered.split([text.shape[1], tabular.shape[1]], dim=1)
     return all_text, all_tabular, torch.distributed.get_rank() * len(text)
+
+
+class GatherRows(torch.autograd.Function):
+    """(B, D) of each process → (B · processes, D), on all of them. accelerator.gather has no gradient: rows of one process are
+    negatives, and pushed away, on the others."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor) -> torch.Tensor:
+        parts = [torch.empty_like(rows) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        """(B · processes, D) → (B, D), summed over the processes."""
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(total)
+        return total.chunk(torch.distributed.get_world_size())[torch.distributed.get_rank()]

@@ -228,8 +228,7 @@ class CtrPredictionPipeline(Pipeline):
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """Save model and processor: a complete checkpoint."""
-        self.model.save_pretrained(save_directory, **kwargs)
-        self.processor.save_pretrained(save_directory)
+        self.model.save_pretrained(save_directory, processor=self.processor, **kwargs)
 
 
 def rank_in_group(groups: pa.DictionaryArray, scores: np.ndarray) -> np.ndarray:

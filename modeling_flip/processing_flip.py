@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,8 +20,8 @@ from transformers.utils import CONFIG_NAME, cached_file, logging
 from .checkpoint_files import LOCATION_KEYS, PROCESSOR, check_files, copy_code, write_checksums
 from .configuration_flip import IS_REMOTE_CODE
 from .feature_vocabulary import VOCABULARY_FILE, FeatureVocabulary
-from .field_inference import infer_fields
-from .fields import Field
+from .field_inference import FieldReport, infer_fields
+from .fields import Field, used
 from .row_dataset import FlipDataset
 from .row_reader import MEMBER_SEPARATOR, read_clicks, read_columns
 from .token_table import TokenTable, gather, gather_sentences
@@ -111,27 +111,43 @@ class FlipProcessor(ProcessorMixin):
     def fit(
         cls,
         rows: Any,
-        fields: Sequence[str | Mapping[str, Any] | Field] | None = None,
+        fields: Sequence[str | Mapping[str, Any] | Field] | Mapping[str, Mapping[str, Any]] | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         *,
+        label: str | None = None,
         min_count: int = 1,
         **kwargs: Any,
     ) -> FlipProcessor:
-        """A processor for the fields of the training rows.
+        """A processor for the fields of the training rows, inferred as `train.py` infers them.
 
         Args:
             rows: the training rows, anything that `read_columns` reads.
             fields: the columns to use, in the order of the sentence: names, or settings of `Field` with a name; what is not
-                said is inferred. By default all columns.
+                said is inferred. By default all columns that can be learned from; a mapping of names to settings says
+                something of some of them.
             tokenizer: a fast tokenizer, or None where only the tabular tower is used.
+            label: the column of clicks, if the rows have it: it becomes no field, and columns that give it away are left out.
             min_count: of each field that says nothing else: values seen less often share their field's unknown feature.
             kwargs: go to the constructor.
 
         Raises:
-            ValueError: a column is absent, or a setting impossible.
+            ValueError: a column is absent, a setting impossible, a label not 0 or 1, or no column is left to learn from.
+
+        Example:
+            >>> rows = {"city": ["Rome", "Oslo", "Rome"], "price": [3.5, 2.0, 1.25], "clicked": [1, 0, 1]}
+            >>> processor = FlipProcessor.fit(rows, label="clicked")
+            >>> processor.fields
+            ['city', 'price']
         """
-        if fields is None or not all(isinstance(field, Field) for field in fields):
-            fields = [report.field for report in infer_fields(rows, fields)]
+        if fields is None or isinstance(fields, Mapping) or not all(isinstance(field, Field) for field in fields):
+            declared, overrides = (None, fields) if isinstance(fields, Mapping) else (fields, None)
+            clicks = None if label is None else read_clicks(rows, label)
+            exclude = None if label is None else {label: "the label"}
+            reports = infer_fields(rows, declared, labels=clicks, exclude=exclude, overrides=overrides)
+            reports = [report for report in reports if report.field.name != label]
+            warn_of_fields(reports)
+            fields = inferred = [report.field for report in reports]
+            check_fields(inferred)
         return cls(tokenizer, FeatureVocabulary.fit(rows, fields, min_count), **kwargs)
 
     def tabular_only(self) -> FlipProcessor:
@@ -195,8 +211,13 @@ class FlipProcessor(ProcessorMixin):
             strict: whether an absent field is an error; otherwise it counts as missing in every row and is named once.
 
         Raises:
-            ValueError: a column is absent (where not `strict`, all are), or a label is not 0 or 1.
+            ValueError: a column is absent (where not `strict`, all are), a label is not 0 or 1, or its column is a field.
         """
+        if isinstance(labels, str) and labels in self.fields:
+            raise ValueError(
+                f"the label {labels!r} is a field of the processor: the model would read the answer. Fit it again with "
+                f"FlipProcessor.fit(rows, …, label={labels!r})"
+            )
         columns, absent = read_columns(rows, self._vocabulary.columns, strict=strict)
         if absent == self.fields:
             raise ValueError(f"the rows have none of the fields {self.fields}; rename their columns")
@@ -469,6 +490,26 @@ class FlipProcessor(ProcessorMixin):
         if processor_dict is None or processor_dict.pop("has_text", True):
             tokenizers = super()._get_arguments_from_pretrained(pretrained_model_name_or_path, processor_dict, **kwargs)
         return [*tokenizers, FeatureVocabulary.load(path)]
+
+
+def warn_of_fields(reports: Sequence[FieldReport], known: Collection[str | None] = ()) -> None:
+    """Warn of the columns that inference left out, but for those that are `known` to be, and of those that are used though
+    something speaks against it."""
+    fields = [report.field for report in reports]
+    left_out = [f"{f.name!r} ({f.reason})" for f in fields if f.kind == "ignored" and f.name not in known]
+    if left_out:
+        logger.warning(f"left out: {', '.join(left_out)}; name a column in fields to use it all the same")
+    for report in reports:
+        if report.warning:
+            logger.warning(f"field {report.field.name!r} is used though: {report.warning}")
+
+
+def check_fields(schema: Sequence[Field]) -> None:
+    """Raises ValueError where no column is left to learn from."""
+    if not used(schema):
+        raise ValueError(
+            "no column is left to learn from: " + "; ".join(f"{field.name!r}: {field.reason}" for field in schema)
+        )
 
 
 def _spoken(texts: pa.Array) -> pa.Array:

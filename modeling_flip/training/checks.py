@@ -59,6 +59,9 @@ def check_recipe(recipe: Recipe) -> None:
         raise ValueError(
             "freeze_text_tower is morec's; to hold another text tower still, set its text_learning_rate to 0"
         )
+    for key in ("max_train_samples", "max_eval_samples"):
+        if (most := getattr(recipe, key)) is not None and most < 1:
+            raise ValueError(f"{key} is {most}; it must be 1 or more, or left out for all rows")
     settings = model_settings(recipe)
     try:
         config = FlipConfig(towers=recipe.towers, **settings)

@@ -90,7 +90,7 @@ def recipe_parser() -> RecipeParser:
         parser_mode="recipe",
         usage=f"python train.py RECIPE.yaml [{DRY_RUN}] [--key value] [--section.key value] ...",
         description="Train FLIP or one of its towers from a recipe. Every key of the recipe can also be given here. "
-        f"{DRY_RUN} trains and writes nothing: it shows how the data are read, how large the model is and how long training takes.",
+        f"{DRY_RUN} trains and writes nothing: it shows how the data are read, the size of the model and the time it needs.",
         epilog="Any other field of transformers.TrainingArguments works in either section.",
         formatter_class=argparse.HelpFormatter,
         allow_abbrev=False,

@@ -356,8 +356,10 @@ def training(
     for key, title in {"epochs": "epochs trained", "best_epoch": "best epoch", "seed": "seed"}.items():
         if results.get(key) is not None:
             facts[title] = results[key]
-    for key, seconds in (results.get("wall_time") or {}).items():
-        facts[f"{key.removesuffix('_seconds')} time"] = f"{seconds:,.0f} s"
+    wall_time = results.get("wall_time") or {}
+    for phase in ("pretraining", "finetuning", "total"):
+        if (seconds := wall_time.get(f"{phase}_seconds")) is not None:
+            facts[f"{phase} time"] = f"{seconds:,.0f} s"
     if results.get("train_samples_per_second"):
         facts["training speed"] = f"{results['train_samples_per_second']:,.0f} rows/s"
     hardware = results.get("hardware")

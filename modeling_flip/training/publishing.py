@@ -247,8 +247,7 @@ def push_model(
         raise ValueError("without its processor nobody can score a row: call model.push_to_hub(repo_id, processor)")
     processor.check_belongs_to(model.config)
     with TemporaryDirectory() as folder:
-        model.save_pretrained(folder, max_shard_size=max_shard_size)
-        processor.save_pretrained(folder)
+        model.save_pretrained(folder, processor=processor, max_shard_size=max_shard_size)
         if not create_pr:  # which is how to push to a repo of somebody else
             repo_id = create_repo(repo_id, private, token)
         if not with_retries(lambda: HfApi(token=token).file_exists(repo_id, "README.md", revision=revision)):

@@ -85,6 +85,8 @@ class Recipe:
             (FLIP_PLM).
         seed: of the weights, the order of the rows, the masks and the noise.
         max_train_samples: use only this many training rows, the first ones.
+        max_eval_samples: during training, evaluate on only this many validation rows, drawn at random with the seed. At the end
+            all validation and test rows are scored.
         min_count: values that occur less often than this share the unknown feature of their field.
         max_length: the longest sentence, in tokens; the rest is cut off. By default the tokenizer's limit, at most 512.
         use_cpu: train on the CPU, even if there is a GPU.
@@ -122,6 +124,7 @@ class Recipe:
     towers: str = "both"
     seed: int = 42
     max_train_samples: int | None = None
+    max_eval_samples: int | None = None
     min_count: int = 1
     max_length: int | None = None
     use_cpu: bool = False

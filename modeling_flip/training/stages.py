@@ -26,14 +26,15 @@ from ..ctr_models import CTR_MODELS
 from ..field_inference import FieldReport, field_table, infer_fields
 from ..fields import Field, used
 from ..modeling_flip import FlipForCTR, FlipForPreTraining, FlipPreTrainedModel
-from ..processing_flip import FlipProcessor
+from ..processing_flip import FlipProcessor, check_fields, warn_of_fields
 from ..row_dataset import FlipDataset
 from . import manifest
 from .calibration import platt, sampling_shift, sampling_weights
 from .checkpoints import decided_once, fact, last_checkpoint
 from .checks import check_columns, check_data, check_recipe, item_fields
 from .data import SPLITS, as_table, group_codes
-from .metrics import calibration_error, ctr_metrics, named_logits, sigmoid
+from .metrics import METRICS, calibration_error, ctr_metrics, named_logits, sigmoid
+from .phases import phase
 from .publishing import (
     PRETRAINING_RESULTS_FILE,
     RECIPE_FILE,
@@ -42,6 +43,7 @@ from .publishing import (
     PublishCallback,
     Publisher,
     kept_step,
+    validation_of,
     write_card,
 )
 from .recipe import (
@@ -64,9 +66,9 @@ logger = logging.get_logger(__name__)
 
 # What of the recipe each stage depends on; `prepare` on all the rest.
 STAGE_KEYS = {
-    "align": ("tabular_tower", "model", "pretraining", "seed"),
+    "align": ("tabular_tower", "model", "pretraining", "seed", "max_eval_samples"),
     "finetune": (
-        *("model_type", "towers", "tabular_tower", "model", "finetuning", "seed"),
+        *("model_type", "towers", "tabular_tower", "model", "finetuning", "seed", "max_eval_samples"),
         *("calibration", "negative_sampling_rate"),
     ),
     "evaluate": ("negative_sampling_rate",),
@@ -92,6 +94,7 @@ class Prepared:
     Attributes:
         processor: the pretraining checkpoint's, or one fitted on the training rows.
         splits: encoded rows with their labels, by the names in SPLITS.
+        watched: the validation rows that are scored while training.
         inputs: what the manifests say of them: `data` (rows and SHA-256 of each split), `vocabulary` and `text_model`.
         reports: what was found in the data: `rows`, how many each split has, and `cut_fields`, of each field that max_length
             cuts the share of training rows where it does.
@@ -100,6 +103,7 @@ class Prepared:
 
     processor: FlipProcessor
     splits: Mapping[str, FlipDataset]
+    watched: FlipDataset
     inputs: Mapping[str, Any]
     reports: Mapping[str, Any]
     groups: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -185,7 +189,12 @@ class Run:
         ]
 
 
-def run(recipe: Recipe, tables: Mapping[str, Any], kinds: Mapping[str, str] | None = None) -> dict[str, Any]:
+def run(
+    recipe: Recipe,
+    tables: Mapping[str, Any],
+    kinds: Mapping[str, str] | None = None,
+    wall_time: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
     """Pretrain, finetune, evaluate on the untouched test set, and save.
 
     Everything that can be wrong with the input is looked at before training starts. An interrupted run continues where it
@@ -195,6 +204,7 @@ def run(recipe: Recipe, tables: Mapping[str, Any], kinds: Mapping[str, str] | No
         recipe: what is asked for.
         tables: the raw rows of each of SPLITS, Arrow tables or `datasets.Dataset`s.
         kinds: of the columns whose kind the dataset says, where the recipe does not.
+        wall_time: seconds that went before, such as `read_seconds`.
 
     Returns:
         what all_results.json holds.
@@ -203,10 +213,12 @@ def run(recipe: Recipe, tables: Mapping[str, Any], kinds: Mapping[str, str] | No
         ValueError: something is wrong with the recipe, the data or the output folder, with the value and the remedy; or they
             are others than when the run was begun.
     """
-    started = time.perf_counter()
-    check_recipe(recipe)
-    raw = {split: as_table(rows) for split, rows in tables.items()}
-    labels = check_data(raw, recipe)
+    times = dict(wall_time or {})
+    started = time.perf_counter() - sum(times.values())
+    with phase("check", times):
+        check_recipe(recipe)
+        raw = {split: as_table(rows) for split, rows in tables.items()}
+        labels = check_data(raw, recipe)
     state = PartialState(cpu=uses_cpu(recipe))
     with state.main_process_first():
         if recipe.push_to_hub and recipe.hub_strategy == "checkpoint":
@@ -215,7 +227,7 @@ def run(recipe: Recipe, tables: Mapping[str, Any], kinds: Mapping[str, str] | No
         return finished(recipe)
 
     set_seed(recipe.seed)
-    prepared = prepare(recipe, raw, labels, kinds)
+    prepared = prepare(recipe, raw, labels, kinds, times)
     publisher = None
     if recipe.push_to_hub:
         publisher = Publisher(hub_repo(recipe), recipe.hub_private_repo, revision=recipe.hub_revision)
@@ -226,31 +238,34 @@ def run(recipe: Recipe, tables: Mapping[str, Any], kinds: Mapping[str, str] | No
         publisher.create()
 
     try:
-        return all_stages(this, prepared, started)
+        return all_stages(this, prepared, times, started)
     except Exception as error:  # whatever first misses a file: each library has errors of its own
         if (this.folder / RECIPE_FILE).exists():
             raise
         raise ValueError(manifest.DELETED.format(this.folder)) from error
 
 
-def all_stages(run: Run, prepared: Prepared, started: float) -> dict[str, Any]:
+def all_stages(run: Run, prepared: Prepared, wall_time: dict[str, float], started: float) -> dict[str, Any]:
     """The stages behind `prepare`; what all_results.json holds."""
-    aligned = align(run, prepared) if needs_pretraining(run.recipe) else None
-    finetuned = finetune(run, prepared, aligned)
-    wall_time = {"finetuning_seconds": finetuned.seconds}
     results: dict[str, Any] = {}
+    aligned = align(run, prepared) if needs_pretraining(run.recipe) else None
     if aligned is not None:
         results |= aligned.figures
-        wall_time = {"pretraining_seconds": aligned.seconds} | wall_time
+        wall_time["pretraining_seconds"] = aligned.seconds
         started -= aligned.seconds if aligned.resumed else 0
+    with phase("finetuning"):
+        finetuned = finetune(run, prepared, aligned)
+    wall_time["finetuning_seconds"] = finetuned.seconds
     results["resumed"] = finetuned.resumed or (
         aligned is not None and aligned.resumed
     )  # then times count what was kept
     results |= finetuned.figures
-    results |= evaluate(run, prepared, finetuned)
+    with phase("evaluation", wall_time):
+        results |= evaluate(run, prepared, finetuned)
     wall_time["total_seconds"] = time.perf_counter() - started
     results |= {"wall_time": wall_time} | dict(run.facts) | dict(prepared.reports)
-    publish(run, prepared, finetuned, results)
+    with phase("publishing"):
+        publish(run, prepared, finetuned, results)
     return results
 
 
@@ -262,6 +277,7 @@ def prepare(
     tables: Mapping[str, pa.Table],
     labels: Mapping[str, np.ndarray],
     kinds: Mapping[str, str] | None = None,
+    wall_time: dict[str, float] | None = None,
 ) -> Prepared:
     """Infer the fields from the training rows and fit the processor on them, or take the pretraining checkpoint's, and encode
     all rows.
@@ -271,10 +287,17 @@ def prepare(
         tables: the raw rows of each of SPLITS.
         labels: their clicks.
         kinds: of the columns whose kind the dataset says.
+        wall_time: takes the seconds that fitting and encoding took.
+
+    Raises:
+        ValueError: as `make_processor` and `check_columns`, or `max_eval_samples` are too few.
     """
-    processor = make_processor(recipe, tables["train"], labels["train"], kinds or {})
-    check_columns(tables, processor.schema)
-    splits = {split: processor.encode(tables[split], labels[split]) for split in SPLITS}
+    with phase("fit", wall_time):
+        processor = make_processor(recipe, tables["train"], labels["train"], kinds or {})
+        check_columns(tables, processor.schema)
+    with phase("encode", wall_time):
+        splits = {split: processor.encode(tables[split], labels[split]) for split in SPLITS}
+    watched = watched_rows(recipe, splits["validation"])
     groups = group_codes(tables, recipe.group_column) if recipe.group_column else {}
     text_model = None
     if needs_text(recipe):
@@ -295,7 +318,30 @@ def prepare(
             + ", ".join(f"{name!r} in {share:.1%} of the training rows" for name, share in worst)
             + ". Give a larger --max_length, shorter fields, or with --fields another order: what matters first"
         )
-    return Prepared(processor, splits, inputs, reports, groups)
+    return Prepared(processor, splits, watched, inputs, reports, groups)
+
+
+def watched_rows(recipe: Recipe, validation: FlipDataset) -> FlipDataset:
+    """The validation rows that are scored while training: `max_eval_samples` of them, or all.
+
+    Raises:
+        ValueError: these have no click, or nothing but clicks.
+    """
+    most = recipe.max_eval_samples
+    if most is None or most >= len(validation):
+        return validation
+    picked = np.random.default_rng(recipe.seed).choice(len(validation), most, replace=False)
+    rows = validation.__getitems__(np.sort(picked))
+    if rows.labels is not None and len(np.unique(rows.labels)) == 1:
+        raise ValueError(
+            f"max_eval_samples is {most}, and every label of these validation rows is {rows.labels[0]:.0f}: AUC needs clicks "
+            "and non-clicks; give more"
+        )
+    logger.warning(
+        f"while training, {most:,} of {len(validation):,} validation rows are scored, drawn at random with seed {recipe.seed}; "
+        "at the end all are"
+    )
+    return rows
 
 
 def reads_whole_sentences(recipe: Recipe) -> bool:
@@ -379,18 +425,8 @@ def choose_fields(recipe: Recipe, train: pa.Table, labels: np.ndarray, kinds: Ma
     schema = [report.field for report in reports]
     if PartialState().is_main_process:
         print(f"{field_table(reports)}\n", flush=True)
-        known = {*(recipe.exclude_fields or []), recipe.time_column}
-        ignored = [field for field in schema if field.kind == "ignored" and field.name not in known]
-        left_out = [f"{field.name!r} ({field.reason})" for field in ignored]
-        if left_out:
-            logger.warning(f"left out: {', '.join(left_out)}; name a column in fields to use it all the same")
-        for report in reports:
-            if report.warning:
-                logger.warning(f"field {report.field.name!r} is used though: {report.warning}")
-    if not used(schema):
-        raise ValueError(
-            "no column is left to learn from: " + "; ".join(f"{field.name!r}: {field.reason}" for field in schema)
-        )
+        warn_of_fields(reports, known={*(recipe.exclude_fields or []), recipe.time_column})
+    check_fields(schema)
     if recipe.towers != "text" and recipe.model_type == "flip" and not any(field.has_table_side for field in schema):
         raise ValueError(
             f"the fields {[field.name for field in used(schema)]} are text, which a tabular tower does not read: set towers to "
@@ -437,7 +473,8 @@ def align(run: Run, prepared: Prepared) -> Aligned:
     if not (resumed and manifest.is_complete(run.folder, "align")):
         with manifest.recorded(run.folder, "align", run.inputs("align", prepared)) as outputs:
             if not resumed:
-                pretrain(run, prepared, folder)
+                with phase("pretraining"):
+                    pretrain(run, prepared, folder)
             outputs.figures = json.loads((folder / PRETRAINING_RESULTS_FILE).read_text())
             outputs.files = [file for file in folder.iterdir() if file.is_file()]
     figures = json.loads((folder / PRETRAINING_RESULTS_FILE).read_text())
@@ -466,8 +503,7 @@ def pretrain(run: Run, prepared: Prepared, folder: Path) -> None:
     model = FlipForPreTraining.from_text_pretrained(recipe.text_model_name_or_path, processor, **model_settings(recipe))
     arguments = stage_arguments(recipe, "pretraining")
     callbacks = run.callbacks(processor, subfolder="pretraining")
-    splits = prepared.splits
-    trainer = FlipTrainer(model, arguments, processor, splits["train"], splits["validation"], callbacks)
+    trainer = FlipTrainer(model, arguments, processor, prepared.splits["train"], prepared.watched, callbacks)
     trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args))
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     figures = {
@@ -491,20 +527,20 @@ def finetune(run: Run, prepared: Prepared, aligned: Aligned | None) -> Finetuned
     with manifest.recorded(run.folder, "finetune", run.inputs("finetune", prepared)) as outputs:
         begun = time.perf_counter()
         set_seed(run.recipe.seed)  # finetuning is the same after a resumed pretraining as after a straight one
-        model, splits = make_model(run.recipe, prepared.processor, aligned), prepared.splits
+        model = make_model(run.recipe, prepared.processor, aligned)
         processor = prepared.processor.tabular_only() if model.inputs == ("feature_ids",) else prepared.processor
         folders = {} if aligned is None else {"pretraining": aligned.folder}
         trainer = FlipTrainer(
             model,
             stage_arguments(run.recipe, "finetuning"),
             processor,
-            splits["train"],
-            splits["validation"],
+            prepared.splits["train"],
+            prepared.watched,
             run.callbacks(processor, folders=folders),
         )
         last = last_checkpoint(trainer.args)
         trainer.train(resume_from_checkpoint=last)
-        calibration = calibrate(run.recipe, trainer, splits["validation"])
+        calibration = calibrate(run.recipe, trainer, prepared.splits["validation"])
         seconds = time.perf_counter() - begun
         trainer.save_model(str(run.folder), _internal_call=True)
         trainer.accelerator.wait_for_everyone()
@@ -577,7 +613,8 @@ def evaluate(run: Run, prepared: Prepared, finetuned: Finetuned) -> dict[str, An
     """Metrics on validation and test, and what is known of the model."""
     model, results = finetuned.model, dict[str, Any]()
     with manifest.recorded(run.folder, "evaluate", run.inputs("evaluate", prepared)) as outputs:
-        for split in ("validation", "test"):
+        results |= logged_validation(finetuned.trainer, prepared)
+        for split in ("test",) if results else ("validation", "test"):
             rate, groups = run.recipe.negative_sampling_rate, prepared.groups.get(split)
             plot = run.folder / RELIABILITY_FILE if split == "test" else None
             results |= evaluate_split(finetuned.trainer, prepared.splits[split], split, groups, rate, plot)
@@ -591,6 +628,17 @@ def evaluate(run: Run, prepared: Prepared, finetuned: Finetuned) -> dict[str, An
         if finetuned.trainer.is_world_process_zero():
             outputs.files = [run.folder / RELIABILITY_FILE]
     return results
+
+
+def logged_validation(trainer: FlipTrainer, prepared: Prepared) -> dict[str, float]:
+    """Validation metrics of the weights that were kept, from the log of the training; nothing where they are not there, are of
+    some of the rows or of logits that were calibrated since, or gAUC is to come with them."""
+    config = trainer.accelerator.unwrap_model(trainer.model).config
+    is_calibrated = (config.logit_scale, config.logit_shift) != (1, 0)
+    if is_calibrated or trainer.eval_dataset is not prepared.splits["validation"] or "validation" in prepared.groups:
+        return {}
+    measured = validation_of(trainer.state.log_history, kept_step(trainer.args, trainer.state))
+    return {name: value for name, value in measured.items() if name.endswith(tuple(f"_{metric}" for metric in METRICS))}
 
 
 def evaluate_split(

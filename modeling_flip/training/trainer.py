@@ -15,7 +15,7 @@ from transformers.trainer_utils import PredictionOutput, TrainOutput, rotate_che
 from transformers.utils import logging
 
 from ..data_collator import FlipDataCollator, PretrainingCollator
-from ..modeling_flip import FlipForCTR, FlipForPreTraining, FlipPreTrainedModel
+from ..modeling_flip import FlipForCTR, FlipForPreTraining, FlipPreTrainedModel, random_text_towers
 from ..processing_flip import FlipProcessor
 from ..row_dataset import FlipDataset
 from ..tabular_layers import BatchNorm
@@ -97,11 +97,10 @@ class FlipTrainer(Trainer):
 
     def _warn_of_what_trains_badly(self) -> None:
         config, args = self.model.config, self.args
-        reads_text = self._has_text or config.model_type == "morec"
-        if reads_text and not (config.name_or_path or config.text_config.name_or_path):
+        if random_text_towers(self.model):
             logger.warning(
-                "the text tower's weights are random: it has read nothing yet. Start from a language model with "
-                "from_text_pretrained, or from a checkpoint with from_pretrained"
+                "the text tower's weights are random: it has read nothing yet, whatever its configuration names. Start from a "
+                "language model with from_text_pretrained, or from a checkpoint with from_pretrained"
             )
         steps, rows = args.gradient_accumulation_steps, args.train_batch_size * args.world_size
         if isinstance(self.model, FlipForPreTraining) and config.icl_weight and steps > 1:
@@ -167,7 +166,10 @@ class FlipTrainer(Trainer):
         finally:
             torch.set_float32_matmul_precision(before)
         self._stop_if_not_finite()
-        self.accelerator.unwrap_model(self.model).untrained_weights = ()
+        model = self.accelerator.unwrap_model(self.model)
+        model.untrained_weights = ()
+        for tower in random_text_towers(model):
+            tower.has_random_weights = False
         return output
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -284,11 +286,12 @@ class FlipTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         self._stop_if_not_finite()
+        folder = Path(output_dir or str(self.args.output_dir))
+        if self.args.should_save:
+            self.processor.save_pretrained(folder)  # before the model, which warns where it would stand there alone
         super()._save(output_dir, state_dict)
         if not self.args.should_save:
             return
-        folder = Path(output_dir or str(self.args.output_dir))
-        self.processor.save_pretrained(folder)
         # Trainer pickles its arguments beside the model; the recipe says the same in words.
         (folder / "training_args.bin").unlink(missing_ok=True)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -18,13 +19,16 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertConfig,
+    BertForMaskedLM,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     RobertaConfig,
     set_seed,
 )
 from transformers.utils import ModelOutput
 
 from modeling_flip import FlipConfig, FlipForCTR, FlipForPreTraining, FlipModel, FlipProcessor
+from modeling_flip.modeling_flip import random_text_towers
 
 NUM_FEATURES, NUM_FIELDS, VOCAB_SIZE, MASK_TOKEN, SIZE, LENGTH = 11, 3, 30, 4, 4, 6
 LABELS = torch.tensor([1, 0, 0, 1])
@@ -592,3 +596,101 @@ def test_a_calibrated_checkpoint_comes_back_and_is_of_a_format_that_older_code_r
         versions.append(json.loads((tmp_path / "config.json").read_text())["format_version"])
         torch.testing.assert_close(FlipForCTR.from_pretrained(tmp_path)(**batch).logits, model(**batch).logits)
     assert versions == [2, 3, 3, 2]
+
+
+# ---- from a processor, and with it
+
+
+def test_a_configuration_takes_its_sizes_from_the_processor(wordpiece: PreTrainedTokenizerFast) -> None:
+    rows = {"city": ["Rome", "Oslo"], "tags": [["a"], ["b", "c"]]}
+    for tokenizer, towers in ((None, "tabular"), (wordpiece, "both")):
+        processor = FlipProcessor.fit(rows, tokenizer=tokenizer)
+        config = FlipConfig.from_processor(processor, embedding_size=4)
+        assert (config.num_fields, config.list_fields, config.embedding_size) == (2, [1], 4)
+        assert config.towers == towers
+        processor.check_belongs_to(config)
+    with pytest.raises(ValueError, match="towers is 'both', but the processor has no tokenizer"):
+        FlipConfig.from_processor(processor.tabular_only(), towers="both")
+
+
+def test_model_and_processor_are_saved_in_one_call(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    processor = FlipProcessor.fit({"city": ["Rome", "Oslo"]})
+    model = FlipForCTR(FlipConfig.from_processor(processor, embedding_size=4, hidden_sizes=[8]))
+    model.save_pretrained(tmp_path / "both", processor=processor)
+    assert FlipProcessor.from_pretrained(tmp_path / "both").fields == ["city"]
+    model.save_pretrained(tmp_path / "both")  # again: there is one beside it
+    assert "holds the model alone" not in caplog.text
+    model.save_pretrained(tmp_path / "alone")
+    assert f"{tmp_path / 'alone'} holds the model alone: without its processor nobody can score a row" in caplog.text
+    other = FlipProcessor.fit({"city": ["Bern", "Oslo", "Paris"]})
+    with pytest.raises(ValueError, match="the vocabulary does not belong to the weights"):
+        model.save_pretrained(tmp_path / "other", processor=other)
+    assert not (tmp_path / "other").exists()
+
+
+# ---- what is said of weights that are missing or left over
+
+
+@pytest.fixture
+def flip_folder(tmp_path: Path) -> Path:
+    FlipForPreTraining(make_config()).save_pretrained(tmp_path / "pretraining")
+    FlipForCTR(make_config()).save_pretrained(tmp_path / "ctr")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("model_class", "folder", "settings"),
+    [
+        (FlipForCTR, "pretraining", {}),
+        (FlipForCTR, "pretraining", {"towers": "tabular"}),
+        (FlipForCTR, "ctr", {"towers": "tabular"}),
+        (FlipForCTR, "ctr", {"towers": "text"}),
+        (FlipModel, "pretraining", {}),
+        (FlipModel, "ctr", {"towers": "tabular"}),
+    ],
+)
+def test_heads_and_towers_that_are_meant_to_be_left_behind_are_not_listed(
+    model_class: Any, folder: str, settings: dict[str, str], flip_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.clear()
+    model_class.from_pretrained(flip_folder / folder, **settings)
+    told = [record.getMessage() for record in caplog.records]
+    assert [line for line in told if "is a pretraining checkpoint" not in line] == []
+    assert len(told) == (model_class is FlipForCTR and folder == "pretraining")
+
+
+def test_weights_that_should_be_there_and_those_that_should_not_are_named(
+    flip_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = flip_folder / "ctr" / "model.safetensors"
+    weights = load_file(file)
+    del weights["text_classifier.bias"]
+    del weights["flip.text_tower.embeddings.word_embeddings.weight"]
+    save_file(weights | {"flip.a_stranger": torch.zeros(1)}, file, metadata={"format": "pt"})
+    (flip_folder / "ctr" / "model.sha256").unlink()
+    model = FlipForCTR.from_pretrained(flip_folder / "ctr")
+    lacking = "flip.text_tower.embeddings.word_embeddings.weight, text_classifier.bias"
+    assert f"{flip_folder / 'ctr'} lacks weights, which are random: {lacking}\n" in caplog.text
+    assert f"{flip_folder / 'ctr'} has weights to spare: flip.a_stranger\n" in caplog.text
+    assert "LOAD REPORT" not in caplog.text
+    assert model.untrained_weights == tuple(lacking.split(", "))
+    assert random_text_towers(model)
+
+
+def test_of_a_text_model_only_its_own_missing_weights_are_named(
+    tmp_path: Path, wordpiece: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A masked language model has a head, which is left behind, and no pooler, which is not read."""
+    config = BertConfig(**TINY | {"vocab_size": len(wordpiece)})
+    BertForMaskedLM(config).save_pretrained(tmp_path)
+    processor = FlipProcessor.fit({"city": ["Rome", "Oslo"]}, tokenizer=wordpiece, max_length=16)
+    caplog.clear()
+    model = FlipForCTR.from_text_pretrained(tmp_path, processor, embedding_size=4, hidden_sizes=[8])
+    assert caplog.text == "" and not random_text_towers(model)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["bert.encoder.layer.0.output.dense.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    FlipForCTR.from_text_pretrained(tmp_path, processor, embedding_size=4, hidden_sizes=[8])
+    (line,) = caplog.messages
+    name = "encoder.layer.0.output.dense.weight"
+    assert line == f"{tmp_path} lacks weights of its own architecture, which are random: {name}"

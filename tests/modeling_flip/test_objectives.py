@@ -363,10 +363,12 @@ def test_a_lone_process_gathers_its_own_rows() -> None:
 
 ONE_OF_TWO_PROCESSES = """
 import sys
+import warnings
 import torch
 from modeling_flip.configuration_flip import FlipConfig
 from modeling_flip.objectives import InstanceContrastiveLearning
 
+warnings.filterwarnings("error", category=FutureWarning, module="modeling_flip")
 rank, folder = int(sys.argv[1]), sys.argv[2]
 torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
 batch = torch.load(f"{folder}/batch.pt")
@@ -387,10 +389,8 @@ def test_two_processes_with_half_the_rows_each_learn_what_one_with_all_does(tmp_
     torch.save({"weights": icl.state_dict(), "text": text.data, "tabular": tabular.data}, tmp_path / "batch.pt")
     repository = Path(__file__).parents[2]
     environment = os.environ | {"PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen([sys.executable, "-c", ONE_OF_TWO_PROCESSES, str(rank), str(tmp_path)], env=environment)
-        for rank in range(2)
-    ]
+    command = [sys.executable, "-W", "error::FutureWarning:modeling_flip", "-c", ONE_OF_TWO_PROCESSES]
+    processes = [subprocess.Popen([*command, str(rank), str(tmp_path)], env=environment) for rank in range(2)]
     try:
         assert [process.wait(timeout=120) for process in processes] == [0, 0]
     finally:

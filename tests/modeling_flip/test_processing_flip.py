@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +16,8 @@ from transformers import AutoProcessor, ByT5Tokenizer, PreTrainedTokenizerFast
 from modeling_flip import FeatureVocabulary, Field, FlipProcessor, processing_flip
 from modeling_flip.processing_flip import ROWS_TO_JUDGE
 from modeling_flip.row_reader import MEMBER_SEPARATOR
+from modeling_flip.training.recipe import Recipe
+from modeling_flip.training.stages import choose_fields
 
 FIELDS = ["user_id", "gender", "title"]
 FAMILIES = ["wordpiece", "byte_level_bpe", "unigram"]
@@ -533,3 +536,50 @@ def test_a_label_that_is_no_click_is_shown_with_its_row(labels: list[Any], shown
     with pytest.raises(ValueError, match="label column 'click' holds ") as error:
         processor.encode({"title": ["a"] * len(labels), "click": labels}, labels="click")
     assert shown in str(error.value)
+
+
+# ---- fields inferred from a DataFrame
+
+
+def a_log(rows: int = 60) -> dict[str, list[Any]]:
+    """A column that gives the click away, one with a value a row, and two that can be learned from."""
+    clicks = [i % 3 == 0 for i in range(rows)]
+    return {
+        "row_id": [f"r{i}" for i in range(rows)],
+        "city": [f"city {i % 7}" for i in range(rows)],
+        "price": [i % 11 + 0.5 for i in range(rows)],
+        "bought": ["yes" if click else "no" for click in clicks],
+        "clicked": [int(click) for click in clicks],
+    }
+
+
+def test_fit_infers_the_fields_as_train_py_does(caplog: pytest.LogCaptureFixture) -> None:
+    pd = pytest.importorskip("pandas")
+    frame, log = pd.DataFrame(a_log()), pa.table(a_log())
+    processor = FlipProcessor.fit(frame, label="clicked")
+    assert processor.fields == ["city", "price"]
+    assert "left out: 'row_id' (one value a row: it would only be memorised), 'bought' (identical to the label)" in (
+        caplog.text
+    )
+    recipe = Recipe(dataset_name="a log", output_dir="unused", label_column="clicked", towers="tabular")
+    assert list(processor.schema) == choose_fields(recipe, log, np.array(a_log()["clicked"], np.float32), {})
+
+
+def test_fit_takes_settings_of_single_fields() -> None:
+    processor = FlipProcessor.fit(a_log(), {"price": {"kind": "categorical"}}, label="clicked")
+    assert [(field.name, field.kind) for field in processor.vocabulary.columns] == [
+        ("city", "categorical"),
+        ("price", "categorical"),
+    ]
+
+
+def test_a_label_is_never_a_field() -> None:
+    with pytest.raises(ValueError, match="'clicked' is declared as a field, and left out: the label"):
+        FlipProcessor.fit(a_log(), ["city", "clicked"], label="clicked")
+    with pytest.raises(ValueError, match="label column 'city' holds 'city 0'"):
+        FlipProcessor.fit(a_log(), label="city")
+    forgotten = FlipProcessor.fit(a_log())
+    with pytest.raises(ValueError, match="the label 'clicked' is a field of the processor: the model would read the"):
+        forgotten.encode(a_log(), "clicked")
+    with pytest.raises(ValueError, match="no column is left to learn from: 'row_id': one value a row"):
+        FlipProcessor.fit({key: a_log()[key] for key in ("row_id", "bought", "clicked")}, label="clicked")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from modeling_flip import (
     CtrPredictionPipeline,
@@ -188,18 +188,27 @@ def test_nothing_that_the_caller_gave_is_changed(
 
 
 def test_what_trains_badly_is_said(
-    make: Callable[..., FlipTrainer], processor: FlipProcessor, data: FlipDataset, caplog: pytest.LogCaptureFixture
+    make: Callable[..., FlipTrainer],
+    processor: FlipProcessor,
+    data: FlipDataset,
+    tiny_text_model: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     sound = make(FlipForPreTraining)
     assert caplog.text == ""
     make(FlipForPreTraining, gradient_accumulation_steps=4)
     assert "(ICL) compares the 16 rows that are read at a time (16 × 1 processes), not all 64 of a step" in caplog.text
     caplog.clear()
-    text_config = sound.model.config.text_config.to_dict() | {"_name_or_path": ""}
-    config = FlipConfig(text_config=text_config, **SIZES, **processor.config_settings)
-    FlipTrainer(FlipForCTR(config), sound.args, processor, data)
+    # The configuration of a pretrained model names it, and yet nothing of it was loaded.
+    text_config = AutoConfig.from_pretrained(tiny_text_model)
+    assert text_config.name_or_path
+    fresh = FlipForCTR(FlipConfig.from_processor(processor, text_config=text_config, **SIZES))
+    trainer = FlipTrainer(fresh, make(max_steps=1).args, processor, data)
     assert "the text tower's weights are random" in caplog.text
+    trainer.train()
     caplog.clear()
+    FlipTrainer(fresh, sound.args, processor, data)  # it has read something by now
+    assert caplog.text == ""
     sound.save_model(str(sound.args.output_dir))
     loaded = FlipForCTR.from_pretrained(str(sound.args.output_dir))
     caplog.clear()
