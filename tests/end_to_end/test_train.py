@@ -529,20 +529,30 @@ def killed_while(stage: str, recipe: Recipe, data: Any, monkeypatch: pytest.Monk
         ),
     ],
 )
-@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
 def test_old_weights_never_go_on_with_other_data(
-    stage: str, change: Callable[[Any], None], message: str, recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+    change: Callable[[Any], None], message: str, recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun = recipe("--pretraining.max_steps", 1, "--finetuning.max_steps", 1)
     data = train.load_data(begun)
-    killed_while(stage, begun, data, monkeypatch)
+    killed_while("finetune", begun, data, monkeypatch)
     before = {path: path.read_bytes() for path in Path(begun.output_dir).rglob("*") if path.is_file()}
     changed = dict(data)
     change(changed)
     with pytest.raises(ValueError, match=f"was begun with other inputs: .*{message}"):
         run(begun, changed)
     assert {path: path.read_bytes() for path in Path(begun.output_dir).rglob("*") if path.is_file()} == before
-    assert run(begun, data)["resumed"] == (stage == "finetune")
+    assert run(begun, data)["resumed"]
+
+
+def test_where_nothing_was_trained_yet_other_data_are_no_matter(
+    recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = recipe("--pretraining.max_steps", 1, "--finetuning.max_steps", 1)
+    data = train.load_data(begun)
+    killed_while("pretrain", begun, data, monkeypatch)
+    fewer = dict(data) | {"train": data["train"].slice(0, 160)}
+    results = run(begun, fewer)
+    assert results["rows"]["train"] == 160 and not results["resumed"]
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "pretraining_results.json", "README.md"])

@@ -406,7 +406,7 @@ def test_a_folder_that_is_behind_the_hub_does_not_overwrite_it(
     second_run: list[Any], hub: LoopbackHub, tmp_path: Path
 ) -> None:
     behind = tmp_path / "behind"
-    behind.mkdir()
+    (behind / "checkpoints").mkdir(parents=True)  # where nothing has been trained there is nothing to lose
     recipe = yaml.safe_load(hub.files("me/twice", revision="seed7")["recipe.yaml"]) | {"output_dir": str(behind)}
     (behind / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     before = hub.commits("me/twice", revision="seed7")
