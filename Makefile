@@ -17,7 +17,7 @@ hub-demo: install ## the quickstart, pushed to a Hub on this machine and loaded 
 	$(BIN)/python -m tests.hub.demo
 
 test: quality ## everything that must hold
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 attack: install ## kills at every file that a run writes, damage of every file of a checkpoint; hours
 	$(BIN)/python -m tests.attack.kills

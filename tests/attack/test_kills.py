@@ -25,7 +25,7 @@ from tests.attack.runs import (
     spread,
 )
 
-MOST = 12  # of each attack
+MOST = 8  # of each attack
 
 
 @pytest.fixture(scope="module")

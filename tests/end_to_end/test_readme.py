@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoTokenizer
 import train
 from benchmarks import results_table
 from modeling_flip.fields import make_field
+from modeling_flip.training.command_line import without_dry_run
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {page.relative_to(ROOT).as_posix(): page.read_text() for page in results_table.PAGES}
@@ -76,10 +77,11 @@ def test_training_commands_run(command: str, folder: Path, monkeypatch: pytest.M
     arguments = shlex.split(command.removeprefix(TRAIN))
     if "data/" in command and not DATA.exists():
         pytest.skip("MovieLens is not at hand")
-    output_dir = train.parse_recipe(arguments).output_dir
-    pretraining = train.parse_recipe(arguments).pretraining is not None
+    of_recipe, is_dry = without_dry_run(arguments)
+    recipe = train.parse_recipe(of_recipe)
+    output_dir, pretraining = recipe.output_dir, recipe.pretraining is not None
     train.main([*arguments, *QUICK, *(QUICK_PRETRAINING if pretraining else [])])
-    assert (folder / output_dir / "all_results.json").exists() != ("--dry_run" in arguments)
+    assert (folder / output_dir / "all_results.json").exists() != is_dry
 
 
 @pytest.mark.parametrize("command", COMPARE)

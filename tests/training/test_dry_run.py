@@ -293,7 +293,7 @@ def test_lengths_without_a_token_table_are_those_of_whole_sentences(
         processor = FlipProcessor.fit(rows, None, tokenizers[family], max_length=12)
         processor._token_table_is_exact = is_exact
         encoded = processor.encode(rows)
-        return dry_run.facts_of_sentences(Prepared(processor, {"train": encoded}, {}, {}))
+        return dry_run.facts_of_sentences(Prepared(processor, {"train": encoded}, encoded, {}, {}))
 
     assert facts(True) == facts(False)
     assert facts(False).quantiles[2] > 12 and facts(False).share_cut > 0
