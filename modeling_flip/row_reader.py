@@ -205,7 +205,7 @@ def arrow_or_cells(values: Any) -> pa.Array | list[Any]:
     if hasattr(values, "dtype") and hasattr(values, "array") and values.dtype != object:  # pandas.Series
         try:
             return arrow_or_cells(pa.Array.from_pandas(values))
-        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):  # categories of mixed types, float16
+        except pa.ArrowException:  # categories of mixed types, float16
             values = values.astype(object)
     if isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype != object:
         if values.dtype.kind == "M":

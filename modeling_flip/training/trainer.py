@@ -290,10 +290,9 @@ class FlipTrainer(Trainer):
         if self.args.should_save:
             self.processor.save_pretrained(folder)  # before the model, which warns where it would stand there alone
         super()._save(output_dir, state_dict)
-        if not self.args.should_save:
-            return
-        # Trainer pickles its arguments beside the model; the recipe says the same in words.
-        (folder / "training_args.bin").unlink(missing_ok=True)
+        if self.args.should_save:
+            # Trainer pickles its arguments beside the model; the recipe says the same in words.
+            (folder / "training_args.bin").unlink(missing_ok=True)
 
     # ---- the Hub: all of it is the publisher's
 
