@@ -18,13 +18,11 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_
 import contextlib
 import sys
 import tempfile
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -36,35 +34,35 @@ from modeling_flip.commands import end_with, ends_in_order, exit_code, is_launch
 from modeling_flip.processing_flip import FlipProcessor
 from modeling_flip.training.checks import check_data
 from modeling_flip.training.command_line import is_expected, parse_recipe, without_dry_run
-from modeling_flip.training.data import load_splits
 from modeling_flip.training.dry_run import DryRun, inspect, show
 from modeling_flip.training.phases import phase
+from modeling_flip.training.preparation import inspect_fields
 from modeling_flip.training.publishing import RECIPE_FILE, RESULTS_FILE
 from modeling_flip.training.recipe import Recipe, field_names, needs_text, uses_cpu
-from modeling_flip.training.stages import inspect_fields, run
+from modeling_flip.training.splits import RawSplits, load_splits
+from modeling_flip.training.stages import run
 from modeling_flip.training.summary import metrics_table, next_steps
 
 logger = logging.get_logger(__name__)
 ROWS_OF_TEXT_MODEL = 20_000  # enough to meet the words
 
 
-def load_data(recipe: Recipe) -> dict[str, pa.Table]:
+def load_data(recipe: Recipe) -> RawSplits:
     """The rows of the recipe's dataset, as they are written: train, validation and test.
 
     Raises:
         ValueError: the dataset cannot be found or read.
     """
     loaders = {name: partial(dataset.load, name, recipe.raw_dir) for name, dataset in registered_datasets().items()}
-    splits = load_splits(
+    return load_splits(
         recipe.dataset_name,
         registered=loaders,
         time_column=recipe.time_column,
         delimiter=recipe.delimiter,
         encoding=recipe.encoding,
+        keep=[name for name in (recipe.label_column, recipe.group_column) if name is not None],
+        max_train_samples=recipe.max_train_samples,
     )
-    if recipe.max_train_samples is not None:
-        splits["train"] = splits["train"].slice(0, recipe.max_train_samples)
-    return splits
 
 
 def kinds_of_columns(recipe: Recipe) -> dict[str, str]:
@@ -92,7 +90,7 @@ def complete_recipe(recipe: Recipe) -> Recipe:
     return recipe
 
 
-def name_text_model(recipe: Recipe, data: Mapping[str, pa.Table]) -> Recipe:
+def name_text_model(recipe: Recipe, data: RawSplits) -> Recipe:
     """The recipe with a text tower where it needs one and names none: a tiny one that knows the words of the training rows, made
     beside the output folder. A run that goes on there goes on with it.
 
@@ -104,7 +102,7 @@ def name_text_model(recipe: Recipe, data: Mapping[str, pa.Table]) -> Recipe:
     folder = Path(f"{recipe.output_dir}-text-model")
     begins = PartialState().is_main_process and not (Path(recipe.output_dir) / RECIPE_FILE).exists()
     if begins or not (folder / "config.json").exists():
-        rows, clicks = data["train"].slice(0, ROWS_OF_TEXT_MODEL), check_data(data, recipe)["train"]
+        rows, clicks = data["train"].head(ROWS_OF_TEXT_MODEL), check_data(data, recipe)["train"]
         reports = inspect_fields(recipe, rows, clicks[: len(rows)], kinds_of_columns(recipe))
         processor = FlipProcessor.fit(rows, [report.field for report in reports])
         write_text_model(folder, processor.texts(rows), max_length=512)

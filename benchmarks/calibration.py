@@ -20,10 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from modeling_flip import CtrPredictionPipeline, FlipForCTR, FlipProcessor
-from modeling_flip.training.data import load_splits
 from modeling_flip.training.manifest import environment
 from modeling_flip.training.metrics import calibration_error, sigmoid
 from modeling_flip.training.recipe import Recipe
+from modeling_flip.training.splits import load_splits
 from modeling_flip.training.stages import run
 
 TRAINING = {"num_train_epochs": 2, "per_device_train_batch_size": 128, "learning_rate": 2e-3, "weight_decay": 0.1}

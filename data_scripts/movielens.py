@@ -25,7 +25,7 @@ if __name__ == "__main__":  # run as a file, python looks for modules in the fil
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data_scripts import registry
 from data_scripts.publishing import dataset_card, dataset_id, push, write
-from modeling_flip.training.data import earlier_part
+from modeling_flip.training.splits import earlier_part
 
 BASE_URL = "https://files.grouplens.org/datasets/movielens"
 

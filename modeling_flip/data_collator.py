@@ -131,6 +131,7 @@ class PretrainingCollator:
         return {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in batch.items()}
 
     def _draw(self, rows: FlipDataset, stream: int, width: int) -> np.ndarray:
+        assert rows.row_ids is not None
         return uniforms(self.seed, rows.epoch, stream, rows.row_ids, width)
 
     def _choose_fields(self, rows: FlipDataset, stream: int, num_fields: int, ratio: float) -> np.ndarray:

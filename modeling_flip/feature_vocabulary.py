@@ -113,15 +113,35 @@ class FeatureVocabulary:
     @classmethod
     def of_columns(cls, columns: Mapping[str, pa.DictionaryArray], schema: Sequence[Field]) -> FeatureVocabulary:
         """The same of columns that have been read."""
-        seen: dict[str, list[tuple[pa.Array, np.ndarray, np.ndarray]]] = {field.name: [] for field in used(schema)}
-        nulls = {}
+        found, nulls = {}, {}
         for field in used(schema):
             column = columns[field.name]
             nulls[field.name] = column.null_count
+            if field.kind != "text":
+                counts = np.bincount(column.indices.drop_null().to_numpy(), minlength=len(column.dictionary))
+                found[field.name] = (column.dictionary, counts, _first_rows(column))
+        return cls.of_counts(found, nulls, schema)
+
+    @classmethod
+    def of_counts(
+        cls,
+        found: Mapping[str, tuple[pa.Array, np.ndarray, np.ndarray]],
+        null_counts: Mapping[str, int],
+        schema: Sequence[Field],
+    ) -> FeatureVocabulary:
+        """The same of columns that have been counted.
+
+        Args:
+            found: of each field but texts its distinct values as canonical text, in how many rows each stands, and in which row
+                first.
+            null_counts: of each field the rows without a value.
+            schema: all fields.
+        """
+        seen: dict[str, list[tuple[pa.Array, np.ndarray, np.ndarray]]] = {field.name: [] for field in used(schema)}
+        for field in used(schema):
             if field.kind == "text":
                 continue
-            counts = np.bincount(column.indices.drop_null().to_numpy(), minlength=len(column.dictionary))
-            texts, rows = column.dictionary, _first_rows(column)
+            texts, counts, rows = found[field.name]
             if field.kind == "list":
                 lists = pc.split_pattern(texts, MEMBER_SEPARATOR)
                 parents = pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)
@@ -134,7 +154,7 @@ class FeatureVocabulary:
             texts = pa.concat_arrays([pa.array([], pa.string()), *(texts for texts, _, _ in parts)])
             counts = np.concatenate([np.zeros(0, np.int64), *(counts for _, counts, _ in parts)])
             values[name], counted[name] = _count([(texts.take(pa.array(order)), counts[order])])
-        return cls(tuple(schema), values, counted, nulls)
+        return cls(tuple(schema), values, counted, {field.name: null_counts[field.name] for field in used(schema)})
 
     @classmethod
     def merge(cls, vocabularies: Sequence[FeatureVocabulary]) -> FeatureVocabulary:
@@ -387,7 +407,7 @@ class FeatureVocabulary:
             # The missing value stands behind all others, where index -1 finds it.
             value_ids[:, i] = np.append(ids, self.value_offsets[i])[indices]
             if len(new):
-                own, lengths = self._local_features(i, new)
+                own, lengths = self.local_features(i, new)
                 owners.append(np.full(len(new), i, np.int32))
                 texts.append(new)
                 features.append(own)
@@ -402,7 +422,7 @@ class FeatureVocabulary:
         )
         return value_ids, local
 
-    def _local_features(self, column: int, texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    def local_features(self, column: int, texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
         """Features of values that are not in the vocabulary, end to end, and how many each has."""
         field, unknown = self.columns[column], self.unknown_features[column]
         one_each = np.ones(len(texts), np.int64)

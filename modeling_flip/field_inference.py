@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -101,6 +102,7 @@ def infer_fields(
     labels: np.ndarray | None = None,
     exclude: Mapping[str, str] | None = None,
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    population: int | None = None,
 ) -> list[FieldReport]:
     """The fields of a table, inferred from its training rows.
 
@@ -112,6 +114,7 @@ def infer_fields(
         exclude: columns to leave out, and why.
         overrides: where no columns are declared, settings of some of them, by name; these are as good as declared, and the others
             are inferred.
+        population: how many training rows there are, where `rows` are a random sample of them.
 
     Raises:
         ValueError: a declared or excluded column does not exist (with the nearest) or is both, a setting is impossible, or a
@@ -150,7 +153,9 @@ def infer_fields(
             continue
         try:
             reports.append(
-                _report(column_of(name), given, labels, may_ignore=declared is None and name not in overrides)
+                _report(
+                    column_of(name), given, labels, population, may_ignore=declared is None and name not in overrides
+                )
             )
         except UnreadableError as error:
             raise UnreadableError(f"{error}, or leave the column out (exclude_fields)") from None
@@ -158,7 +163,9 @@ def infer_fields(
     return [*reports, *(FieldReport(field, 0, 0, "") for field in ignored)]
 
 
-def _report(values: Any, given: Mapping[str, Any], labels: np.ndarray | None, *, may_ignore: bool) -> FieldReport:
+def _report(
+    values: Any, given: Mapping[str, Any], labels: np.ndarray | None, population: int | None, *, may_ignore: bool
+) -> FieldReport:
     name = given["name"]
     for option in given:  # one that a single kind has says the kind
         having = [kind for kind, options in OPTIONS_OF_KIND.items() if option in options]
@@ -180,7 +187,7 @@ def _report(values: Any, given: Mapping[str, Any], labels: np.ndarray | None, *,
     if probe.kind in ("numeric", "text"):
         probe = replace(probe, kind="categorical")
     column = read_column(values, probe)
-    facts = _Facts.of(column, probe, labels)
+    facts = _Facts.of(column, probe, labels, population)
     if "type" not in given and _are_moments(facts, probe):
         options["type"], probe = "timestamp", replace(probe, type="timestamp")
     found, reason = (kind, "said so") if "kind" in given else _kind_of(facts, probe)
@@ -315,20 +322,34 @@ class _Facts:
     counts: np.ndarray
     codes: np.ndarray
     labels: np.ndarray | None
+    population: int
 
     @classmethod
-    def of(cls, column: pa.DictionaryArray, field: Field, labels: np.ndarray | None) -> _Facts:
+    def of(
+        cls, column: pa.DictionaryArray, field: Field, labels: np.ndarray | None, population: int | None = None
+    ) -> _Facts:
         codes = pc.fill_null(column.indices, -1).to_numpy()
         counts = np.bincount(codes + 1, minlength=len(column.dictionary) + 1)
         texts, distinct = column.dictionary, len(column.dictionary)
         if field.kind == "list":
             distinct = pc.count_distinct(pc.list_flatten(pc.split_pattern(texts, MEMBER_SEPARATOR))).as_py()
         first = texts[0].as_py().replace(MEMBER_SEPARATOR, ", ") if len(texts) else ""
-        return cls(len(codes), int(counts[0]), distinct, first, texts, counts[1:], codes, labels)
+        size = population or len(codes)
+        return cls(len(codes), int(counts[0]), distinct, first, texts, counts[1:], codes, labels, size)
 
     @property
     def present(self) -> int:
         return self.rows - self.missing
+
+    @cached_property
+    def distinct_share(self) -> float:
+        """Distinct values to a row that has one, in all rows. From a sample it is estimated by how many of the values came once
+        and twice (Chao, Scandinavian Journal of Statistics 1984): in a sample nearly every value comes once."""
+        distinct, size = float(self.distinct), self.present * self.population / max(1, self.rows)
+        if self.population > self.rows:
+            once, twice = (int((self.counts == n).sum()) for n in (1, 2))
+            distinct += once * (once - 1) / (2 * (twice + 1))
+        return min(1.0, distinct / max(1.0, size))
 
 
 def words_of(name: str) -> list[str]:
@@ -364,7 +385,7 @@ def _kind_of(facts: _Facts, field: Field) -> tuple[str, str]:
             pc.list_value_length(pc.split_pattern(facts.texts, " ")).to_numpy(zero_copy_only=False),
             weights=facts.counts,
         )
-        if average >= WORDS_OF_TEXT and facts.distinct > 0.5 * facts.present:
+        if average >= WORDS_OF_TEXT and facts.distinct_share > 0.5:
             return "text", f"{average:.0f} words on average, and hardly any text comes twice"
     return "categorical", {"boolean": "true or false", "date": "days"}.get(field.type, "values that come again")
 
@@ -401,7 +422,7 @@ def _why_not(facts: _Facts, field: Field, kind: str, leak: str) -> str:
         return leak
     if kind != "categorical" or facts.present < ROWS_TO_CONCLUDE:
         return ""
-    if facts.distinct >= UNIQUE * facts.present:
+    if facts.distinct_share >= UNIQUE:
         return "; ".join(filter(None, ["one value a row: it would only be memorised", _what_is_lost(facts, field)]))
     if field.type == "timestamp" and facts.distinct > FEW_VALUES:
         return "moments that never come again; name it as time_column to split by it"
@@ -410,10 +431,10 @@ def _why_not(facts: _Facts, field: Field, kind: str, leak: str) -> str:
 
 def _numbers_the_rows(facts: _Facts, field: Field) -> bool:
     """Whether every row has a whole number of its own, and hardly one is left out: such as those that a split has taken."""
-    if field.type != "integer" or facts.present < ROWS_TO_CONCLUDE or facts.distinct < UNIQUE * facts.present:
+    if field.type != "integer" or facts.present < ROWS_TO_CONCLUDE or facts.distinct_share < UNIQUE:
         return False
     numbers = as_numbers(facts.texts, field.type)
-    return bool(numbers.max() - numbers.min() < 2 * facts.present)
+    return bool(numbers.max() - numbers.min() < 2 * facts.present * facts.population / facts.rows)
 
 
 def _what_is_lost(facts: _Facts, field: Field) -> str:

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self
@@ -24,7 +25,7 @@ from .field_inference import FieldReport, infer_fields
 from .fields import Field, used
 from .row_dataset import FlipDataset
 from .row_reader import MEMBER_SEPARATOR, read_clicks, read_columns
-from .token_table import TokenTable, gather, gather_sentences
+from .token_table import Segments, TokenTable, gather, gather_sentences
 
 logger = logging.get_logger(__name__)
 
@@ -35,6 +36,7 @@ MAX_SEGMENT_LENGTH = 4096
 # A segment is tokenised behind this, as it stands in the sentence: behind the full stop of the segment before it.
 ANCHOR = "."
 SEGMENTS_AT_ONCE = 4096
+ROWS_AT_ONCE = 1 << 18
 # Of a field of which nearly all values in so many rows are unseen, it is said: more likely the column is another.
 ROWS_TO_JUDGE, NEARLY_ALL = 20, 0.9
 
@@ -90,7 +92,9 @@ class FlipProcessor(ProcessorMixin):
             tokenizer.add_special_tokens({"pad_token": tokenizer.eos_token or "<pad>"})
         tokenizer.truncation_side = "right"
         self._special_ids = _special_ids_around(tokenizer)
-        self._control_ids = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+        self._control_ids = np.setdiff1d(
+            tokenizer.all_special_ids, [i for i in [tokenizer.unk_token_id] if i is not None]
+        )
         self.max_length = self.max_length or min(tokenizer.model_max_length, MAX_LENGTH)
         least = len(self._special_ids[0]) + len(self._special_ids[1]) + 1
         if not least <= self.max_length <= MAX_SEGMENT_LENGTH:
@@ -233,10 +237,10 @@ class FlipProcessor(ProcessorMixin):
             labels=read_clicks(rows, labels) if isinstance(labels, str) else labels,
             row_ids=np.arange(len(value_ids)),
         )
-        self._warn_of_strange_columns(dataset)
+        self.warn_of_strange_columns(dataset)
         return dataset
 
-    def _warn_of_strange_columns(self, rows: FlipDataset) -> None:
+    def warn_of_strange_columns(self, rows: FlipDataset) -> None:
         """Says once of each field of which training saw nearly no value that stands in these rows."""
         if len(rows) < ROWS_TO_JUDGE:
             return
@@ -306,9 +310,11 @@ class FlipProcessor(ProcessorMixin):
             return {}
         room = self.max_length - self.num_special_tokens
         seen, local = rows.token_tables
-        reach = gather(seen.lengths, local.lengths, rows.value_ids).cumsum(1)
-        # The full stop behind a value is no part of it.
-        shares = (reach - 1 > room).mean(0) if len(rows) else np.zeros(len(self.fields))
+        cut = np.zeros(len(self.fields), np.int64)
+        for first in range(0, len(rows), ROWS_AT_ONCE):
+            reach = gather(seen.lengths, local.lengths, rows.value_ids[first : first + ROWS_AT_ONCE]).cumsum(1)
+            cut += (reach - 1 > room).sum(0)  # the full stop behind a value is no part of it
+        shares = cut / max(1, len(rows))
         return {name: float(share) for name, share in zip(self.fields, shares, strict=True) if share}
 
     # ---- sentences as text: to read, and to check the token table against
@@ -324,27 +330,41 @@ class FlipProcessor(ProcessorMixin):
             yield (" " if i else "") + f"{field.words} is ", value, "."
 
     def _token_table(self, columns: np.ndarray, texts: pa.Array) -> TokenTable:
-        """Segments "{field name} is {value}." of values given as their field's position (U,) and canonical text (U,)."""
-        if self.tokenizer is None:
-            return TokenTable.of_chunks([])
-        return TokenTable.of_chunks(self._segments(columns, texts))
+        return TokenTable.of_parts(self.segments(columns, texts) if self.has_text else [])
 
-    def _segments(self, columns: np.ndarray, texts: pa.Array) -> Iterator[tuple[list[list[int]], list[list[bool]]]]:
+    def segments(self, columns: np.ndarray, texts: pa.Array) -> Iterator[Segments]:
+        """The tokens of "{field name} is {value}." of values given as their field's position (U,) and canonical text (U,), some
+        at a time."""
         names = [field.words for field in self._vocabulary.columns]
         for first in range(0, len(columns), SEGMENTS_AT_ONCE):
-            chunk = columns[first : first + SEGMENTS_AT_ONCE].tolist()
-            values = _spoken(texts[first : first + SEGMENTS_AT_ONCE]).to_pylist()
+            chunk = columns[first : first + SEGMENTS_AT_ONCE]
+            values = _spoken(texts[first : first + SEGMENTS_AT_ONCE].cast(pa.string())).to_pylist()
             heads = [f"{ANCHOR} {names[i]} is " if i else f"{names[i]} is " for i in chunk]
             encoded = self._tokenize([f"{h}{v}." for h, v in zip(heads, values, strict=True)], special=False)
-            all_ids, all_flags = [], []
-            for i, head, value, ids, spans in zip(
-                chunk, heads, values, encoded["input_ids"], encoded["offset_mapping"], strict=True
-            ):
-                skip = sum(stop <= len(ANCHOR) for _, stop in spans) if i else 0
-                cut = slice(skip, skip + MAX_SEGMENT_LENGTH)
-                all_ids.append(self._without_control_ids(ids[cut]))
-                all_flags.append([start < len(head) + len(value) and stop > len(head) for start, stop in spans[cut]])
-            yield all_ids, all_flags
+            ids, spans = encoded["input_ids"], encoded["offset_mapping"]
+            lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+            tokens = np.fromiter(chain.from_iterable(ids), np.int32, lengths.sum())
+            places = np.fromiter(chain.from_iterable(chain.from_iterable(spans)), np.int32, 2 * len(tokens))
+            starts, stops = places[::2], places[1::2]
+            begins = np.fromiter(map(len, heads), np.int64, len(heads))  # where the value begins, and where it ends
+            ends = begins + np.fromiter(map(len, values), np.int64, len(values))
+            row = np.repeat(np.arange(len(chunk)), lengths)
+            is_value = (starts < ends[row]) & (stops > begins[row])
+            kept = (stops > len(ANCHOR)) | (chunk[row] == 0)
+            nth = np.cumsum(kept) - 1  # of the tokens that are kept, from the segment's first
+            lengths = np.bincount(row[kept], minlength=len(chunk))
+            nth -= np.repeat(np.cumsum(lengths) - lengths, np.bincount(row, minlength=len(chunk)))
+            kept &= nth < MAX_SEGMENT_LENGTH
+            yield (
+                self._without_control_ids(tokens[kept]),
+                is_value[kept],
+                np.minimum(lengths, MAX_SEGMENT_LENGTH).astype(np.int64),
+            )
+
+    @property
+    def gathers_tokens(self) -> bool:
+        """Whether a sentence's tokens are those of its values, one after the other."""
+        return self._token_table_is_exact
 
     def _tokenize(self, texts: list[str], *, special: bool = True, **kwargs: Any) -> Mapping[str, Any]:
         """Tokenise plain text: a value that spells a special token, such as "[MASK]", stays text."""
@@ -358,11 +378,11 @@ class FlipProcessor(ProcessorMixin):
             **kwargs,
         )
 
-    def _without_control_ids(self, ids: list[int]) -> list[int]:
+    def _without_control_ids(self, ids: np.ndarray) -> np.ndarray:
         """A Unigram model finds "<mask>" in plain text, though special tokens are split: such a token is unknown."""
         assert self.tokenizer is not None
         unknown = self.tokenizer.unk_token_id
-        return [unknown if i in self._control_ids and unknown is not None else i for i in ids]
+        return ids if unknown is None else np.where(np.isin(ids, self._control_ids), np.int32(unknown), ids)
 
     def _tokenize_sentences(self, rows: FlipDataset, fields: Sequence[int] | None = None) -> dict[str, np.ndarray]:
         """What `sentences` gives, by tokenising each whole sentence and reading the fields from the offsets."""
@@ -385,7 +405,9 @@ class FlipProcessor(ProcessorMixin):
         mask = np.zeros_like(input_ids)
         token_field_ids = np.full_like(input_ids, -1)
         for r, (ids, spans) in enumerate(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)):
-            ids[before : len(ids) - after] = self._without_control_ids(ids[before : len(ids) - after])
+            ids[before : len(ids) - after] = self._without_control_ids(
+                np.asarray(ids[before : len(ids) - after], np.int64)
+            )
             input_ids[r, : len(ids)], mask[r, : len(ids)] = ids, 1
             for t, (start, stop) in enumerate(spans):
                 for field, first, last in all_spans[r]:
@@ -398,7 +420,7 @@ class FlipProcessor(ProcessorMixin):
         ids, num_values = rows.value_ids.ravel(), self._vocabulary.num_values
         is_local = pa.array(ids >= num_values)
         seen = self._vocabulary.all_texts.take(pa.array(np.where(ids < num_values, ids, 0)))
-        local = rows.local.texts.take(pa.array(ids[ids >= num_values] - num_values))
+        local = rows.local.texts.take(pa.array(ids[ids >= num_values] - num_values)).cast(pa.string())
         words = _spoken(pc.replace_with_mask(seen, is_local, local)).to_pylist()
         width = rows.value_ids.shape[1]
         return (words[first : first + width] for first in range(0, len(words), width))

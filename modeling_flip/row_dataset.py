@@ -23,8 +23,9 @@ class FlipDataset(torch.utils.data.Dataset["FlipDataset"]):
         token_tables: tokens of the values of the vocabulary, and of the others; None where whole sentences must be tokenised
             (or there is no tokenizer).
         labels: (N,) float32 clicks, or None.
-        row_ids: (N,) int64, which rows of the whole these are; seeds the masking.
+        row_ids: (N,) int64, which rows of the whole these are; seeds the masking. None of the whole itself.
         epoch: seeds the masking. Row r can be asked for as e * N + r: then as it is e epochs later.
+        sentence_lengths: (N,) what `lengths` has to say, where that is known.
     """
 
     value_ids: np.ndarray
@@ -32,8 +33,9 @@ class FlipDataset(torch.utils.data.Dataset["FlipDataset"]):
     local: LocalValues
     token_tables: tuple[TokenTable, TokenTable] | None
     labels: np.ndarray | None
-    row_ids: np.ndarray
+    row_ids: np.ndarray | None = None
     epoch: int = 0
+    sentence_lengths: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.value_ids)
@@ -42,8 +44,16 @@ class FlipDataset(torch.utils.data.Dataset["FlipDataset"]):
         # The epoch comes with the indices: what is told to a dataset does not reach the workers that hold copies of it.
         later, index = np.divmod(np.asarray(indices, np.int64), max(1, len(self)))
         epoch = self.epoch + int(later.max(initial=0))
-        labels = None if self.labels is None else self.labels[index]
-        return replace(self, value_ids=self.value_ids[index], labels=labels, row_ids=self.row_ids[index], epoch=epoch)
+        labels, lengths = (None if a is None else a[index] for a in (self.labels, self.sentence_lengths))
+        row_ids = index if self.row_ids is None else self.row_ids[index]
+        return replace(
+            self,
+            value_ids=self.value_ids[index],
+            labels=labels,
+            row_ids=row_ids,
+            epoch=epoch,
+            sentence_lengths=lengths,
+        )
 
     def __getitem__(self, index: int) -> FlipDataset:
         if not -len(self) <= index < len(self):
@@ -77,6 +87,8 @@ class FlipDataset(torch.utils.data.Dataset["FlipDataset"]):
     @property
     def lengths(self) -> np.ndarray:
         """(N,) tokens of each row's sentence, special tokens aside; all 0 where there is no token table."""
+        if self.sentence_lengths is not None:
+            return self.sentence_lengths
         if self.token_tables is None:
             return np.zeros(len(self), np.int64)
         seen, others = self.token_tables

@@ -78,13 +78,13 @@ class TableFile:
     Attributes:
         path: where it is, for messages.
         schema: its columns.
-        batches: call it for the rows, as often as you like.
+        batches: call it for the rows, as often as you like; with names of columns it reads these alone, in this order.
         num_rows: how many there are, where that is known without reading them.
     """
 
     path: Path
     schema: pa.Schema
-    batches: Callable[[], Iterator[pa.RecordBatch]]
+    batches: Callable[..., Iterator[pa.RecordBatch]]
     num_rows: int | None = None
 
     def to_table(self) -> pa.Table:
@@ -245,10 +245,11 @@ def _one_after_the_other(tables: list[TableFile], path: Path) -> TableFile:
             fields[field.name] = both.field(0)
     schema = pa.schema(list(fields.values()))
 
-    def batches() -> Iterator[pa.RecordBatch]:
+    def batches(columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        chosen = schema if columns is None else pa.schema([schema.field(name) for name in columns])
         for table in tables:
-            for batch in table.batches():
-                yield pa.RecordBatch.from_arrays([_cast(batch[f.name], f, table.path) for f in schema], schema=schema)
+            for batch in table.batches(chosen.names):
+                yield pa.RecordBatch.from_arrays([_cast(batch[f.name], f, table.path) for f in chosen], schema=chosen)
 
     counts = [table.num_rows for table in tables]
     return TableFile(path, schema, batches, None if None in counts else sum(c for c in counts if c is not None))
@@ -269,7 +270,7 @@ def _chosen(table: TableFile, columns: Sequence[str] | None) -> TableFile:
         return table
     _check_columns(columns, table.schema.names, table.path)
     schema = pa.schema([table.schema.field(name) for name in columns])
-    return replace(table, schema=schema, batches=lambda: (batch.select(list(columns)) for batch in table.batches()))
+    return replace(table, schema=schema, batches=lambda some=None: table.batches(columns if some is None else some))
 
 
 def _one_line(error: Exception) -> str:
@@ -436,8 +437,12 @@ def _open_csv(path: Path, delimiter: str | None, encoding: str | None, columns: 
         _check_columns(columns, names, path)
     schema = pa.schema([pa.field(name, pa.string()) for name in (names if columns is None else columns)])
     if whole and not any(rows[skipped + 1 :]):
-        return TableFile(path, schema, lambda: iter(()), 0)
-    return TableFile(path, schema, partial(_csv_batches, path, names, schema, delimiter, encoding, skipped))
+        return TableFile(path, schema, lambda columns=None: iter(()), 0)
+
+    def batches(some: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        return _csv_batches(path, names, schema.names if some is None else some, delimiter, encoding, skipped)
+
+    return TableFile(path, schema, batches)
 
 
 def detect_delimiter(text: str, whole: bool = True) -> str:
@@ -467,9 +472,9 @@ def _some_rows(text: str, delimiter: str, whole: bool) -> list[list[str]]:
 
 
 def _csv_batches(
-    path: Path, names: list[str], schema: pa.Schema, delimiter: str, encoding: str, skipped: int
+    path: Path, names: list[str], some: Sequence[str], delimiter: str, encoding: str, skipped: int
 ) -> Iterator[pa.RecordBatch]:
-    wanted = schema.names
+    wanted = list(some)
     # The last column is always read: a quote that is never closed shows in it.
     read = wanted if names[-1] in wanted else [*wanted, names[-1]]
     convert = arrow_csv.ConvertOptions(
@@ -561,11 +566,13 @@ def _open_json(files: list[Path], path: Path, encoding: str | None) -> TableFile
     schema = pa.schema([pa.field(_whole_text(name), _without_null(kind)) for name, kind in types.items()])
     _check_names(schema.names, path)
 
-    def batches() -> Iterator[pa.RecordBatch]:
+    def batches(some: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        chosen = [i for i, name in enumerate(schema.names) if some is None or name in some]
+        chosen.sort(key=lambda i: i if some is None else list(some).index(schema.names[i]))
+        keys, fields = list(types), pa.schema([schema.field(i) for i in chosen])
         for rows in _json_rows(files, encodings):
-            columns = zip(types, schema.types, strict=True)
-            arrays = [_json_array([row.get(name) for row in rows], kind) for name, kind in columns]
-            yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+            arrays = [_json_array([row.get(keys[i]) for row in rows], schema.types[i]) for i in chosen]
+            yield pa.RecordBatch.from_arrays(arrays, schema=fields)
 
     return TableFile(path, schema, batches, count)
 
@@ -703,12 +710,13 @@ def _open_parquet(path: Path, columns: Sequence[str] | None) -> TableFile:
         _check_columns(columns, schema.names, path)
         schema = pa.schema([schema.field(name) for name in columns])
 
-    def batches() -> Iterator[pa.RecordBatch]:
+    def batches(some: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        names = schema.names if some is None else list(some)
         try:
             with pq.ParquetFile(path) as file:
-                for batch in file.iter_batches(ROWS_PER_BATCH, columns=schema.names):
+                for batch in file.iter_batches(ROWS_PER_BATCH, columns=names):
                     batch.validate(full=True)  # text of a damaged file may be no UTF-8
-                    yield batch.select(schema.names).replace_schema_metadata(None)
+                    yield batch.select(names).replace_schema_metadata(None)
         except (pa.ArrowException, OSError, UnicodeError) as error:
             raise ValueError(f"{path} cannot be read ({_one_line(error)}): copy or download it again") from error
 
@@ -727,10 +735,16 @@ def _open_saved(path: Path) -> dict[str | None, TableFile]:
         ) from error
     parts: dict[str | None, Any] = dict(saved) if isinstance(saved, datasets.DatasetDict) else {None: saved}
     tables = {SPLIT_NAMES.get(split, split) if split else None: as_arrow(part) for split, part in parts.items()}
-    return {
-        split: TableFile(path, table.schema, partial(table.to_batches, ROWS_PER_BATCH), table.num_rows)
-        for split, table in tables.items()
-    }
+    return {split: in_memory(table, path) for split, table in tables.items()}
+
+
+def in_memory(table: pa.Table, path: Path) -> TableFile:
+    """A table that is there already; `path` names it in messages."""
+
+    def batches(some: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        yield from (table if some is None else table.select(list(some))).to_batches(ROWS_PER_BATCH)
+
+    return TableFile(path, table.schema, batches, table.num_rows)
 
 
 def as_arrow(dataset: Any) -> pa.Table:

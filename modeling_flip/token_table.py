@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
+from typing import TypeAlias
 
 import numpy as np
+
+# Of some segments: (T,) token ids, (T,) which of them belong to a value, (U,) how many each segment has.
+Segments: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def offsets_of(lengths: np.ndarray) -> np.ndarray:
+    """(U,) lengths → (U + 1,) int64, where each of as many things begins, laid end to end, and where the last one ends."""
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -25,16 +33,11 @@ class TokenTable:
     offsets: np.ndarray
 
     @classmethod
-    def of_chunks(cls, chunks: Iterable[tuple[Sequence[Sequence[int]], Sequence[Sequence[bool]]]]) -> TokenTable:
-        """A table of segments that come some at a time: their token ids, and which of these belong to the value."""
-        tokens, is_value, lengths = [np.zeros(0, np.int32)], [np.zeros(0, bool)], [np.zeros(0, np.int64)]
-        for ids, flags in chunks:
-            lengths.append(np.fromiter(map(len, ids), np.int64, len(ids)))
-            total = int(lengths[-1].sum())
-            tokens.append(np.fromiter(chain.from_iterable(ids), np.int32, total))
-            is_value.append(np.fromiter(chain.from_iterable(flags), bool, total))
-        offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64)
-        return cls(np.concatenate(tokens), np.concatenate(is_value), offsets)
+    def of_parts(cls, parts: Iterable[Segments]) -> TokenTable:
+        """A table of segments that come some at a time."""
+        made = [(np.zeros(0, np.int32), np.zeros(0, bool), np.zeros(0, np.int64)), *parts]
+        tokens, is_value, lengths = (np.concatenate(arrays) for arrays in zip(*made, strict=True))
+        return cls(tokens, is_value, offsets_of(lengths))
 
     @cached_property
     def lengths(self) -> np.ndarray:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 
 # Before anything of Hugging Face is imported: no test may reach for the network, or wait for it.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # for processes that tests start; tiny tensors gain nothing from threads
+if "PYTEST_XDIST_WORKER" not in os.environ:  # encoded rows are kept there; workers share their parent's
+    HF_HOME = tempfile.mkdtemp(prefix="flip-tests-")
+    os.environ["HF_HOME"] = HF_HOME
+    atexit.register(shutil.rmtree, HF_HOME, ignore_errors=True)
 
 from collections.abc import Callable
 from pathlib import Path

@@ -16,7 +16,7 @@ from ..ctr_models import CTR_MODELS
 from ..fields import Field, did_you_mean, used
 from ..modeling_p5 import check_has_decoder
 from ..tabular_towers import TABULAR_TOWERS
-from .data import SPLITS, read_labels
+from .data import read_labels
 from .hub import push_error
 from .metrics import METRICS
 from .recipe import (
@@ -28,6 +28,7 @@ from .recipe import (
     needs_text,
     stage_arguments,
 )
+from .splits import SPLITS, SplitRows
 
 logger = logging.get_logger(__name__)
 
@@ -62,6 +63,8 @@ def check_recipe(recipe: Recipe) -> None:
     for key in ("max_train_samples", "max_eval_samples"):
         if (most := getattr(recipe, key)) is not None and most < 1:
             raise ValueError(f"{key} is {most}; it must be 1 or more, or left out for all rows")
+    if recipe.num_proc is not None and recipe.num_proc < 1:
+        raise ValueError(f"num_proc is {recipe.num_proc}; it must be 1 or more")
     settings = model_settings(recipe)
     try:
         config = FlipConfig(towers=recipe.towers, **settings)
@@ -134,7 +137,7 @@ def check_license(identifier: str) -> None:
         logger.warning(f"the Hub does not say whether it knows license {identifier!r}: {push_error(error)}")
 
 
-def check_data(tables: Mapping[str, pa.Table], recipe: Recipe) -> dict[str, np.ndarray]:
+def check_data(tables: Mapping[str, pa.Table | SplitRows], recipe: Recipe) -> dict[str, np.ndarray]:
     """The clicks of each split, (N,) float32.
 
     Raises:
@@ -191,7 +194,7 @@ def check_data(tables: Mapping[str, pa.Table], recipe: Recipe) -> dict[str, np.n
     return labels
 
 
-def check_columns(tables: Mapping[str, pa.Table], schema: Sequence[Field]) -> None:
+def check_columns(tables: Mapping[str, pa.Table | SplitRows], schema: Sequence[Field]) -> None:
     """Raises ValueError where a field of the training rows is no column of another split."""
     for split in SPLITS:
         columns = tables[split].column_names

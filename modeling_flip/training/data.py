@@ -1,187 +1,26 @@
-"""From the name of a dataset to its splits, raw, and from a column to clicks, times or groups.
-
-Rows of messages are counted from 0 within their split; lines of files, from 1.
-"""
+"""From a raw column to clicks, times or groups. Rows in messages are counted from 0 within their split."""
 
 from __future__ import annotations
 
 import difflib
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..fields import Field, did_you_mean
+from ..fields import Field
 from ..row_reader import MISSING_WORDS, NUMBER, read_column
-from ..table_files import KINDS, READ, SPLIT_NAMES, as_arrow, open_splits
 
 logger = logging.getLogger(__name__)
-
-SPLITS = ("train", "validation", "test")
-# Of the split, not of the training: runs of several seeds, and a finetuning of another seed than its pretraining, must all have
-# the same test rows.
-SPLIT_SEED = 42
 
 # From 1990 to 2100, in seconds: numbers of a time column that are so in two units are in both.
 PRESENT = (631_152_000, 4_102_444_800)
 UNITS = ("seconds", "milliseconds", "microseconds", "nanoseconds")
 
 Column: TypeAlias = pa.Array | pa.ChunkedArray
-
-
-# ---- splits
-
-
-def load_splits(
-    dataset_name: str,
-    *,
-    registered: Mapping[str, Callable[[], Mapping[str, Any]]] | None = None,
-    time_column: str | None = None,
-    seed: int = SPLIT_SEED,
-    delimiter: str | None = None,
-    encoding: str | None = None,
-    columns: Sequence[str] | None = None,
-) -> dict[str, pa.Table]:
-    """The train, validation and test rows of a dataset, as they are written.
-
-    Given splits are respected. What is missing is cut from train: the last tenth of all rows is the test set, the last tenth of
-    the rest the validation set; last in time, or, without a time column, drawn at random, which is said aloud.
-
-    Args:
-        dataset_name: a registered name, a file or folder that `open_splits` reads, or a Hub dataset id.
-        registered: loaders of registered datasets, by name; each gives train, validation and test.
-        time_column: dates or times in any spelling that `read_times` reads.
-        seed: of the random split.
-        delimiter: of a CSV, where it cannot be detected.
-        encoding: of a text file, where it cannot be detected.
-        columns: those wanted, label, time and group among them; by default all.
-
-    Raises:
-        ValueError: the dataset cannot be found or read, has no train rows or too few, or a time cannot be read.
-    """
-    registered = registered or {}
-    path = Path(dataset_name)
-    if dataset_name in registered:
-        tables = {split: as_table(rows) for split, rows in registered[dataset_name]().items()}
-        tables = {split: rows if columns is None else rows.select(list(columns)) for split, rows in tables.items()}
-    elif path.exists():
-        found = open_splits(path, delimiter=delimiter, encoding=encoding, columns=columns)
-        tables = {split or "train": table.to_table() for split, table in found.items()}
-    else:
-        tables = _from_hub(dataset_name, registered, columns)
-    return cut_missing_splits(tables, f"dataset {dataset_name!r}", time_column=time_column, seed=seed)
-
-
-def as_table(rows: Any) -> pa.Table:
-    """The rows of a `datasets.Dataset` as Arrow has them; a table as it is."""
-    return rows if isinstance(rows, pa.Table) else as_arrow(rows)
-
-
-def _from_hub(name: str, registered: Mapping[str, Any], columns: Sequence[str] | None) -> dict[str, pa.Table]:
-    try:
-        if name.lower().endswith(tuple(KINDS)) or name.startswith((".", "/", "~")) or name.count("/") > 1:
-            near = Path(name).parent
-            neighbours = [p.name for p in near.iterdir()] if near.is_dir() else []
-            raise FileNotFoundError(f"{name} does not exist{did_you_mean(Path(name).name, neighbours)}")
-        import datasets  # nothing else here needs it, and it takes a while
-
-        loaded = datasets.load_dataset(name)
-    except Exception as error:  # each layer below (datasets, pyarrow, httpx) has exceptions of its own
-        known = "".join(f"{other}, " for other in registered)
-        raise ValueError(
-            f"dataset {name!r} cannot be loaded ({' '.join(str(error).split())}); give {known}a Hub dataset id (a private one "
-            f"needs your token: HF_TOKEN, or hf auth login), or a file or folder of {READ}{did_you_mean(name, registered)}"
-        ) from error
-    tables = {SPLIT_NAMES.get(split, split): as_arrow(rows) for split, rows in loaded.items()}
-    return {split: rows if columns is None else rows.select(list(columns)) for split, rows in tables.items()}
-
-
-def cut_missing_splits(
-    tables: Mapping[str, pa.Table], what: str = "the data", *, time_column: str | None = None, seed: int = SPLIT_SEED
-) -> dict[str, pa.Table]:
-    """The same splits, and those that are missing, cut from train; see `load_splits`. Rows cut by time are in time order, ties
-    in the order of the file; rows cut at random stay in that order.
-
-    Raises:
-        ValueError: there is no train split, it is too small, or a time cannot be read.
-    """
-    if "train" not in tables:
-        raise ValueError(f"{what} has no split 'train'; it has {', '.join(tables)}")
-    if strangers := [split for split in tables if split not in SPLITS]:
-        logger.warning(f"{what}: the splits {', '.join(strangers)} are not used")
-    rows = tables["train"]
-    if time_column is not None:
-        _check_column(rows, time_column, "time_column", "split 'train'")
-    missing = [split for split in ("test", "validation") if split not in tables]
-    if not missing:
-        return {split: tables[split] for split in SPLITS}
-    if len(rows) < 10:
-        raise ValueError(f"{what} has {len(rows)} rows to cut {' and '.join(missing)} from: 10 are the least")
-    if time_column is not None:
-        times = read_times(rows[time_column], time_column, "split 'train'")
-        order = np.argsort(times, kind="stable")
-    else:
-        order = np.random.default_rng(seed).permutation(len(rows))
-        logger.warning(
-            f"no --time_column: {' and '.join(missing)} of {what} are drawn from its rows at random with seed {seed}; where "
-            "later clicks tell of earlier ones, figures come out too high"
-        )
-    parts = {}
-    for split in missing:
-        first = earlier_part(len(order))
-        parts[split], order = order[first:], order[:first]
-    parts["train"] = order
-    if time_column is not None:
-        said = [
-            f"{split} until {times[parts[split][-1]].astype('datetime64[s]')}" for split in SPLITS if split in parts
-        ]
-        logger.warning(f"{what} is split by {time_column}: {', '.join(said)}")
-    else:
-        parts = {split: np.sort(part) for split, part in parts.items()}
-    cut = {split: _take(rows, part, what) for split, part in parts.items()}
-    return {split: cut[split] if split in cut else tables[split] for split in SPLITS}
-
-
-def _take(rows: pa.Table, picked: np.ndarray, what: str) -> pa.Table:
-    columns = []
-    for name, column in zip(rows.column_names, rows.columns, strict=True):
-        try:
-            columns.append(column.cast(_takeable(column.type)).take(pa.array(picked)))
-        except pa.ArrowException as error:
-            raise ValueError(
-                f"column {name!r} of {what} has type {column.type}, of which no rows can be taken; turn it into text or "
-                "numbers first"
-            ) from error
-    return pa.Table.from_arrays(columns, rows.column_names)
-
-
-def _takeable(kind: pa.DataType) -> pa.DataType:
-    """The type with the same values of which Arrow can take some."""
-    if pa.types.is_string_view(kind):
-        return pa.string()
-    if pa.types.is_dictionary(kind):
-        return pa.dictionary(kind.index_type, _takeable(kind.value_type), kind.ordered)
-    if pa.types.is_list(kind):
-        return pa.list_(_takeable(kind.value_type))
-    if pa.types.is_large_list(kind):
-        return pa.large_list(_takeable(kind.value_type))
-    return pa.list_(_takeable(kind.value_type), kind.list_size) if pa.types.is_fixed_size_list(kind) else kind
-
-
-def earlier_part(rows: int) -> int:
-    """How many of so many rows stay when the last tenth is cut off: of all, train and validation; of these, train."""
-    return 9 * rows // 10
-
-
-def _check_column(rows: pa.Table, name: str, key: str, where: str) -> None:
-    names = rows.column_names
-    if name not in names:
-        raise ValueError(f"{key} {name!r} is missing in {where}; its columns are {names}{did_you_mean(name, names)}")
 
 
 def _decoded(column: Column) -> pa.Array:
@@ -430,15 +269,6 @@ def _seen(texts: pa.Array, near: str | None = None) -> str:
     return ", ".join(map(repr, shown[:10])) + more
 
 
-def group_codes(splits: Mapping[str, pa.Table], group_column: str) -> dict[str, np.ndarray]:
-    """For each split the (N,) int64 codes of a column's values, such as users, for gAUC; rows without a value have -1.
-
-    Raises:
-        ValueError: a split has no such column, with the nearest that it has.
-    """
-    codes = {}
-    for split, rows in splits.items():
-        _check_column(rows, group_column, "group_column", f"split {split!r}")
-        column = read_column(rows[group_column], Field(name=group_column))
-        codes[split] = pc.fill_null(column.indices, -1).to_numpy().astype(np.int64)
-    return codes
+def group_codes(column: Column, name: str) -> np.ndarray:
+    """(N,) int64 codes of a column's values, such as users, for gAUC; rows without a value have -1."""
+    return pc.fill_null(read_column(column, Field(name=name)).indices, -1).to_numpy().astype(np.int64)

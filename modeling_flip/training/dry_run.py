@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
@@ -26,12 +25,14 @@ from ..modeling_flip import FlipForPreTraining, FlipPreTrainedModel
 from ..processing_flip import MAX_SEGMENT_LENGTH, FlipProcessor
 from ..row_dataset import FlipDataset
 from .arguments import FlipTrainingArguments
-from .checks import check_data, check_recipe
-from .data import SPLITS, as_table, read_times
+from .checks import check_recipe
+from .data import read_times
+from .preparation import Prepared, prepare, reads_whole_sentences
 from .recipe import Recipe, model_settings, needs_pretraining, stage_arguments
 from .resume import check_output_dir
 from .samplers import InOrder
-from .stages import Prepared, make_model, prepare, reads_whole_sentences
+from .splits import SPLITS, RawSplits
+from .stages import make_model
 from .trainer import FlipTrainer
 
 MIN_COUNTS = (1, 2, 5, 10)
@@ -185,7 +186,8 @@ class DryRun:
 def inspect(
     recipe: Recipe, tables: Mapping[str, Any], kinds: Mapping[str, str] | None = None, *, scratch: Path
 ) -> DryRun:
-    """What `run` would do with the same arguments; nothing is trained, and nothing written but to `scratch`.
+    """What `run` would do with the same arguments; nothing is trained, and nothing written but to `scratch` and to the cache of
+    encoded rows, where the run will find them.
 
     The fields are shown as in a run. Of each stage a few steps are taken, by the real trainer, with a learning rate of 0.
 
@@ -199,13 +201,12 @@ def inspect(
         ValueError: what `run` would raise before it trains.
     """
     check_recipe(recipe)
-    raw = {split: as_table(rows) for split, rows in tables.items()}
-    labels = check_data(raw, recipe)
+    raw = tables if isinstance(tables, RawSplits) else RawSplits.of(tables)
     is_own = Path(recipe.text_model_name_or_path or "").is_relative_to(scratch)
     is_begun = check_output_dir(recipe, ["text_model_name_or_path"] if is_own else [])
     set_seed(recipe.seed)
     began = time.perf_counter()
-    prepared = prepare(recipe, raw, labels, kinds)
+    prepared = prepare(recipe, raw, kinds)
     seconds = time.perf_counter() - began
     splits = facts_of_splits(recipe, raw, prepared)
     sentences = facts_of_sentences(prepared) if reads_whole_sentences(recipe) else None
@@ -229,7 +230,7 @@ def inspect(
 # ---- the data
 
 
-def facts_of_splits(recipe: Recipe, tables: Mapping[str, pa.Table], prepared: Prepared) -> dict[str, SplitFacts]:
+def facts_of_splits(recipe: Recipe, tables: RawSplits, prepared: Prepared) -> dict[str, SplitFacts]:
     time_column, found = recipe.time_column, {}
     for split in SPLITS:
         rows = prepared.splits[split]

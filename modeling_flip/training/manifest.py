@@ -192,11 +192,15 @@ def describe_text_model(
     settings = {k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
     sha256: dict[str, str | None] = {"config": _sha256_of_json(settings), "tokenizer": None, "weights": None}
     if tokenizer is not None:
-        steps = json.loads(tokenizer.backend_tokenizer.to_str())
-        sha256["tokenizer"] = _sha256_of_json(steps | {"truncation": None, "padding": None})  # these each call sets
+        sha256["tokenizer"] = tokenizer_sha256(tokenizer)
     if Path(name).is_dir():
         sha256["weights"] = _sha256_of_json([sha256_of_file(file) for file in sorted(Path(name).glob("*.safetensors"))])
     return {"name": name} | {f"{part}_sha256": value for part, value in sha256.items()}
+
+
+def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
+    steps = json.loads(tokenizer.backend_tokenizer.to_str())
+    return _sha256_of_json(steps | {"truncation": None, "padding": None})  # these each call sets
 
 
 def _sha256_of_json(content: Any) -> str:

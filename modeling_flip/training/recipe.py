@@ -89,6 +89,9 @@ class Recipe:
             all validation and test rows are scored.
         min_count: values that occur less often than this share the unknown feature of their field.
         max_length: the longest sentence, in tokens; the rest is cut off. By default the tokenizer's limit, at most 512.
+        cache_dir: the folder for encoded rows, which later runs on the same data open instead of reading it again. By default
+            modeling_flip in the cache of Hugging Face (HF_HOME).
+        num_proc: how many threads read the rows. By default one for each core, at most 4.
         use_cpu: train on the CPU, even if there is a GPU.
         push_to_hub: push the model, its processor, its card and the recipe to the Hub, during training and at the end.
         hub_model_id: the repo to push to, such as me/my-model. By default the name of output_dir, in your own namespace.
@@ -127,6 +130,8 @@ class Recipe:
     max_eval_samples: int | None = None
     min_count: int = 1
     max_length: int | None = None
+    cache_dir: str | None = None
+    num_proc: int | None = None
     use_cpu: bool = False
     push_to_hub: bool = False
     hub_model_id: str | None = None

@@ -10,31 +10,28 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from accelerate import PartialState
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers import TrainerCallback, set_seed
 from transformers.utils import logging
 
 from ..checkpoint_files import MODEL, PROCESSOR, check_files
 from ..ctr_models import CTR_MODELS
-from ..field_inference import FieldReport, field_table, infer_fields
-from ..fields import Field, used
 from ..modeling_flip import FlipForCTR, FlipForPreTraining, FlipPreTrainedModel
-from ..processing_flip import FlipProcessor, check_fields, warn_of_fields
+from ..processing_flip import FlipProcessor
 from ..row_dataset import FlipDataset
 from . import manifest
 from .calibration import platt, sampling_shift, sampling_weights
 from .checkpoints import decided_once, fact, last_checkpoint
-from .checks import check_columns, check_data, check_recipe, item_fields
-from .data import SPLITS, as_table, group_codes
+from .checks import check_recipe, item_fields
 from .metrics import METRICS, calibration_error, ctr_metrics, named_logits, sigmoid
 from .phases import phase
+from .preparation import Prepared, prepare
 from .publishing import (
     PRETRAINING_RESULTS_FILE,
     RECIPE_FILE,
@@ -50,16 +47,15 @@ from .recipe import (
     FREE_MODEL_KEYS,
     HUB_KEYS,
     Recipe,
-    field_names,
     hub_repo,
     model_settings,
     needs_pretraining,
-    needs_text,
     stage_arguments,
     uses_cpu,
 )
 from .reliability import RELIABILITY_FILE, write_reliability
 from .resume import check_output_dir, restore_from_hub
+from .splits import SPLITS, RawSplits
 from .trainer import FlipTrainer
 
 logger = logging.get_logger(__name__)
@@ -84,29 +80,7 @@ STAGE_SPLITS = {
 # What finetuning, and what publishing, leave in the output folder.
 MADE = (*MODEL.patterns, *PROCESSOR.patterns, "*.sha256", "*.py")
 PUBLISHED = ("README.md", RESULTS_FILE)
-ELSEWHERE = {"output_dir", "use_cpu"} | {key for keys in STAGE_KEYS.values() for key in keys}
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Rows that models read.
-
-    Attributes:
-        processor: the pretraining checkpoint's, or one fitted on the training rows.
-        splits: encoded rows with their labels, by the names in SPLITS.
-        watched: the validation rows that are scored while training.
-        inputs: what the manifests say of them: `data` (rows and SHA-256 of each split), `vocabulary` and `text_model`.
-        reports: what was found in the data: `rows`, how many each split has, and `cut_fields`, of each field that max_length
-            cuts the share of training rows where it does.
-        groups: of each split the rows' values of `group_column`, as integers; empty where there is none.
-    """
-
-    processor: FlipProcessor
-    splits: Mapping[str, FlipDataset]
-    watched: FlipDataset
-    inputs: Mapping[str, Any]
-    reports: Mapping[str, Any]
-    groups: Mapping[str, np.ndarray] = field(default_factory=dict)
+ELSEWHERE = {"output_dir", "use_cpu", "cache_dir", "num_proc"} | {key for keys in STAGE_KEYS.values() for key in keys}
 
 
 @dataclass(frozen=True)
@@ -202,7 +176,7 @@ def run(
 
     Args:
         recipe: what is asked for.
-        tables: the raw rows of each of SPLITS, Arrow tables or `datasets.Dataset`s.
+        tables: the raw rows of each of SPLITS: those of `load_splits`, Arrow tables or `datasets.Dataset`s.
         kinds: of the columns whose kind the dataset says, where the recipe does not.
         wall_time: seconds that went before, such as `read_seconds`.
 
@@ -215,10 +189,8 @@ def run(
     """
     times = dict(wall_time or {})
     started = time.perf_counter() - sum(times.values())
-    with phase("check", times):
-        check_recipe(recipe)
-        raw = {split: as_table(rows) for split, rows in tables.items()}
-        labels = check_data(raw, recipe)
+    check_recipe(recipe)
+    raw = tables if isinstance(tables, RawSplits) else RawSplits.of(tables)
     state = PartialState(cpu=uses_cpu(recipe))
     with state.main_process_first():
         if recipe.push_to_hub and recipe.hub_strategy == "checkpoint":
@@ -227,7 +199,7 @@ def run(
         return finished(recipe)
 
     set_seed(recipe.seed)
-    prepared = prepare(recipe, raw, labels, kinds, times)
+    prepared = prepare(recipe, raw, kinds, times)
     publisher = None
     if recipe.push_to_hub:
         publisher = Publisher(hub_repo(recipe), recipe.hub_private_repo, revision=recipe.hub_revision)
@@ -270,179 +242,6 @@ def all_stages(run: Run, prepared: Prepared, wall_time: dict[str, float], starte
 
 
 # ---- before training
-
-
-def prepare(
-    recipe: Recipe,
-    tables: Mapping[str, pa.Table],
-    labels: Mapping[str, np.ndarray],
-    kinds: Mapping[str, str] | None = None,
-    wall_time: dict[str, float] | None = None,
-) -> Prepared:
-    """Infer the fields from the training rows and fit the processor on them, or take the pretraining checkpoint's, and encode
-    all rows.
-
-    Args:
-        recipe: says which columns are read, and how.
-        tables: the raw rows of each of SPLITS.
-        labels: their clicks.
-        kinds: of the columns whose kind the dataset says.
-        wall_time: takes the seconds that fitting and encoding took.
-
-    Raises:
-        ValueError: as `make_processor` and `check_columns`, or `max_eval_samples` are too few.
-    """
-    with phase("fit", wall_time):
-        processor = make_processor(recipe, tables["train"], labels["train"], kinds or {})
-        check_columns(tables, processor.schema)
-    with phase("encode", wall_time):
-        splits = {split: processor.encode(tables[split], labels[split]) for split in SPLITS}
-    watched = watched_rows(recipe, splits["validation"])
-    groups = group_codes(tables, recipe.group_column) if recipe.group_column else {}
-    text_model = None
-    if needs_text(recipe):
-        name = str(recipe.text_model_name_or_path)
-        tokenizer = processor.tokenizer
-        text_model = manifest.describe_text_model(name, AutoConfig.from_pretrained(name), tokenizer)
-    inputs = {
-        "data": {split: manifest.describe_rows(rows) for split, rows in splits.items()},
-        "vocabulary": processor.vocabulary.fingerprint,
-        "text_model": text_model,
-    }
-    reports: dict[str, Any] = {"rows": {split: len(rows) for split, rows in splits.items()}}
-    if reads_whole_sentences(recipe) and (cut := processor.cut_fields(splits["train"])):
-        reports["cut_fields"] = cut
-        worst = sorted(cut.items(), key=lambda item: -item[1])[:5]
-        logger.warning(
-            f"max_length is {processor.max_length} tokens, and cuts or leaves out the end of sentences: "
-            + ", ".join(f"{name!r} in {share:.1%} of the training rows" for name, share in worst)
-            + ". Give a larger --max_length, shorter fields, or with --fields another order: what matters first"
-        )
-    return Prepared(processor, splits, watched, inputs, reports, groups)
-
-
-def watched_rows(recipe: Recipe, validation: FlipDataset) -> FlipDataset:
-    """The validation rows that are scored while training: `max_eval_samples` of them, or all.
-
-    Raises:
-        ValueError: these have no click, or nothing but clicks.
-    """
-    most = recipe.max_eval_samples
-    if most is None or most >= len(validation):
-        return validation
-    picked = np.random.default_rng(recipe.seed).choice(len(validation), most, replace=False)
-    rows = validation.__getitems__(np.sort(picked))
-    if rows.labels is not None and len(np.unique(rows.labels)) == 1:
-        raise ValueError(
-            f"max_eval_samples is {most}, and every label of these validation rows is {rows.labels[0]:.0f}: AUC needs clicks "
-            "and non-clicks; give more"
-        )
-    logger.warning(
-        f"while training, {most:,} of {len(validation):,} validation rows are scored, drawn at random with seed {recipe.seed}; "
-        "at the end all are"
-    )
-    return rows
-
-
-def reads_whole_sentences(recipe: Recipe) -> bool:
-    """Whether some text tower reads a row as one sentence of all its fields."""
-    return recipe.model_type == "p5" or (
-        recipe.model_type == "flip" and (needs_text(recipe) or recipe.towers != "tabular")
-    )
-
-
-def make_processor(recipe: Recipe, train: pa.Table, labels: np.ndarray, kinds: Mapping[str, str]) -> FlipProcessor:
-    """The pretraining checkpoint's processor, or one fitted on the training rows.
-
-    Raises:
-        ValueError: the recipe asks for other fields than the checkpoint's, or no column is left to learn from.
-    """
-    if recipe.pretrained_model_name_or_path is not None:
-        processor = FlipProcessor.from_pretrained(recipe.pretrained_model_name_or_path)
-        theirs = {
-            "fields": processor.fields,
-            "min_count": max(field.min_count for field in processor.schema),
-            "max_length": processor.max_length,
-        }
-        ours = {"fields": field_names(recipe), "min_count": recipe.min_count, "max_length": recipe.max_length}
-        for key, value in ours.items():
-            if value not in (None, Recipe.min_count if key == "min_count" else None, theirs[key]):
-                raise ValueError(
-                    f"{key} is {value}, but {recipe.pretrained_model_name_or_path} was pretrained with {theirs[key]}; "
-                    "take that, or pretrain anew"
-                )
-        check_settings_of_fields(recipe, processor.schema)
-        return processor
-    tokenizer: PreTrainedTokenizerBase | None = None
-    if needs_text(recipe):
-        tokenizer = load_tokenizer(str(recipe.text_model_name_or_path))
-    schema = choose_fields(recipe, train, labels, kinds)
-    return FlipProcessor.fit(train, schema, tokenizer, min_count=recipe.min_count, max_length=recipe.max_length)
-
-
-def check_settings_of_fields(recipe: Recipe, schema: Sequence[Field]) -> None:
-    """Raises ValueError where the recipe says something else of a field than the checkpoint that it finetunes."""
-    given = recipe.fields or []
-    declared = given if isinstance(given, dict) else {one["name"]: one for one in given if isinstance(one, dict)}
-    theirs = {field.name: field for field in schema}
-    for name, settings in declared.items():
-        for key, value in settings.items():
-            pretrained = getattr(theirs.get(name), key, None)
-            if value != pretrained:
-                raise ValueError(
-                    f"{key} of field {name!r} is {value!r}, but {recipe.pretrained_model_name_or_path} was pretrained with "
-                    f"{pretrained!r}; take that, or pretrain anew"
-                )
-
-
-def inspect_fields(recipe: Recipe, train: pa.Table, labels: np.ndarray, kinds: Mapping[str, str]) -> list[FieldReport]:
-    """The fields that the recipe and the dataset declare, and for the rest what the training rows look like."""
-    exclude = {name: "excluded by the recipe" for name in recipe.exclude_fields or []}
-    declared: list[dict[str, Any]] = []
-    overrides = recipe.fields if isinstance(recipe.fields, dict) else {}
-    if overrides and kinds:
-        overrides = {name: {"kind": kinds[name]} if name in kinds else {} for name in kinds} | overrides
-    for given in recipe.fields if isinstance(recipe.fields, list) else () if overrides else kinds:
-        named = {"name": given} if isinstance(given, str) else dict(given)
-        name = str(named.get("name"))
-        if name in exclude and not recipe.fields:
-            continue
-        declared.append(({"kind": kinds[name]} if name in kinds else {}) | named)
-    if recipe.time_column is not None and recipe.time_column not in [one.get("name") for one in declared]:
-        exclude.setdefault(recipe.time_column, "the time column")
-    in_table = {name: why for name, why in exclude.items() if name in train.column_names}
-    rows = train.drop_columns([recipe.label_column])
-    return infer_fields(rows, declared or None, labels=labels, exclude=in_table, overrides=overrides)
-
-
-def choose_fields(recipe: Recipe, train: pa.Table, labels: np.ndarray, kinds: Mapping[str, str]) -> list[Field]:
-    """The fields to train on, shown as a table.
-
-    Raises:
-        ValueError: no column is left to learn from.
-    """
-    reports = inspect_fields(recipe, train, labels, kinds)
-    schema = [report.field for report in reports]
-    if PartialState().is_main_process:
-        print(f"{field_table(reports)}\n", flush=True)
-        warn_of_fields(reports, known={*(recipe.exclude_fields or []), recipe.time_column})
-    check_fields(schema)
-    if recipe.towers != "text" and recipe.model_type == "flip" and not any(field.has_table_side for field in schema):
-        raise ValueError(
-            f"the fields {[field.name for field in used(schema)]} are text, which a tabular tower does not read: set towers to "
-            "text, and leave pretraining out, or give one of them the kind categorical"
-        )
-    return schema
-
-
-def load_tokenizer(text_model: str) -> PreTrainedTokenizerBase:
-    try:
-        return AutoTokenizer.from_pretrained(text_model)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"text model {text_model!r} has no tokenizer that can be loaded ({str(error).splitlines()[0]}); save it there "
-            "with tokenizer.save_pretrained, or set --text_model_name_or_path to another"
-        ) from error
 
 
 def begin(run: Run, prepared: Prepared) -> None:

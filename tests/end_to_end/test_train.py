@@ -28,8 +28,7 @@ from safetensors.torch import load_file
 
 import train
 from modeling_flip import FlipForCTR, FlipForPreTraining, FlipProcessor
-from modeling_flip.training import stages
-from modeling_flip.training.checks import check_data
+from modeling_flip.training import preparation, stages
 from modeling_flip.training.command_line import parse_recipe
 from modeling_flip.training.publishing import RECIPE_FILE, RESULTS_FILE
 from modeling_flip.training.recipe import Recipe
@@ -103,7 +102,7 @@ def test_results_say_what_was_measured_and_how(flip: tuple[Recipe, dict[str, Any
     assert results["recipe"]["finetuning"]["num_train_epochs"] == 12
     assert results["versions"]["torch"] == torch.__version__
     wall_time = results["wall_time"]
-    timed = ["check", "fit", "encode", "pretraining", "finetuning", "evaluation", "total"]
+    timed = ["check", "fit", "encode", "open", "pretraining", "finetuning", "evaluation", "total"]
     assert sorted(wall_time) == sorted(f"{phase}_seconds" for phase in timed)
     assert wall_time["total_seconds"] > wall_time["finetuning_seconds"] > 0
     assert results["seed"] == 42
@@ -170,7 +169,9 @@ def test_while_training_so_many_validation_rows_are_scored(
     rows = trainer.eval_dataset
     assert len(rows) == 9 and rows.row_ids.tolist() != list(range(9))
     assert results["rows"] == {"train": 162, "validation": 18, "test": 20}
-    again = stages.watched_rows(asked, trainer.processor.encode(train.load_data(asked)["validation"], "clicked"))
+    again = preparation.watched_rows(
+        asked, trainer.processor.encode(train.load_data(asked)["validation"].to_table(), "clicked")
+    )
     assert again.row_ids.tolist() == rows.row_ids.tolist()
 
 
@@ -611,9 +612,8 @@ def test_a_recipe_with_pretraining_is_trained_without(recipe: MakeRecipe) -> Non
 def test_what_max_length_cuts_is_said_before_training(recipe: MakeRecipe, caplog: pytest.LogCaptureFixture) -> None:
     asked = recipe("--max_length", 16, "--fields", "[user_id, age, genre, title]")
 
-    def prepare(asked: Recipe) -> stages.Prepared:
-        tables = train.load_data(asked)
-        return stages.prepare(asked, tables, check_data(tables, asked))
+    def prepare(asked: Recipe) -> preparation.Prepared:
+        return preparation.prepare(asked, train.load_data(asked))
 
     prepared = prepare(asked)
     assert prepared.reports["cut_fields"]["title"] == 1

@@ -565,9 +565,10 @@ def test_a_saved_vocabulary_loads_equal(columns: dict[str, list[Any]], tmp_path:
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     """The file of a vocabulary whose seven values have 0, 1, …, 6 tokens."""
-    segments = [(list(range(10 * n, 10 * n + n)), [i % 2 == 0 for i in range(n)]) for n in range(7)]
+    tokens = np.concatenate([np.arange(10 * n, 10 * n + n, dtype=np.int32) for n in range(7)])
+    is_value = np.concatenate([np.arange(n) % 2 == 0 for n in range(7)])
     vocabulary = fit(COLUMNS)
-    table = TokenTable.of_chunks([tuple(zip(*segments, strict=True))])
+    table = TokenTable.of_parts([(tokens, is_value, np.arange(7))])
     path = tmp_path / "feature_vocab.parquet"
     replace(vocabulary, token_table=table).save(path)
     return path

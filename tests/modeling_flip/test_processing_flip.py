@@ -16,8 +16,9 @@ from transformers import AutoProcessor, ByT5Tokenizer, PreTrainedTokenizerFast
 from modeling_flip import FeatureVocabulary, Field, FlipProcessor, processing_flip
 from modeling_flip.processing_flip import ROWS_TO_JUDGE
 from modeling_flip.row_reader import MEMBER_SEPARATOR
+from modeling_flip.training.preparation import choose_fields
 from modeling_flip.training.recipe import Recipe
-from modeling_flip.training.stages import choose_fields
+from modeling_flip.training.splits import RawSplits
 
 FIELDS = ["user_id", "gender", "title"]
 FAMILIES = ["wordpiece", "byte_level_bpe", "unigram"]
@@ -562,7 +563,9 @@ def test_fit_infers_the_fields_as_train_py_does(caplog: pytest.LogCaptureFixture
         caplog.text
     )
     recipe = Recipe(dataset_name="a log", output_dir="unused", label_column="clicked", towers="tabular")
-    assert list(processor.schema) == choose_fields(recipe, log, np.array(a_log()["clicked"], np.float32), {})
+    train = RawSplits.of({"train": log})["train"]
+    reports = choose_fields(recipe, train, np.array(a_log()["clicked"], np.float32), {})
+    assert list(processor.schema) == [report.field for report in reports]
 
 
 def test_fit_takes_settings_of_single_fields() -> None:

@@ -7,13 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeling_flip.token_table import TokenTable, gather, gather_sentences
+from modeling_flip.token_table import Segments, TokenTable, gather, gather_sentences
 
 CLS, SEP, PAD = 101, 102, 0
 
 
 def table_of(segments: list[tuple[list[int], list[bool]]]) -> TokenTable:
-    return TokenTable.of_chunks([([ids for ids, _ in segments], [flags for _, flags in segments])])
+    return TokenTable.of_parts([part_of(segments)])
+
+
+def part_of(segments: list[tuple[list[int], list[bool]]]) -> Segments:
+    tokens = np.array([token for ids, _ in segments for token in ids], np.int32)
+    is_value = np.array([flag for _, flags in segments for flag in flags], bool)
+    return tokens, is_value, np.array([len(ids) for ids, _ in segments], np.int64)
 
 
 # Values 0 to 2 were seen, 3 and 4 were not; value 1 has no tokens at all.
@@ -113,8 +119,8 @@ def test_sentences_are_those_of_a_loop(
 
 
 @given(st.lists(segments, max_size=4))
-def test_a_table_that_comes_in_chunks_is_one_table(chunks: list[list[list[tuple[int, bool]]]]) -> None:
-    table = TokenTable.of_chunks(([[t for t, _ in s] for s in c], [[f for _, f in s] for s in c]) for c in chunks)
+def test_a_table_that_comes_in_parts_is_one_table(chunks: list[list[list[tuple[int, bool]]]]) -> None:
+    table = TokenTable.of_parts(part_of([([t for t, _ in s], [f for _, f in s]) for s in c]) for c in chunks)
     flat = [segment for chunk in chunks for segment in chunk]
     assert table.tokens.tolist() == [token for segment in flat for token, _ in segment]
     assert table.is_value.tolist() == [flag for segment in flat for _, flag in segment]

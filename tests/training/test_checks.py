@@ -12,9 +12,9 @@ from modeling_flip.ctr_models import CTR_MODELS
 from modeling_flip.fields import Field
 from modeling_flip.training import checks
 from modeling_flip.training.checks import check_columns, check_data, check_recipe, item_fields
-from modeling_flip.training.data import SPLITS
 from modeling_flip.training.recipe import Recipe
 from modeling_flip.training.resume import check_output_dir
+from modeling_flip.training.splits import SPLITS
 
 
 def make_recipe(**settings: Any) -> Recipe:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import decimal
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeling_flip.training.data import cut_missing_splits, group_codes, load_splits, read_labels, read_times
+from modeling_flip.table_files import in_memory
+from modeling_flip.training import splits as splits_module
+from modeling_flip.training.data import group_codes, read_labels, read_times
 from modeling_flip.training.grouped_auc import gauc
+from modeling_flip.training.splits import RawSplits, SplitRows, load_splits
 
 SPLITS = ["train", "validation", "test"]
+
+
+def cut_missing_splits(tables: dict[str, pa.Table], *args: Any, **options: Any) -> RawSplits:
+    found = splits_module.cut_missing_splits({s: in_memory(t, Path(s)) for s, t in tables.items()}, *args, **options)
+    return RawSplits("", lambda: found)
 
 
 def log(rows: int) -> pa.Table:
     return pa.table({"row": range(rows), "day": [f"2024-01-{31 - i % 31:02}" for i in range(rows)]})
 
 
-def column(splits: dict[str, pa.Table], name: str = "row") -> dict[str, list[Any]]:
+def column(splits: Mapping[str, SplitRows], name: str = "row") -> dict[str, list[Any]]:
     return {split: rows[name].to_pylist() for split, rows in splits.items()}
 
 
@@ -125,15 +134,14 @@ def test_datasets_by_name_file_and_folder(tmp_path: Path, monkeypatch: pytest.Mo
     assert {s: len(r) for s, r in load_splits(str(tmp_path / "folder")).items()} == dict(
         zip(SPLITS, (50, 10, 40), strict=True)
     )
-    assert load_splits(str(tmp_path / "saved"))["test"].equals(rows)
+    assert load_splits(str(tmp_path / "saved"))["test"].to_table().equals(rows)
     registered = {"mine": lambda: whole, "mine-2": lambda: dict.fromkeys(SPLITS, rows)}
     for name in registered:
-        assert load_splits(name, registered=registered)["validation"].equals(rows)
+        assert load_splits(name, registered=registered)["validation"].to_table().equals(rows)
     parquet = load_splits(str(tmp_path / "log.parquet"), time_column="day")
     text = load_splits(str(tmp_path / "log.csv"), time_column="day")
     assert text["train"].schema.types == [pa.string()] * 2
     assert parquet["test"]["row"].cast(pa.string()).equals(text["test"]["row"])
-    assert load_splits(str(tmp_path / "log.csv"), columns=["row"])["test"].column_names == ["row"]
     assert not cache.exists()  # nothing is copied
 
 
@@ -371,20 +379,14 @@ def test_labels_that_are_no_clicks_are_named(values: list[Any], options: dict[st
 
 
 def test_groups_are_numbered_and_a_missing_one_is_none() -> None:
-    splits = {
-        "train": pa.table({"user": ["b", "a", None, "b"]}),
-        "validation": pa.table({"user": ["a", "", "NA"]}),
-        "test": pa.table({"user": pa.array(["x", "x"]).dictionary_encode()}),
+    columns = {
+        (0, 1, -1, 0): pa.array(["b", "a", None, "b"]),
+        (0, -1, -1): pa.array(["a", "", "NA"]),
+        (0, 0): pa.array(["x", "x"]).dictionary_encode(),
+        (0, -1, 0, -1): pa.array([2.0, float("nan"), 2.0, None]),  # of integers, as pandas has them
     }
-    assert {split: codes.tolist() for split, codes in group_codes(splits, "user").items()} == {
-        "train": [0, 1, -1, 0],
-        "validation": [0, -1, -1],
-        "test": [0, 0],
-    }
-    with pytest.raises(ValueError, match=r"group_column 'users' is missing in split 'train'; .*did you mean 'user'"):
-        group_codes(splits, "users")
-    gaps = pa.table({"user": [2.0, float("nan"), 2.0, None]})  # of integers, as pandas has them
-    assert group_codes({"train": gaps}, "user")["train"].tolist() == [0, -1, 0, -1]
+    for codes, column in columns.items():
+        assert group_codes(column, "user").tolist() == list(codes)
 
 
 def test_gauc_by_hand() -> None:
@@ -436,4 +438,4 @@ def test_rows_of_any_arrow_type_are_split() -> None:
     lists = pa.ListArray.from_arrays(pa.array(range(21), pa.int32()), words)
     splits = cut_missing_splits({"train": pa.table({"words": words, "lists": lists})})
     assert [len(rows) for rows in splits.values()] == [16, 2, 2]
-    assert splits["test"].to_pylist() == [{"words": "a", "lists": ["a"]}] * 2
+    assert splits["test"].to_table().to_pylist() == [{"words": "a", "lists": ["a"]}] * 2

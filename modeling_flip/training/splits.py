@@ -1,0 +1,433 @@
+"""From the name of a dataset to the raw rows of its splits.
+
+Rows are read in parts, whenever somebody asks for them, so a log need not fit into memory. Of each row only its split and its
+place there are kept. Rows in messages are counted from 0 within their split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ..fields import did_you_mean
+from ..table_files import KINDS, READ, SPLIT_NAMES, TableFile, as_arrow, in_memory, open_splits
+from .data import read_times
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "validation", "test")
+# Of the split, not of the training: runs of several seeds, and a finetuning of another seed than its pretraining, must all have
+# the same test rows.
+SPLIT_SEED = 42
+ROWS_AT_ONCE = 1 << 19
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Rows that lie together: a split that was given, or what splits are cut from.
+
+    Attributes:
+        split: as which the table was given.
+        table: reads the rows.
+        codes: (N,) int8, which of SPLITS each row is in, by its place there; -1: in none.
+        places: (N,) int64, which row of its split each is.
+        kept: columns that have been read already.
+    """
+
+    split: str
+    table: TableFile
+    codes: np.ndarray
+    places: np.ndarray
+    kept: Mapping[str, pa.ChunkedArray]
+
+    @classmethod
+    def of_split(cls, table: TableFile, split: str, keep: Sequence[str] = ()) -> Source:
+        """A table that is a split."""
+        kept = _read(table, [name for name in keep if name in table.schema.names])
+        size = kept.num_rows if table.num_rows is None else table.num_rows
+        code = np.broadcast_to(np.int8(SPLITS.index(split)), size)
+        return cls(split, table, code, np.arange(size), dict(zip(kept.column_names, kept.columns, strict=True)))
+
+
+@dataclass(frozen=True, eq=False)
+class SplitRows:
+    """The rows of a split, in its order. What is asked of it is read then, as a table in memory."""
+
+    source: Source
+    split: str
+
+    @cached_property
+    def is_mine(self) -> np.ndarray:
+        """(N,) bool, which rows of the source are in this split."""
+        return self.source.codes == SPLITS.index(self.split)
+
+    @cached_property
+    def num_rows(self) -> int:
+        return int(self.is_mine.sum())
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self.source.table.schema
+
+    @property
+    def column_names(self) -> list[str]:
+        return list(self.schema.names)
+
+    def __getitem__(self, name: str) -> pa.ChunkedArray:
+        """A whole column."""
+        return self.read([name]).column(0)
+
+    def to_table(self) -> pa.Table:
+        """All of it."""
+        return self.read(self.column_names)
+
+    def head(self, count: int) -> pa.Table:
+        """The first rows."""
+        return self.read(self.column_names, np.arange(len(self)) < count)
+
+    def read(self, names: Sequence[str], wanted: np.ndarray | None = None) -> pa.Table:
+        """Some columns, of all rows or of those where `wanted` (N,) is true.
+
+        Raises:
+            ValueError: rows have to be picked out, and the type of a column does not allow that.
+        """
+        mine, places = self.is_mine, self.source.places
+        if wanted is not None:
+            mine = mine.copy()
+            mine[mine] = wanted[places[mine]]
+        table, place = _picked(self.source, names, mine), places[mine]
+        if (np.diff(place) > 0).all():
+            return table
+        order = pa.array(np.argsort(place))
+        return _by_column(table, lambda column: column.take(order), self.source.table.path)
+
+
+@dataclass(frozen=True, eq=False)
+class RawSplits(Mapping[str, SplitRows]):
+    """The raw rows of a dataset by split, not read before they are asked for.
+
+    Attributes:
+        fingerprint: tells data apart: another one, another file, or a changed file has another.
+        find: finds which row is in which split.
+    """
+
+    fingerprint: str
+    find: Callable[[], list[Source]]
+
+    @classmethod
+    def of(cls, tables: Mapping[str, Any]) -> RawSplits:
+        """Splits that are there already, as Arrow tables or `datasets.Dataset`s."""
+        made = {split: as_table(rows) for split, rows in tables.items() if split in SPLITS}
+        files = {split: in_memory(table, Path(split)) for split, table in made.items()}
+        return cls(_hash_of(made), lambda: [Source.of_split(file, split) for split, file in files.items()])
+
+    @cached_property
+    def sources(self) -> list[Source]:
+        return self.find()
+
+    @cached_property
+    def splits(self) -> dict[str, SplitRows]:
+        given = {source.split: source for source in self.sources}
+        cut = {split: given["train"] for code, split in enumerate(SPLITS) if (given["train"].codes == code).any()}
+        return {split: SplitRows((given | cut)[split], split) for split in SPLITS if split in given | cut}
+
+    def __getitem__(self, split: str) -> SplitRows:
+        return self.splits[split]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.splits)
+
+    def __len__(self) -> int:
+        return len(self.splits)
+
+    def parts(
+        self, names: Sequence[str], rows: int = ROWS_AT_ONCE
+    ) -> Iterator[tuple[pa.Table, np.ndarray, np.ndarray]]:
+        """All rows, each once, some at a time and in the order in which they lie: columns, and of each row its code and its place
+        as in `Source`."""
+        for source in self.sources:
+            first = 0
+            for table in _together(source.table.batches(names), rows):
+                stop = first + table.num_rows
+                yield table, source.codes[first:stop], source.places[first:stop]
+                first = stop
+
+
+def load_splits(
+    dataset_name: str,
+    *,
+    registered: Mapping[str, Callable[[], Mapping[str, Any]]] | None = None,
+    time_column: str | None = None,
+    seed: int = SPLIT_SEED,
+    delimiter: str | None = None,
+    encoding: str | None = None,
+    keep: Sequence[str] = (),
+    max_train_samples: int | None = None,
+) -> RawSplits:
+    """The train, validation and test rows of a dataset, as they are written.
+
+    Given splits are respected. What is missing is cut from train: the last tenth of all rows is the test set, the last tenth of
+    the rest the validation set; last in time, or, without a time column, drawn at random, which is logged.
+
+    Args:
+        dataset_name: a registered name, a file or folder that `open_splits` reads, or a Hub dataset id.
+        registered: loaders of registered datasets, by name; each gives train, validation and test.
+        time_column: dates or times in any spelling that `read_times` reads.
+        seed: of the random split.
+        delimiter: of a CSV, where it cannot be detected.
+        encoding: of a text file, where it cannot be detected.
+        keep: columns that will be asked for whole; they are read in one go with the time column.
+        max_train_samples: only the first rows of the training split, so many.
+
+    Raises:
+        ValueError: the dataset cannot be found or opened; and when its rows are first asked for, that it has no train rows or too
+            few, or that a row or a time cannot be read.
+    """
+    registered = registered or {}
+    path = Path(dataset_name)
+    if dataset_name in registered:
+        made = {split: as_table(rows) for split, rows in registered[dataset_name]().items()}
+        tables, data = {split: in_memory(table, Path(split)) for split, table in made.items()}, _hash_of(made)
+    elif path.exists():
+        found = open_splits(path, delimiter=delimiter, encoding=encoding)
+        tables, data = {split or "train": table for split, table in found.items()}, _hash_of_files(path)
+    else:
+        tables, data = _from_hub(dataset_name, registered)
+    what = f"dataset {dataset_name!r}"
+
+    def find() -> list[Source]:
+        sources = cut_missing_splits(tables, what, time_column=time_column, seed=seed, keep=keep)
+        return sources if max_train_samples is None else [_first_of_train(s, max_train_samples) for s in sources]
+
+    settings = (time_column, seed, delimiter, encoding, max_train_samples)
+    return RawSplits(_hash([data, repr(settings)]), find)
+
+
+def as_table(rows: Any) -> pa.Table:
+    """The rows of a `datasets.Dataset` as Arrow has them; a table as it is."""
+    return rows if isinstance(rows, pa.Table) else as_arrow(rows)
+
+
+def _from_hub(name: str, registered: Mapping[str, Any]) -> tuple[dict[str, TableFile], str]:
+    try:
+        if name.lower().endswith(tuple(KINDS)) or name.startswith((".", "/", "~")) or name.count("/") > 1:
+            near = Path(name).parent
+            neighbours = [p.name for p in near.iterdir()] if near.is_dir() else []
+            raise FileNotFoundError(f"{name} does not exist{did_you_mean(Path(name).name, neighbours)}")
+        import datasets  # nothing else here needs it, and it takes a while
+
+        loaded = datasets.load_dataset(name)
+    except Exception as error:  # each layer below (datasets, pyarrow, httpx) has exceptions of its own
+        known = "".join(f"{other}, " for other in registered)
+        raise ValueError(
+            f"dataset {name!r} cannot be loaded ({' '.join(str(error).split())}); give {known}a Hub dataset id (a private one "
+            f"needs your token: HF_TOKEN, or hf auth login), or a file or folder of {READ}{did_you_mean(name, registered)}"
+        ) from error
+    tables = {SPLIT_NAMES.get(split, split): in_memory(as_arrow(rows), Path(split)) for split, rows in loaded.items()}
+    return tables, _hash(f"{split} {rows._fingerprint}" for split, rows in loaded.items())
+
+
+def cut_missing_splits(
+    tables: Mapping[str, TableFile],
+    what: str = "the data",
+    *,
+    time_column: str | None = None,
+    seed: int = SPLIT_SEED,
+    keep: Sequence[str] = (),
+) -> list[Source]:
+    """The same splits, and those that are missing, cut from train; see `load_splits`. Rows cut by time are in time order, ties
+    in the order of the file; rows cut at random stay in that order.
+
+    Raises:
+        ValueError: there is no train split, it is too small, or a time cannot be read.
+    """
+    if "train" not in tables:
+        raise ValueError(f"{what} has no split 'train'; it has {', '.join(tables)}")
+    if strangers := [split for split in tables if split not in SPLITS]:
+        logger.warning(f"{what}: the splits {', '.join(strangers)} are not used")
+    table = tables["train"]
+    if time_column is not None:
+        check_column(table.schema.names, time_column, "time_column", "split 'train'")
+    missing = [split for split in ("test", "validation") if split not in tables]
+    if time_column is not None and missing:
+        keep = [*keep, time_column]  # of train it is needed, of another split it does no harm
+    given = [Source.of_split(tables[split], split, keep) for split in SPLITS if split in tables]
+    if not missing:
+        return given
+    train = given[0]
+    size = len(train.codes)
+    if size < 10:
+        raise ValueError(f"{what} has {size} rows to cut {' and '.join(missing)} from: 10 are the least")
+    if time_column is not None:
+        times = read_times(train.kept[time_column], time_column, "split 'train'")
+        order = np.argsort(times, kind="stable")
+    else:
+        order = np.random.default_rng(seed).permutation(size)
+        logger.warning(
+            f"no --time_column: {' and '.join(missing)} of {what} are drawn from its rows at random with seed {seed}; where "
+            "later clicks tell of earlier ones, figures come out too high"
+        )
+    parts = {}
+    for split in missing:
+        first = earlier_part(len(order))
+        parts[split], order = order[first:], order[:first]
+    parts["train"] = order
+    if time_column is not None:
+        said = [
+            f"{split} until {times[parts[split][-1]].astype('datetime64[s]')}" for split in SPLITS if split in parts
+        ]
+        logger.warning(f"{what} is split by {time_column}: {', '.join(said)}")
+    codes, places = np.empty(size, np.int8), np.empty(size, np.int64)
+    for split, part in parts.items():
+        rows = part if time_column is not None else np.sort(part)
+        codes[rows], places[rows] = SPLITS.index(split), np.arange(len(rows))
+    return [replace(train, codes=codes, places=places), *given[1:]]
+
+
+def _first_of_train(source: Source, count: int) -> Source:
+    """The source without the training rows behind the first so many."""
+    codes = np.where((source.codes == 0) & (source.places >= count), np.int8(-1), source.codes)
+    return replace(source, codes=codes)
+
+
+def earlier_part(rows: int) -> int:
+    """How many of so many rows stay when the last tenth is cut off: of all, train and validation; of these, train."""
+    return 9 * rows // 10
+
+
+def check_column(names: Sequence[str], name: str, key: str, where: str) -> None:
+    """Raises ValueError where a column that the recipe names is not there."""
+    if name not in names:
+        raise ValueError(
+            f"{key} {name!r} is missing in {where}; its columns are {list(names)}{did_you_mean(name, names)}"
+        )
+
+
+# ---- reading
+
+
+def _read(table: TableFile, names: Sequence[str]) -> pa.Table:
+    """Some columns of all rows; without names just the number of rows, if it has to be counted."""
+    names = list(dict.fromkeys(names))
+    if not names and table.num_rows is not None:
+        return pa.table({})
+    names = names or table.schema.names[:1]
+    schema = pa.schema([table.schema.field(name) for name in names])
+    return pa.Table.from_batches(table.batches(names), schema)
+
+
+def _together(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
+    """The same rows in tables of at least so many; the last may be shorter."""
+    waiting: list[pa.RecordBatch] = []
+    count = 0
+    for batch in batches:
+        waiting.append(batch)
+        count += len(batch)
+        if count >= rows:
+            yield pa.Table.from_batches(waiting)
+            waiting, count = [], 0
+    if waiting:
+        yield pa.Table.from_batches(waiting)
+
+
+def _picked(source: Source, names: Sequence[str], mine: np.ndarray) -> pa.Table:
+    """Some columns of the rows where `mine` (N,) is true."""
+    path, schema = source.table.path, pa.schema([source.table.schema.field(name) for name in names])
+    batches: Iterator[pa.RecordBatch] | list[pa.RecordBatch]
+    if names and all(name in source.kept for name in names):
+        batches = pa.table({name: source.kept[name] for name in names}).to_batches()
+    else:
+        batches = source.table.batches(names)
+    tables, first = [], 0
+    for batch in batches:
+        part = mine[first : first + len(batch)]
+        first += len(batch)
+        table = pa.Table.from_batches([batch])
+        if not part.all():
+            table = _by_column(table, partial(_filtered, pa.array(part)), path)
+        tables.append(table)
+    if not tables:
+        return schema.empty_table()
+    return pa.concat_tables(tables, promote_options="permissive")
+
+
+def _filtered(mask: pa.Array, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return column.filter(mask)
+
+
+def _by_column(table: pa.Table, pick: Callable[[pa.ChunkedArray], pa.ChunkedArray], path: Path) -> pa.Table:
+    columns = []
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        try:
+            columns.append(pick(column.cast(_pickable(column.type))))
+        except pa.ArrowException as error:
+            raise ValueError(
+                f"column {name!r} of {path} has type {column.type}, of which no rows can be taken; turn it into text or "
+                "numbers first"
+            ) from error
+    return pa.Table.from_arrays(columns, table.column_names)
+
+
+def _pickable(kind: pa.DataType) -> pa.DataType:
+    """The type with the same values of which Arrow can pick some."""
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_dictionary(kind):
+        return pa.dictionary(kind.index_type, _pickable(kind.value_type), kind.ordered)
+    if pa.types.is_list(kind):
+        return pa.list_(_pickable(kind.value_type))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(_pickable(kind.value_type))
+    return pa.list_(_pickable(kind.value_type), kind.list_size) if pa.types.is_fixed_size_list(kind) else kind
+
+
+# ---- fingerprints
+
+
+def _hash(parts: Iterator[str] | Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _hash_of_files(path: Path) -> str:
+    """Of a file or a folder: names, sizes, and when each was last changed in any way. A copy counts as another file; so does one
+    whose content and time of modification were set back."""
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    facts = [(str(file.resolve()), file.stat()) for file in files]
+    return _hash(f"{name} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}" for name, stat in facts)
+
+
+class _Hasher(io.RawIOBase):
+    """What Arrow can write to, and hashes."""
+
+    def __init__(self) -> None:
+        self.digest = hashlib.sha256()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        return len(data)
+
+
+def _hash_of(tables: Mapping[str, pa.Table]) -> str:
+    """Of the content of tables in memory."""
+    found = []
+    for split, table in tables.items():
+        hasher = _Hasher()
+        with pa.PythonFile(hasher, "w") as file, pa.ipc.new_stream(file, table.schema) as writer:
+            writer.write_table(table)
+        found.append(f"{split} {hasher.digest.hexdigest()}")
+    return _hash(found)
