@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +28,7 @@ from ..processing_flip import FlipProcessor
 from ..row_dataset import FlipDataset
 from ..row_reader import read_columns
 from ..token_table import TokenTable, offsets_of
+from .phases import phase
 from .splits import SPLITS, RawSplits
 
 # Of the N rows of a split, C fields, its U local values (see `LocalValues`), and the T tokens of these.
@@ -187,22 +188,19 @@ class Distinct:
     counts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     first: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     is_in: np.ndarray = field(default_factory=lambda: np.zeros((len(SPLITS), 0), bool))
-    nulls: int = 0
     maps: list[np.ndarray] = field(default_factory=list)
     waiting: list[tuple[pa.Array, np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
 
-    def add(self, part: Part, column: pa.DictionaryArray, indices: np.ndarray) -> None:
-        """`indices` (n,) are the column's, -1 where it has no value."""
-        size = len(column.dictionary)
-        is_train = part.codes == 0
-        self.nulls += int((indices[is_train] < 0).sum())
+    def add(self, part: Part, texts: pa.Array, indices: np.ndarray) -> None:
+        """The distinct values of a part, and which of them each of its rows has, (n,), -1 where none."""
+        size, is_train = len(texts), part.codes == 0
         counts = np.bincount(indices[is_train] + 1, minlength=size + 1)[1:]
         first = np.full(size + 1, np.iinfo(np.int64).max)
         np.minimum.at(first, indices[is_train], part.places[is_train])
         is_in = np.zeros((len(SPLITS), size + 1), bool)
         for code in range(len(SPLITS)):
             is_in[code, indices[part.codes == code]] = True
-        self.waiting.append((column.dictionary.cast(pa.large_string()), counts, first[:-1], is_in[:, :-1]))
+        self.waiting.append((texts.cast(pa.large_string()), counts, first[:-1], is_in[:, :-1]))
         # Merging costs as much as has been merged: so it waits until as much has come again.
         if sum(len(texts) for texts, *_ in self.waiting) > max(len(self.texts), VALUES_AT_ONCE):
             self.merge()
@@ -237,6 +235,7 @@ def fit_and_encode(
     folder: Path,
     *,
     workers: int = 1,
+    wall_time: dict[str, float] | None = None,
 ) -> FlipProcessor:
     """Write the encoded rows of every split to `folder/SPLIT`.
 
@@ -246,62 +245,77 @@ def fit_and_encode(
         make_processor: given what fits a vocabulary on the training rows, makes the processor to encode with.
         folder: where to; it also holds the codes of all parts, while this goes on.
         workers: threads.
+        wall_time: takes the seconds of reading and counting (`fit`) and of what comes then (`encode`).
 
     Returns:
         the processor.
     """
     fields = used(schema)
     seen = {f.name: Distinct() for f in fields if f.kind != "text"}
-    nulls = {f.name: 0 for f in fields}
     folders = {split: folder / split for split in SPLITS}
     codes_path = folder / "codes.bin"
     with ExitStack() as files:
         for path in folders.values():
             path.mkdir(parents=True)
         local = {split: LocalFiles(path, files) for split, path in folders.items()}
-        where = []  # code and place of the rows of each part
-        with ArrayFile(codes_path) as codes_file:
-            for part in read_parts(raw, fields, workers):
-                where.append((part.codes, part.places))
-                codes = np.empty((len(part.codes), len(fields)), np.int32)
-                for i, f in enumerate(fields):
-                    column = part.columns[f.name]
-                    indices = column.indices.fill_null(-1).to_numpy()
-                    if f.kind == "text":
-                        nulls[f.name] += int((indices[part.codes == 0] < 0).sum())
-                        indices = _write_texts(i, column.dictionary, indices, part.codes, local)
-                    else:
-                        seen[f.name].add(part, column, indices)
-                    codes[:, i] = indices
-                codes_file.append(codes)
-
-        def fit() -> FeatureVocabulary:
-            found = {}
-            for name, one in seen.items():
-                is_train = one.counts > 0
-                texts = one.texts.filter(pa.array(is_train)).cast(pa.string())
-                found[name] = (texts, one.counts[is_train], one.first[is_train])
-            return FeatureVocabulary.of_counts(found, nulls | {name: one.nulls for name, one in seen.items()}, schema)
-
-        for one in seen.values():
-            one.merge()
-        processor = make_processor(fit)
-        vocabulary = processor.vocabulary
-        ids = {split: {} for split in SPLITS}  # type: dict[str, dict[int, np.ndarray]]
-        for i, f in enumerate(fields):
-            if f.kind != "text":
-                for split, mapped in _ids_of(vocabulary, i, seen[f.name], local).items():
-                    ids[split][i] = mapped
-                seen[f.name] = replace(seen[f.name], texts=pa.array([], pa.string()))  # no longer needed
-    maps = [
-        [seen[f.name].maps[p] if f.kind != "text" else np.zeros(0, np.int32) for f in fields] for p in range(len(where))
-    ]
-    sizes = {split: sum(int((codes == k).sum()) for codes, _ in where) for k, split in enumerate(SPLITS)}
-    _write_value_ids(codes_path, where, maps, ids, vocabulary, folders, sizes)
+        with phase("fit", wall_time):
+            where, nulls = _write_codes(read_parts(raw, fields, workers), fields, seen, local, codes_path)
+            processor = make_processor(lambda: _vocabulary(seen, nulls, schema))
+        with phase("encode", wall_time):
+            ids: dict[str, dict[int, np.ndarray]] = {split: {} for split in SPLITS}
+            for i, f in enumerate(fields):
+                if f.kind != "text":
+                    for split, mapped in _ids_of(processor.vocabulary, i, seen[f.name], local).items():
+                        ids[split][i] = mapped
+                    seen[f.name].texts = pa.array([], pa.large_string())  # no longer needed
+            _write_value_ids(codes_path, where, fields, seen, ids, processor.vocabulary, folders)
     codes_path.unlink()
     for path in folders.values():
         _write_tokens(processor, path)
     return processor
+
+
+def _write_codes(
+    parts: Iterator[Part],
+    fields: Sequence[Field],
+    seen: Mapping[str, Distinct],
+    local: Mapping[str, LocalFiles],
+    path: Path,
+) -> tuple[list[tuple[np.ndarray, np.ndarray]], dict[str, int]]:
+    """Count the values of all parts in `seen`, and write (n, C) int32 codes of each: a cell's value by its number in the part, a
+    text's by its number among the split's own; -1 where there is none.
+
+    Returns:
+        of each part the codes and places of its rows, and of each field the training rows without a value.
+    """
+    where, nulls = [], dict.fromkeys((f.name for f in fields), 0)
+    with ArrayFile(path) as file:
+        for part in parts:
+            where.append((part.codes, part.places))
+            codes = np.empty((len(part.codes), len(fields)), np.int32)
+            for i, f in enumerate(fields):
+                column = part.columns[f.name]
+                indices = column.indices.fill_null(-1).to_numpy()
+                nulls[f.name] += int((indices[part.codes == 0] < 0).sum())
+                if f.kind == "text":
+                    indices = _write_texts(i, column.dictionary, indices, part.codes, local)
+                else:
+                    seen[f.name].add(part, column.dictionary, indices)
+                codes[:, i] = indices
+            file.append(codes)
+    for one in seen.values():
+        one.merge()
+    return where, nulls
+
+
+def _vocabulary(seen: Mapping[str, Distinct], nulls: Mapping[str, int], schema: Sequence[Field]) -> FeatureVocabulary:
+    """What stands in the training rows."""
+    found = {}
+    for name, one in seen.items():
+        is_train = one.counts > 0
+        texts = one.texts.filter(pa.array(is_train)).cast(pa.string())
+        found[name] = (texts, one.counts[is_train], one.first[is_train])
+    return FeatureVocabulary.of_counts(found, nulls, schema)
 
 
 def _write_texts(
@@ -344,18 +358,19 @@ def _ids_of(
 def _write_value_ids(
     codes_path: Path,
     where: Sequence[tuple[np.ndarray, np.ndarray]],
-    maps: Sequence[Sequence[np.ndarray]],
+    fields: Sequence[Field],
+    seen: Mapping[str, Distinct],
     ids: Mapping[str, Mapping[int, np.ndarray]],
     vocabulary: FeatureVocabulary,
     folders: Mapping[str, Path],
-    sizes: Mapping[str, int],
 ) -> None:
     """Turn the codes of the parts into value ids, each row where it belongs."""
-    width = len(vocabulary.columns)
-    out = {split: _room_for(folders[split], sizes[split], width) for split in SPLITS}
+    width = len(fields)
+    sizes = [sum(int((codes == code).sum()) for codes, _ in where) for code in range(len(SPLITS))]
+    out = {split: _room_for(folders[split], size, width) for split, size in zip(SPLITS, sizes, strict=True)}
     missing = vocabulary.value_offsets[:-1].astype(np.int32)
     with open(codes_path, "rb") as file:
-        for (codes, places), own in zip(where, maps, strict=True):
+        for part, (codes, places) in enumerate(where):
             block = np.fromfile(file, np.int32, len(codes) * width).reshape(len(codes), width)
             for code, split in enumerate(SPLITS):
                 rows = codes == code
@@ -363,13 +378,12 @@ def _write_value_ids(
                     continue
                 mine = block if rows.all() else block[rows]
                 written = np.empty_like(mine)
-                for i in range(width):
+                for i, f in enumerate(fields):
                     values = mine[:, i]
-                    if i in ids[split]:
-                        # Behind the part's own values stands the missing one, where index -1 finds it.
-                        written[:, i] = np.append(ids[split][i][own[i]], missing[i])[values]
-                    else:
+                    if f.kind == "text":
                         written[:, i] = np.where(values < 0, missing[i], vocabulary.num_values + values)
+                    else:  # behind the part's own values stands the missing one, where index -1 finds it
+                        written[:, i] = np.append(ids[split][i][seen[f.name].maps[part]], missing[i])[values]
                 at = places[rows]
                 if len(at) and at[-1] - at[0] == len(at) - 1 and (np.diff(at) == 1).all():
                     out[split][at[0] : at[-1] + 1] = written

@@ -157,7 +157,7 @@ def _fill(
                 for split, rows in raw.items():
                     check_column(rows.column_names, recipe.group_column, "group_column", f"split {split!r}")
                     groups[split] = group_codes(rows[recipe.group_column], recipe.group_column)
-        with phase("fit", wall_time):
+        with phase("infer", wall_time):
             if given is None:
                 reports = choose_fields(recipe, raw["train"], labels["train"], kinds)
                 schema = with_min_count([report.field for report in reports], recipe.min_count)
@@ -169,23 +169,22 @@ def _fill(
         def make_processor(fit: Callable[[], FeatureVocabulary]) -> FlipProcessor:
             return given or FlipProcessor(tokenizer, fit(), max_length=recipe.max_length)
 
-        with phase("encode", wall_time):
-            processor = fit_and_encode(raw, schema, make_processor, folder, workers=workers_of(recipe))
-            splits = {}
-            for split in SPLITS:
-                write_array(folder / split, "labels", labels[split])
-                if split in groups:
-                    write_array(folder / split, "groups", groups[split])
-                splits[split] = open_split(folder / split, processor)
-                processor.warn_of_strange_columns(splits[split])
-            if given is None:
-                processor.vocabulary.save(folder / VOCABULARY_FILE)
-            facts = {
-                "field_table": table,
-                "messages": messages,
-                "data": {split: manifest.describe_rows(rows) for split, rows in splits.items()},
-                "cut_fields": processor.cut_fields(splits["train"]) if processor.has_text else {},
-            }
+        processor = fit_and_encode(raw, schema, make_processor, folder, workers=workers_of(recipe), wall_time=wall_time)
+        splits = {}
+        for split in SPLITS:
+            write_array(folder / split, "labels", labels[split])
+            if split in groups:
+                write_array(folder / split, "groups", groups[split])
+            splits[split] = open_split(folder / split, processor)
+            processor.warn_of_strange_columns(splits[split])
+        if given is None:
+            processor.vocabulary.save(folder / VOCABULARY_FILE)
+        facts = {
+            "field_table": table,
+            "messages": messages,
+            "data": {split: manifest.describe_rows(rows) for split, rows in splits.items()},
+            "cut_fields": processor.cut_fields(splits["train"]) if processor.has_text else {},
+        }
     files = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
     manifest.write(folder / FACTS_FILE, json.dumps(facts | {"files": files}))
 

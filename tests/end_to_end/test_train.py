@@ -102,7 +102,7 @@ def test_results_say_what_was_measured_and_how(flip: tuple[Recipe, dict[str, Any
     assert results["recipe"]["finetuning"]["num_train_epochs"] == 12
     assert results["versions"]["torch"] == torch.__version__
     wall_time = results["wall_time"]
-    timed = ["check", "fit", "encode", "open", "pretraining", "finetuning", "evaluation", "total"]
+    timed = ["check", "infer", "fit", "encode", "open", "pretraining", "finetuning", "evaluation", "total"]
     assert sorted(wall_time) == sorted(f"{phase}_seconds" for phase in timed)
     assert wall_time["total_seconds"] > wall_time["finetuning_seconds"] > 0
     assert results["seed"] == 42
