@@ -34,6 +34,7 @@ CODECS = ("SNAPPY", "UNCOMPRESSED")  # neither can compress more than some twent
 TEXTS, INTEGERS = ("field", "value"), ("count", "order", "tokens", "is_value")
 # Looking up more than a share of the vocabulary's size, all of it is hashed once; fewer are searched for in its order.
 SEARCHED_SHARE = 1 / 16
+HASHED_AT_ONCE = 1 << 16
 # Up to so many texts are searched for one by one.
 FEW_TEXTS = 16
 
@@ -73,8 +74,8 @@ class LocalValues:
 class FeatureVocabulary:
     """Per field the distinct values in order of first appearance, and how often each was seen.
 
-    The values of a categorical field are its values, of a numeric field its numbers, of a list field the members of its
-    lists; of text nothing is kept. Two numberings are derived from that, both global (one space over all fields):
+    The values of a categorical field are its values (with a `hash_size` the numbers of its buckets), of a numeric field its
+    numbers, of a list field the members of its lists; of text nothing is kept. Two numberings are derived from that, both global (one space over all fields):
 
     - *features* index embeddings. Each field owns one block: its unknown feature, then one feature for each value seen at
       least `min_count` times, or of a numeric field one for each quantile bucket. A list that shares another field's features
@@ -154,6 +155,12 @@ class FeatureVocabulary:
             texts = pa.concat_arrays([pa.array([], pa.string()), *(texts for texts, _, _ in parts)])
             counts = np.concatenate([np.zeros(0, np.int64), *(counts for _, counts, _ in parts)])
             values[name], counted[name] = _count([(texts.take(pa.array(order)), counts[order])])
+        for field in used(schema):
+            if field.hash_size is not None:
+                buckets = buckets_of(values[field.name], field.hash_size)
+                counts = np.bincount(buckets, weights=counted[field.name], minlength=field.hash_size)
+                counted[field.name] = counts.astype(np.int64)
+                values[field.name] = numbers_as_text(field.hash_size)
         return cls(tuple(schema), values, counted, {field.name: null_counts[field.name] for field in used(schema)})
 
     @classmethod
@@ -202,6 +209,11 @@ class FeatureVocabulary:
         return [field.name for field in self.columns]
 
     @cached_property
+    def hash_sizes(self) -> dict[str, int | None]:
+        """The fields' `hash_size`, by name."""
+        return {field.name: field.hash_size for field in self.columns}
+
+    @cached_property
     def table_columns(self) -> np.ndarray:
         """(F,) positions in the sentence of the fields that the tabular tower reads."""
         return np.flatnonzero([field.has_table_side for field in self.columns])
@@ -248,12 +260,17 @@ class FeatureVocabulary:
     @cached_property
     def _kept(self) -> dict[str, np.ndarray]:
         """Of each field which values have a feature of their own."""
-        return {
-            field.name: self.counts[field.name] >= field.min_count
-            if field.kind != "numeric"
-            else np.zeros(len(self.values[field.name]), bool)
-            for field in self.columns
-        }
+        kept = {}
+        for field in self.columns:
+            counts = self.counts[field.name]
+            kept[field.name] = counts >= field.min_count
+            if field.kind == "numeric":
+                kept[field.name] = np.zeros(len(counts), bool)
+            if field.hash_size is not None:
+                kept[field.name] = np.ones(len(counts), bool)
+            if field.max_size is not None:
+                kept[field.name][np.argsort(-counts, kind="stable")[field.max_size :]] = False
+        return kept
 
     @cached_property
     def feature_offsets(self) -> np.ndarray:
@@ -333,6 +350,8 @@ class FeatureVocabulary:
             digest.update(np.packbits(self._kept[field.name]).tobytes())
             if field.kind != "categorical":
                 digest.update(f"{field.kind} {field.features_of} {field.max_items}".encode())
+            if field.hash_size is not None:
+                digest.update(f"hash {field.hash_size}".encode())
             if field.kind == "numeric":
                 digest.update(np.asarray(self.bounds[field.name], "<f8").tobytes())
         return digest.hexdigest()
@@ -354,6 +373,8 @@ class FeatureVocabulary:
         """(n,) int64 where texts stand among a field's values, -1 where they do not. The cost grows with the texts, and hardly
         with the vocabulary."""
         values = self.values[field]
+        if self.hash_sizes[field] is not None:  # its values are buckets, and no texts
+            return np.full(len(texts), -1, np.int64)
         if len(texts) > SEARCHED_SHARE * len(values):
             return pc.fill_null(pc.index_in(texts, value_set=values), -1).to_numpy().astype(np.int64)
         if not len(texts):
@@ -430,6 +451,8 @@ class FeatureVocabulary:
             return np.zeros(0, np.int32), 0 * one_each
         if field.kind == "numeric":
             return self._buckets(column, texts), one_each
+        if field.hash_size is not None:
+            return unknown + 1 + buckets_of(texts, field.hash_size), one_each
         if field.kind == "categorical":
             return np.full(len(texts), unknown, np.int32), one_each
         lists = pc.split_pattern(texts, MEMBER_SEPARATOR)
@@ -601,6 +624,20 @@ def _count(parts: Sequence[tuple[pa.Array, np.ndarray]]) -> tuple[pa.Array, np.n
     counts = np.zeros(len(both.dictionary), np.int64)
     np.add.at(counts, both.indices.to_numpy(), np.concatenate([counts for _, counts in parts]))
     return both.dictionary, counts
+
+
+def buckets_of(texts: pa.Array, size: int) -> np.ndarray:
+    """(n,) int64, which of `size` buckets each text falls into: 64 bits of its BLAKE2b, the same everywhere and always."""
+    found = [np.zeros(0, np.int64)]
+    for first in range(0, len(texts), HASHED_AT_ONCE):
+        some = texts[first : first + HASHED_AT_ONCE].to_pylist()
+        digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in some)
+        found.append((np.frombuffer(digests, "<u8") % np.uint64(size)).astype(np.int64))
+    return np.concatenate(found)
+
+
+def numbers_as_text(size: int) -> pa.Array:
+    return pa.array(np.arange(size)).cast(pa.string())
 
 
 def _whole(column: pa.ChunkedArray) -> pa.Array:

@@ -15,9 +15,9 @@ SIDES = ("user", "item", "context")
 MOST_FIELDS, LONGEST_NAME = 100_000, 1_000
 # Which options a kind has; another kind's option is refused, since it would do nothing.
 OPTIONS_OF_KIND: dict[str, tuple[str, ...]] = {
-    "categorical": ("min_count",),
+    "categorical": ("min_count", "max_size", "hash_size"),
     "numeric": ("num_buckets",),
-    "list": ("min_count", "max_items", "separator", "features_of"),
+    "list": ("min_count", "max_size", "max_items", "separator", "features_of"),
     "text": ("max_words",),
     "ignored": (),
 }
@@ -41,6 +41,9 @@ class Field:
         missing_words: whether "NA", "null" and what else pandas takes for a missing value in a CSV is one, in any container; ""
             always is.
         min_count: a value (or member) seen less often shares the field's unknown feature.
+        max_size: only so many values (or members), those seen most often, have features of their own; by default all.
+        hash_size: for a field that never stops bringing new values: it has so many features, and values with the same hash share
+            one. No value is kept, and none is ever unknown.
         num_buckets: quantile buckets of a numeric field, at most.
         max_items: a list is cut to its first so many members.
         separator: between the members of a list that is written as text, such as "|".
@@ -63,6 +66,8 @@ class Field:
     reason: str = ""
     missing_words: bool = True
     min_count: int = 1
+    max_size: int | None = None
+    hash_size: int | None = None
     num_buckets: int = 32
     max_items: int = 20
     separator: str | None = None
@@ -98,8 +103,10 @@ class Field:
                     f"field {self.name!r}: {key} is {value!r}; it must be one of {', '.join(filter(None, allowed))}"
                     + did_you_mean(str(value), filter(None, allowed))
                 )
-        for key in ("min_count", "num_buckets", "max_items", "max_words"):
+        for key in ("min_count", "max_size", "hash_size", "num_buckets", "max_items", "max_words"):
             value = getattr(self, key)
+            if value is None and DEFAULTS[key] is None:
+                continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"field {self.name!r}: {key} is {value!r}; it must be 1 or more")
         for option in sorted({o for options in OPTIONS_OF_KIND.values() for o in options}):
@@ -107,9 +114,14 @@ class Field:
                 raise ValueError(
                     f"field {self.name!r} is {self.kind}: {option} is no option of that kind; leave it out"
                 )
-        if self.features_of is not None and self.min_count != 1:
+        if self.features_of is not None and (self.min_count != 1 or self.max_size is not None):
             raise ValueError(
-                f"field {self.name!r} shares the features of {self.features_of!r}, and with them its min_count; leave it out"
+                f"field {self.name!r} shares the features of {self.features_of!r}, and with them its min_count and max_size; "
+                "leave them out"
+            )
+        if self.hash_size is not None and (self.min_count != 1 or self.max_size is not None):
+            raise ValueError(
+                f"field {self.name!r} has a hash_size: its values are not counted; leave min_count and max_size out"
             )
         if self.kind == "numeric" and self.type in ("string", "boolean"):
             raise ValueError(
@@ -174,6 +186,10 @@ def check_schema(schema: Sequence[Field]) -> None:
                 f"field {field.name!r} shares the features of {field.features_of!r}, which is no categorical field here"
                 + did_you_mean(field.features_of, [f.name for f in schema if f.kind == "categorical"])
             )
+        if target.hash_size is not None:
+            raise ValueError(
+                f"field {field.name!r} shares the features of {target.name!r}, which has a hash_size; leave one of them out"
+            )
         if target.type != field.type:
             raise ValueError(
                 f"field {field.name!r} holds values of type {field.type}, but {target.name!r}, whose features it shares, of type "
@@ -198,7 +214,10 @@ def with_min_count(schema: Sequence[Field], min_count: int) -> list[Field]:
         raise ValueError(f"min_count is {min_count}; it must be 1 or more")
     return [
         replace(field, min_count=min_count)
-        if "min_count" in OPTIONS_OF_KIND[field.kind] and field.min_count == 1 and field.features_of is None
+        if "min_count" in OPTIONS_OF_KIND[field.kind]
+        and field.min_count == 1
+        and field.features_of is None
+        and field.hash_size is None
         else field
         for field in schema
     ]

@@ -249,7 +249,13 @@ class FlipProcessor(ProcessorMixin):
             ids = ids[ids != self._vocabulary.value_offsets[i]]  # the missing ones
             is_new = ids >= self._vocabulary.num_values
             seen = self._vocabulary.values[field.name]
-            if field.kind == "categorical" and len(ids) >= ROWS_TO_JUDGE and len(seen) and is_new.mean() > NEARLY_ALL:
+            if (
+                field.hash_size is None
+                and field.kind == "categorical"
+                and len(ids) >= ROWS_TO_JUDGE
+                and len(seen)
+                and is_new.mean() > NEARLY_ALL
+            ):
                 example = rows.local.texts[int(ids[is_new][0] - self._vocabulary.num_values)].as_py()
                 logger.warning_once(
                     f"{is_new.mean():.0%} of the values of {field.name!r} were never seen in training, such as {example!r}; "

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +22,7 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
-from ..feature_vocabulary import FeatureVocabulary, LocalValues
+from ..feature_vocabulary import FeatureVocabulary, LocalValues, buckets_of
 from ..fields import Field, used
 from ..processing_flip import FlipProcessor
 from ..row_dataset import FlipDataset
@@ -251,7 +251,8 @@ def fit_and_encode(
         the processor.
     """
     fields = used(schema)
-    seen = {f.name: Distinct() for f in fields if f.kind != "text"}
+    seen = {f.name: Distinct() for f in fields if is_counted(f)}
+    hashed = {f.name: np.zeros(f.hash_size, np.int64) for f in fields if f.hash_size is not None}
     folders = {split: folder / split for split in SPLITS}
     codes_path = folder / "codes.bin"
     with ExitStack() as files:
@@ -259,18 +260,19 @@ def fit_and_encode(
             path.mkdir(parents=True)
         local = {split: LocalFiles(path, files) for split, path in folders.items()}
         with phase("fit", wall_time):
-            where, nulls = _write_codes(read_parts(raw, fields, workers), fields, seen, local, codes_path)
-            processor = make_processor(lambda: _vocabulary(seen, nulls, schema))
+            where, nulls = _write_codes(read_parts(raw, fields, workers), fields, seen, hashed, local, codes_path)
+            processor = make_processor(lambda: _vocabulary(seen, hashed, nulls, schema))
         with phase("encode", wall_time):
             ids: dict[str, dict[int, np.ndarray]] = {split: {} for split in SPLITS}
             for i, f in enumerate(fields):
-                if f.kind != "text":
+                if is_counted(f):
                     for split, mapped in _ids_of(processor.vocabulary, i, seen[f.name], local).items():
                         ids[split][i] = mapped
                     seen[f.name].texts = pa.array([], pa.large_string())  # no longer needed
             _write_value_ids(codes_path, where, fields, seen, ids, processor.vocabulary, folders)
     codes_path.unlink()
     for path in folders.values():
+        _number_buckets(processor.vocabulary, path)
         _write_tokens(processor, path)
     return processor
 
@@ -279,11 +281,12 @@ def _write_codes(
     parts: Iterator[Part],
     fields: Sequence[Field],
     seen: Mapping[str, Distinct],
+    hashed: Mapping[str, np.ndarray],
     local: Mapping[str, LocalFiles],
     path: Path,
 ) -> tuple[list[tuple[np.ndarray, np.ndarray]], dict[str, int]]:
-    """Count the values of all parts in `seen`, and write (n, C) int32 codes of each: a cell's value by its number in the part, a
-    text's by its number among the split's own; -1 where there is none.
+    """Count the values of all parts in `seen`, and those of hashed fields in `hashed`, by bucket, and write (n, C) int32 codes of
+    each part: a cell's value by its number in the part, or, where values are not counted, among the split's own; -1: none.
 
     Returns:
         of each part the codes and places of its rows, and of each field the training rows without a value.
@@ -297,10 +300,15 @@ def _write_codes(
                 column = part.columns[f.name]
                 indices = column.indices.fill_null(-1).to_numpy()
                 nulls[f.name] += int((indices[part.codes == 0] < 0).sum())
-                if f.kind == "text":
-                    indices = _write_texts(i, column.dictionary, indices, part.codes, local)
-                else:
+                if is_counted(f):
                     seen[f.name].add(part, column.dictionary, indices)
+                else:
+                    buckets = None
+                    if f.hash_size is not None:
+                        buckets = buckets_of(column.dictionary, f.hash_size)
+                        is_train = (part.codes == 0) & (indices >= 0)
+                        hashed[f.name] += np.bincount(buckets[indices[is_train]], minlength=f.hash_size)
+                    indices = _write_own(i, column.dictionary, buckets, indices, part.codes, local)
                 codes[:, i] = indices
             file.append(codes)
     for one in seen.values():
@@ -308,29 +316,62 @@ def _write_codes(
     return where, nulls
 
 
-def _vocabulary(seen: Mapping[str, Distinct], nulls: Mapping[str, int], schema: Sequence[Field]) -> FeatureVocabulary:
+def is_counted(f: Field) -> bool:
+    """Whether the distinct values of a field are kept. Of texts hardly one comes twice, and of a hashed field they never end."""
+    return f.kind != "text" and f.hash_size is None
+
+
+def _vocabulary(
+    seen: Mapping[str, Distinct],
+    hashed: Mapping[str, np.ndarray],
+    nulls: Mapping[str, int],
+    schema: Sequence[Field],
+) -> FeatureVocabulary:
     """What stands in the training rows."""
     found = {}
     for name, one in seen.items():
         is_train = one.counts > 0
         texts = one.texts.filter(pa.array(is_train)).cast(pa.string())
         found[name] = (texts, one.counts[is_train], one.first[is_train])
-    return FeatureVocabulary.of_counts(found, nulls, schema)
+    none = np.zeros(0, np.int64)
+    found |= {name: (pa.array([], pa.string()), none, none) for name in hashed}
+    made = FeatureVocabulary.of_counts(found, nulls, schema)
+    return replace(made, counts=made.counts | dict(hashed))
 
 
-def _write_texts(
-    column: int, dictionary: pa.Array, indices: np.ndarray, codes: np.ndarray, local: Mapping[str, LocalFiles]
+def _write_own(
+    column: int,
+    dictionary: pa.Array,
+    buckets: np.ndarray | None,
+    indices: np.ndarray,
+    codes: np.ndarray,
+    local: Mapping[str, LocalFiles],
 ) -> np.ndarray:
-    """Texts go to the split's own values at once: hardly one comes twice. (n,) which of them each row has, -1 where none."""
+    """Values that are not counted become the split's own at once, a bucket standing for the feature. (n,) which of them each row
+    has, -1 where none."""
     found = np.full(len(indices), -1, np.int32)
     for code, split in enumerate(SPLITS):
         rows = np.flatnonzero((codes == code) & (indices >= 0))
         if len(rows):
             own, which = np.unique(indices[rows], return_inverse=True)
-            texts = dictionary.take(pa.array(own))
-            none = np.zeros(len(own), np.int64)
-            found[rows] = which + local[split].append(column, texts, none[:0], none)
+            features = np.zeros(0, np.int32) if buckets is None else buckets[own]
+            lengths = np.full(len(own), int(buckets is not None))
+            found[rows] = which + local[split].append(column, dictionary.take(pa.array(own)), features, lengths)
     return found
+
+
+def _number_buckets(vocabulary: FeatureVocabulary, folder: Path) -> None:
+    """Buckets of hashed fields to features, now that these are numbered."""
+    first = np.array([0 if f.hash_size is None else 1 for f in vocabulary.columns]) * (vocabulary.unknown_features + 1)
+    if not first.any():
+        return
+    columns, offsets = (read_array(folder, name) for name in ("local_columns", "local_feature_offsets"))
+    features = np.memmap(array_path(folder, "local_features"), ARRAYS["local_features"], "r+")
+    for begin in range(0, len(columns), VALUES_AT_ONCE):
+        end = min(begin + VALUES_AT_ONCE, len(columns))
+        shift = np.repeat(first[columns[begin:end]], np.diff(offsets[begin : end + 1]))
+        features[offsets[begin] : offsets[end]] += shift.astype(np.int32)
+    features.flush()
 
 
 def _ids_of(
@@ -380,7 +421,7 @@ def _write_value_ids(
                 written = np.empty_like(mine)
                 for i, f in enumerate(fields):
                     values = mine[:, i]
-                    if f.kind == "text":
+                    if not is_counted(f):
                         written[:, i] = np.where(values < 0, missing[i], vocabulary.num_values + values)
                     else:  # behind the part's own values stands the missing one, where index -1 finds it
                         written[:, i] = np.append(ids[split][i][seen[f.name].maps[part]], missing[i])[values]

@@ -27,6 +27,8 @@ SCHEMA = [
     Field(name="item"),
     Field(name="tags", kind="list", separator="|"),
     Field(name="story", kind="text"),
+    Field(name="session", hash_size=3),
+    Field(name="city", max_size=2),
 ]
 CELLS = {
     "user": ["1", "007", "7", "42", None, "x"],
@@ -34,6 +36,8 @@ CELLS = {
     "seen": ["a|b", "b", "c|a", None],
     "item": ["a", "b", "c", "d", "Ünïcödé", ""],
     "tags": ["x|y", "y", "z", None],
+    "session": ["s1", "s2", "s3", "s4", "2", None],
+    "city": ["Rome", "Oslo", "Lima", "Kyiv", None],
     "story": ["once upon a time", "the end.", None, "a b c d"],
 }
 rows = st.lists(
