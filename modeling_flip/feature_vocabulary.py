@@ -74,8 +74,9 @@ class LocalValues:
 class FeatureVocabulary:
     """Per field the distinct values in order of first appearance, and how often each was seen.
 
-    The values of a categorical field are its values (with a `hash_size` the numbers of its buckets), of a numeric field its
-    numbers, of a list field the members of its lists; of text nothing is kept. Two numberings are derived from that, both global (one space over all fields):
+    The values of a categorical field are its values (with a `hash_size`, the numbers of its buckets), of a numeric field its
+    numbers, of a list field the members of its lists; of text nothing is kept. Two numberings are derived from that, both global
+    (one space over all fields):
 
     - *features* index embeddings. Each field owns one block: its unknown feature, then one feature for each value seen at
       least `min_count` times, or of a numeric field one for each quantile bucket. A list that shares another field's features
