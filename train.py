@@ -110,8 +110,8 @@ def name_text_model(recipe: Recipe, data: Mapping[str, pa.Table]) -> Recipe:
         write_text_model(folder, processor.texts(rows), max_length=512)
     if PartialState().is_main_process:
         logger.warning(
-            f"no text model is named: a tiny one is made from the training rows, in {folder}. It has never read a word; for real "
-            "use name a pretrained one with --text_model_name_or_path"
+            f"no text model is set: using a tiny one made from the training rows, in {folder}. Its weights are random; for "
+            "real use, choose a pretrained one with --text_model_name_or_path"
         )
     return replace(recipe, text_model_name_or_path=str(folder))
 
@@ -177,7 +177,7 @@ def main(arguments: list[str]) -> None:
                 return
             results = train(recipe, state)
     except KeyboardInterrupt as interrupt:
-        goes_on = "" if is_dry else "; the same command goes on from the last checkpoint"
+        goes_on = "" if is_dry else "; run the same command again to continue from the last checkpoint"
         print(f"\ntrain.py: interrupted{goes_on}", file=sys.stderr)
         sys.exit(exit_code(interrupt))
     except Exception as error:

@@ -86,7 +86,7 @@ def dataset_card(
 def dataset_id(text: str) -> str:
     """Return a Hub id as it was given on the command line; argparse prints the error where it is none."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no dataset id of the Hub: write OWNER/NAME")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a dataset id: write OWNER/NAME")
     return text
 
 
@@ -117,13 +117,13 @@ def push(output_dir: Path, repo_id: str, *, private: bool) -> str:
     except Exception as error:  # each layer below (httpx, hf_xet, huggingface_hub) has exceptions of its own
         reason = getattr(error, "server_message", None) or str(error)  # the Hub's own words, where it gave any
         raise ConnectionError(
-            f"cannot push to {repo_id!r} ({' '.join(reason.split())}): the dataset is whole in {str(output_dir)!r}; "
-            "check the id, the network and your token (HF_TOKEN, or hf auth login), then give the same command again"
+            f"cannot push to {repo_id!r} ({' '.join(reason.split())}): the dataset is complete in {str(output_dir)!r}; check "
+            "the id, the network and your token (HF_TOKEN, or hf auth login), then run the same command again"
         ) from error
     if public:
         raise ValueError(
             f"{repo_id!r} exists and is public, so nothing was uploaded: make it private ({url}/settings) or choose "
-            f"another id, then give the same command again; the dataset is whole in {str(output_dir)!r}"
+            f"another id, then run the same command again; the dataset is complete in {str(output_dir)!r}"
         )
     return url
 

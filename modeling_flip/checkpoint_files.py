@@ -156,10 +156,10 @@ def _read_checksums(path: Path, part: Part) -> dict[str, str]:
     sums = {name.lstrip(" *"): value for value, _, name in (line.partition(" ") for line in lines)}
     for name, value in sums.items():
         if not re.fullmatch("[0-9a-f]{64}", value) or not _matches(name, part.patterns) or Path(name).name != name:
-            raise ValueError(f"{path} holds {name!r}, which is no line of checksums; {REMEDY}")
+            raise ValueError(f"{path} holds {name!r}, which is not a line of checksums; {REMEDY}")
     absent = [pattern for pattern in part.needed if not any(fnmatch.fnmatch(name, pattern) for name in sums)]
     if absent:
-        raise ValueError(f"{path} is cut short: it lists no {absent[0]}; {REMEDY}")
+        raise ValueError(f"{path} is cut short: it does not list {absent[0]}; {REMEDY}")
     return sums
 
 
@@ -211,8 +211,8 @@ def safe_weights(name_or_path: str | os.PathLike, variant: str | None = None, **
         for what, limit in most.items():
             if made[what] > limit:
                 raise ValueError(
-                    f"config.json of {name_or_path} asks for {made[what]:,} {what} and more, its weights ({num_bytes:,} bytes) "
-                    f"allow {limit:,}; it is not the configuration of these weights. {REMEDY.capitalize()}"
+                    f"config.json of {name_or_path} asks for at least {made[what]:,} {what}, but weights of {num_bytes:,} "
+                    f"bytes allow only {limit:,}: it does not belong to them. {REMEDY.capitalize()}"
                 )
 
     with ExitStack() as hooks:
@@ -268,11 +268,11 @@ def _weight_files(name_or_path: str | os.PathLike, variant: str | None, located:
     try:
         names = sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{index} is no index of weights ({error!r}); {REMEDY}") from error
+        raise ValueError(f"{index} is not an index of weights ({error!r}); {REMEDY}") from error
     for name in names:
         if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*\.safetensors", name, re.ASCII):
             raise ValueError(
-                f"{index} names {str(name)[:100]!r} as a file of weights; only files of safetensors beside it are read"
+                f"{index} names {str(name)[:100]!r} as a file of weights; only safetensors files beside it are read"
             )
     return [Path(cached_file(name_or_path, name, **located)) for name in names]
 
@@ -344,7 +344,7 @@ class CheckpointMixin(PushToHubMixin):
         unfilled = [key for key in missing if not model.may_lack(key)]
         for keys, said in (
             (unfilled, "lacks weights, which are random"),
-            (info["unexpected_keys"], "has weights to spare"),
+            (info["unexpected_keys"], "has weights that this model does not use"),
         ):
             if keys:
                 logger.warning(f"{pretrained_model_name_or_path} {said}: {some_of(keys)}")
@@ -368,7 +368,9 @@ class CheckpointMixin(PushToHubMixin):
             ValueError: the processor is another model's, or `push_to_hub` is asked for, which would leave it behind.
         """
         if push_to_hub:
-            raise ValueError("without its processor nobody can score a row: call model.push_to_hub(repo_id, processor)")
+            raise ValueError(
+                "a model cannot score rows without its processor: call model.push_to_hub(repo_id, processor)"
+            )
         if processor is not None:
             processor.check_belongs_to(self.config)
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
@@ -377,7 +379,7 @@ class CheckpointMixin(PushToHubMixin):
                 processor.save_pretrained(save_directory)
             elif not Path(save_directory, PROCESSOR.needed[0]).exists():
                 logger.warning(
-                    f"{save_directory} holds the model alone: without its processor nobody can score a row. Save both with "
+                    f"{save_directory} holds the model without its processor, so it cannot score rows. Save both with "
                     "model.save_pretrained(folder, processor=processor)"
                 )
             ours = __name__.rpartition(".")[0]  # of a subclass elsewhere, the class that it builds on
@@ -390,8 +392,8 @@ class CheckpointMixin(PushToHubMixin):
             tower = getattr(self.base_model, "tabular_tower", None)
             if tower is not None and type(tower).__module__.rpartition(".")[0] != ours:
                 logger.warning_once(
-                    f"the code of tabular tower {self.config.tabular_tower!r} stays here: import {type(tower).__module__} before "
-                    "the checkpoint is loaded"
+                    f"the code of tabular tower {self.config.tabular_tower!r} is not saved: import {type(tower).__module__} "
+                    "before you load the checkpoint"
                 )
             write_checksums(save_directory, MODEL)
 

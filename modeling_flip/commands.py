@@ -161,7 +161,7 @@ def no_space(error: BaseException, output: str | os.PathLike) -> str | None:
             named = cause.filename2 or cause.filename if isinstance(cause, OSError) else None
             places = [Path(os.fsdecode(named)).parent] if named else [output, HF_HOME, tempfile.gettempdir()]
             folder = min(places, key=_room)
-            return f"no space left on the disk of {folder}: make room, and give the same command again"
+            return f"no space left on the disk of {folder}: free some, then run the same command again"
         cause = cause.__cause__ or cause.__context__
     return None
 

@@ -169,7 +169,7 @@ class FlipConfig(PreTrainedConfig):
         version = config_dict.get("format_version", FORMAT_VERSION)
         if not isinstance(version, int) or version > CALIBRATED_FORMAT_VERSION:
             raise ValueError(
-                f"config.json has format version {version!r}, this modeling_flip reads up to {CALIBRATED_FORMAT_VERSION}; "
+                f"config.json has format version {version!r}, but this modeling_flip reads up to {CALIBRATED_FORMAT_VERSION}; "
                 "upgrade modeling_flip"
             )
         settings = {**config_dict, "format_version": FORMAT_VERSION}
@@ -194,7 +194,7 @@ class FlipConfig(PreTrainedConfig):
             self.tabular_tower, tuple(flat)
         )  # a tower from elsewhere says itself which are not its own
         for name in set(flat) - set(own):
-            logger.warning_once(f"{name} is not read: tabular tower {self.tabular_tower!r} has no such setting")
+            logger.warning_once(f"{name} is ignored: tabular tower {self.tabular_tower!r} has no such setting")
         self.tower_settings = {**(self.tower_settings or {}), **{name: flat[name] for name in flat if name in own}}
         if self.towers != "tabular" and self.text_config is None:
             self.text_config = {"model_type": "bert"}
@@ -248,8 +248,8 @@ class FlipConfig(PreTrainedConfig):
                 )
         if self.text_pooling == "cls" and self.text_is_decoder:
             raise ValueError(
-                f"text model {getattr(self.text_config, 'model_type', None)!r} is a decoder: its first token sees no other; "
-                "set text_pooling to 'last' or 'mean'"
+                f"text model {getattr(self.text_config, 'model_type', None)!r} is a decoder: its first token sees none of the "
+                "others; set text_pooling to 'last' or 'mean'"
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
@@ -263,7 +263,7 @@ class FlipConfig(PreTrainedConfig):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
         if not self.hidden_sizes:
-            raise ValueError("hidden_sizes is empty; one layer or more is needed")
+            raise ValueError("hidden_sizes is empty; give at least one layer")
         if min(self.hidden_sizes) < 1:
             raise ValueError(f"hidden_sizes is {list(self.hidden_sizes)}; each must be 1 or more")
         for name, least in {"num_features": 1, "num_fields": 0, "embedding_size": 1, "projection_size": 1}.items():

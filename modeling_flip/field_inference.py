@@ -139,7 +139,7 @@ def infer_fields(
     excluded = dict(exclude or {})
     for name in settings if declared is not None else overrides:
         if name in excluded and settings[name].get("kind") != "ignored":
-            raise ValueError(f"column {name!r} is declared as a field, and left out: {excluded[name]}; do one of both")
+            raise ValueError(f"column {name!r} is declared as a field but also left out ({excluded[name]}): choose one")
     for name in (*settings, *excluded):
         if name not in names:
             known = sorted(map(str, names))
@@ -175,7 +175,7 @@ def _report(values: Any, given: Mapping[str, Any], labels: np.ndarray | None, *,
     if kind == "list":
         options |= {"kind": "list", "separator": separator if separator != "," else None}
     elif kind == "ignored":
-        return FieldReport(Field(**{"reason": "said so", **given}), 0, 0, "")
+        return FieldReport(Field(**{"reason": "declared", **given}), 0, 0, "")
     probe = Field(**(options | {k: v for k, v in given.items() if k in ("kind", "type", "separator", "missing_words")}))
     if probe.kind in ("numeric", "text"):
         probe = replace(probe, kind="categorical")
@@ -183,7 +183,7 @@ def _report(values: Any, given: Mapping[str, Any], labels: np.ndarray | None, *,
     facts = _Facts.of(column, probe, labels)
     if "type" not in given and _are_moments(facts, probe):
         options["type"], probe = "timestamp", replace(probe, type="timestamp")
-    found, reason = (kind, "said so") if "kind" in given else _kind_of(facts, probe)
+    found, reason = (kind, "declared") if "kind" in given else _kind_of(facts, probe)
     leak, is_certain = _leak(facts, probe)
     ignore = _why_not(facts, probe, found, leak if is_certain else "")
     warning = ""
@@ -351,11 +351,11 @@ def _kind_of(facts: _Facts, field: Field) -> tuple[str, str]:
         return "numeric", "numbers with fractions"
     if field.type == "integer":
         if words & ID_WORDS or set(words_of(field.name)[-1:]) & ENTITY_WORDS:
-            return "categorical", "its name is an identifier's"
+            return "categorical", "named like an identifier"
         if facts.distinct <= FEW_VALUES:
             return "categorical", f"{facts.distinct} different integers"
         if words & NUMBER_WORDS:
-            return "numeric", "integers, and its name is a number's"
+            return "numeric", "integers, named like a number"
         if _is_skewed(facts, field):
             return "numeric", "integers, most of them small, some large: a count"
         return "categorical", "integers that may be identifiers"
@@ -365,8 +365,8 @@ def _kind_of(facts: _Facts, field: Field) -> tuple[str, str]:
             weights=facts.counts,
         )
         if average >= WORDS_OF_TEXT and facts.distinct > 0.5 * facts.present:
-            return "text", f"{average:.0f} words on average, and hardly any text comes twice"
-    return "categorical", {"boolean": "true or false", "date": "days"}.get(field.type, "values that come again")
+            return "text", f"{average:.0f} words on average, and hardly any text repeats"
+    return "categorical", {"boolean": "true or false", "date": "days"}.get(field.type, "values that repeat")
 
 
 def _are_moments(facts: _Facts, field: Field) -> bool:
@@ -402,9 +402,11 @@ def _why_not(facts: _Facts, field: Field, kind: str, leak: str) -> str:
     if kind != "categorical" or facts.present < ROWS_TO_CONCLUDE:
         return ""
     if facts.distinct >= UNIQUE * facts.present:
-        return "; ".join(filter(None, ["one value a row: it would only be memorised", _what_is_lost(facts, field)]))
+        return "; ".join(
+            filter(None, ["every row has its own value: it would only be memorised", _what_is_lost(facts, field)])
+        )
     if field.type == "timestamp" and facts.distinct > FEW_VALUES:
-        return "moments that never come again; name it as time_column to split by it"
+        return "points in time that never repeat; set time_column to split by it"
     return ""
 
 
@@ -429,11 +431,11 @@ def _what_is_lost(facts: _Facts, field: Field) -> str:
         share = facts.counts[strange].sum() / facts.present
         if share:
             example = facts.texts[int(np.argmax(strange))].as_py()
-            return f"{share:.1%} of its values, such as {example!r}, are no numbers, and count as missing"
+            return f"{share:.1%} of its values, such as {example!r}, are not numbers and count as missing"
     if field.kind == "categorical" and field.type == "string" and facts.distinct > FEW_VALUES:
         are_numbers = pc.match_substring_regex(facts.texts, WITH_COMMA)
         if pc.all(are_numbers).as_py() and pc.any(pc.match_substring(facts.texts, ",")).as_py():
-            return "numbers with commas are words here: write 1234.5 to have them as numbers"
+            return "numbers with commas are read as words; write them as 1234.5"
     return ""
 
 
@@ -447,12 +449,12 @@ def _leak(facts: _Facts, field: Field) -> tuple[str, bool]:
     used_groups = rows > 0
     if used_groups.sum() == 2 and np.isin(clicks[used_groups] / rows[used_groups], (0, 1)).all():
         if facts.missing:
-            return "there is a value in just the rows of one label: known only after the click", True
+            return "it has a value only in rows of one label: known only after the click", True
         return "identical to the label", True
     if facts.missing and clicks[0] in (0, rows[0]) and (rows[0] - clicks[0] in (0, (1 - facts.labels).sum())):
         others = facts.labels[facts.codes >= 0]
         if len(np.unique(others)) == 1:
-            return "there is a value in just the rows of one label: known only after the click", True
+            return "it has a value only in rows of one label: known only after the click", True
     if min(facts.labels.sum(), facts.rows - facts.labels.sum()) < CLICKS_TO_CONCLUDE:
         return "", False
     auc = _auc_of_rates(groups, facts.labels)

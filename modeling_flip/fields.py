@@ -77,7 +77,7 @@ class Field:
         if not isinstance(self.missing_words, bool):
             raise ValueError(f"field {self.name!r}: missing_words is {self.missing_words!r}; it must be true or false")
         if self.separator == "":
-            raise ValueError(f"field {self.name!r}: separator is empty; it must be what stands between two members")
+            raise ValueError(f"field {self.name!r}: separator is empty; it must be the text between two members")
         if not self.type:
             object.__setattr__(self, "type", "number" if self.kind == "numeric" else "string")
         if not self.words:
@@ -86,7 +86,7 @@ class Field:
             if len(getattr(self, key)) > LONGEST_NAME:
                 raise ValueError(
                     f"field {self.name[:40] + '…'!r}: {key} has {len(getattr(self, key)):,} characters; at most "
-                    f"{LONGEST_NAME:,} can be read: it stands in every sentence"
+                    f"{LONGEST_NAME:,} are allowed, because it is part of every sentence"
                 )
         for key, value, allowed in (
             ("kind", self.kind, KINDS),
@@ -105,11 +105,11 @@ class Field:
         for option in sorted({o for options in OPTIONS_OF_KIND.values() for o in options}):
             if option not in OPTIONS_OF_KIND[self.kind] and getattr(self, option) != DEFAULTS.get(option):
                 raise ValueError(
-                    f"field {self.name!r} is {self.kind}: {option} is no option of that kind; leave it out"
+                    f"field {self.name!r} is {self.kind}: {option} is not an option of that kind; leave it out"
                 )
         if self.features_of is not None and self.min_count != 1:
             raise ValueError(
-                f"field {self.name!r} shares the features of {self.features_of!r}, and with them its min_count; leave it out"
+                f"field {self.name!r} shares the features of {self.features_of!r} and its min_count; leave min_count out"
             )
         if self.kind == "numeric" and self.type in ("string", "boolean"):
             raise ValueError(
@@ -171,7 +171,7 @@ def check_schema(schema: Sequence[Field]) -> None:
         target = by_name.get(field.features_of)
         if target is None or target.kind not in ("categorical", "list") or target.features_of is not None:
             raise ValueError(
-                f"field {field.name!r} shares the features of {field.features_of!r}, which is no categorical field here"
+                f"field {field.name!r} shares the features of {field.features_of!r}, which is not a categorical field here"
                 + did_you_mean(field.features_of, [f.name for f in schema if f.kind == "categorical"])
             )
         if target.type != field.type:

@@ -380,8 +380,8 @@ class FlipForCTR(FlipPreTrainedModel):
             # The tabular tower's is in the checkpoint, and yet alignment does not train it.
             model.untrained_weights = ("the click heads", *model.untrained_weights)
             logger.warning(
-                f"{pretrained_model_name_or_path} is a pretraining checkpoint: towers ({model.config.towers}) loaded, "
-                "pretraining heads left behind, click heads untrained; finetune before scoring"
+                f"{pretrained_model_name_or_path} is a pretraining checkpoint: its towers ({model.config.towers}) are loaded, "
+                "its pretraining heads are not, and the click heads are untrained; finetune before scoring"
             )
         return loaded
 
@@ -418,7 +418,7 @@ class FlipForCTR(FlipPreTrainedModel):
         for name, value in needed.items():
             if value is None:
                 raise ValueError(
-                    f"{name} is missing; towers is {self.config.towers!r}: pass all that FlipProcessor gives"
+                    f"{name} is missing; towers is {self.config.towers!r}: pass everything that FlipProcessor returns"
                 )
         towers = self.flip(feature_ids, input_ids, attention_mask, list_feature_ids)
         if self.config.towers == "tabular":

@@ -127,4 +127,4 @@ class P5ForCTR(FlipPreTrainedModel):
 def check_has_decoder(text_config: Any) -> None:
     """Raises ValueError where a text model cannot write an answer to what it reads."""
     if not getattr(text_config, "is_encoder_decoder", False):
-        raise ValueError(f"P5 writes its answer: text model {text_config.model_type!r} has no decoder; use a T5")
+        raise ValueError(f"P5 generates its answer, but text model {text_config.model_type!r} has no decoder; use a T5")

@@ -78,7 +78,7 @@ class CtrPredictionPipeline(Pipeline):
             processor = FlipProcessor.from_pretrained(processor, **located)
         if processor is None:
             raise ValueError(
-                "there is no processor to read rows with; pass processor=FlipProcessor.from_pretrained(…), of the checkpoint "
+                "there is no processor to read the rows; pass processor=FlipProcessor.from_pretrained(…) of the checkpoint "
                 "that the model comes from"
             )
         processor.check_belongs_to(model.config)
@@ -133,15 +133,15 @@ class CtrPredictionPipeline(Pipeline):
             for name, cell in cells.items():
                 if hasattr(cell, "__iter__") and not isinstance(cell, (str, bytes)):
                     raise TypeError(
-                        f"a dict is one row, and {name!r} of this one holds a {type(cell).__name__}; give columns as a DataFrame "
-                        "or an Arrow table, of a DatasetDict one split"
+                        f"a dict is one row, and {name!r} of this one holds a {type(cell).__name__}; pass columns as a "
+                        "DataFrame or an Arrow table, and a DatasetDict one split at a time"
                     )
             return self._score_table([rows], batch_size, return_towers, group_by)[0]
         if _is_stream(rows):
             if group_by is not None:
                 raise ValueError(
-                    f"group_by={group_by!r} ranks rows among all others of their group, and an iterator gives them bit by "
-                    "bit; pass a list of the rows, a table or a datasets.Dataset"
+                    f"group_by={group_by!r} ranks the rows of a group, so it needs all rows at once; pass a list, a table or a "
+                    "datasets.Dataset instead of an iterator"
                 )
             return self._score_stream(rows, batch_size, return_towers)
         return self._score_table(rows, batch_size, return_towers, group_by)

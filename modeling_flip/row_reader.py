@@ -93,7 +93,7 @@ def read_columns(
         columns[field.name] = read_column(values, field)
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
-        raise ValueError(f"columns differ in length: {lengths}; give every row a value, None where it has none")
+        raise ValueError(f"columns differ in length: {lengths}; give every row a value, or None")
     return columns, absent
 
 
@@ -264,7 +264,7 @@ def to_arrow(values: Sequence[Any], field: Field) -> pa.Array:
             return pa.array([None if v is None else str(int(v)) for v in values], pa.string())
         except ValueError:
             raise UnreadableError(
-                f"field {field.name!r} holds an integer of too many digits; turn it into text first"
+                f"field {field.name!r} holds an integer with too many digits; turn it into text first"
             ) from None
     if isinstance(first, (float, np.floating)):
         wide = isinstance(first, float) or first.dtype.itemsize > 4
@@ -301,7 +301,7 @@ def _decimal_text(number: decimal.Decimal, field: Field) -> str | None:
     if not number:
         return "0"
     if abs(number.adjusted()) > MOST_DIGITS:
-        raise UnreadableError(f"field {field.name!r} holds a number of too many digits; turn it into text first")
+        raise UnreadableError(f"field {field.name!r} holds a number with too many digits; turn it into text first")
     return format(number, "f")
 
 

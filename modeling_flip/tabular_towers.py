@@ -82,7 +82,7 @@ def register_tabular_tower(
         taken = {field.name for field in dataclasses.fields(settings)} & set(FlipConfig.__annotations__)
         if taken:
             raise ValueError(
-                f"{sorted(taken)[0]} is a setting of FlipConfig already; call that of tower {name!r} otherwise"
+                f"{sorted(taken)[0]} is already a setting of FlipConfig; rename the setting of tower {name!r}"
             )
         tower.settings_class = settings
         TABULAR_TOWERS[name] = tower
@@ -107,8 +107,9 @@ def create_tabular_tower(config: FlipConfig) -> TabularTower:
     for name, _ in tower.named_children():
         if name in ("embedding", "first_order"):  # names that checkpoints of format 1 have for the tables of features
             raise ValueError(
-                f"{type(tower).__name__} has a module {name!r}: features' embeddings and first-order weights are not a tower's "
-                "own (it gets the ones, and sets first_order = True for the others); call any other module otherwise"
+                f"{type(tower).__name__} has a module {name!r}: the model owns embeddings and first-order weights (a tower is "
+                "given the embeddings, and asks for the weights with first_order = True); rename a module that is something "
+                "else"
             )
     return tower
 
@@ -356,7 +357,7 @@ class XDeepFMSettings:
 
     def __post_init__(self) -> None:
         if not self.cin_sizes:
-            raise ValueError("cin_sizes is empty; one layer or more is needed")
+            raise ValueError("cin_sizes is empty; give at least one layer")
 
 
 @register_tabular_tower("xdeepfm", settings=XDeepFMSettings)

@@ -53,7 +53,7 @@ def open_input(path: Path, delimiter: str | None = None, encoding: str | None = 
         ValueError, FileNotFoundError: as `open_table`; or it is a folder.
     """
     if path.is_dir():
-        raise ValueError(f"{path} is a folder; name one file, and score one after the other")
+        raise ValueError(f"{path} is a folder; score one file at a time")
     table = open_table(path, delimiter=delimiter, encoding=encoding)
     if path.suffix.lower() == ".parquet":  # notes beside the rows, such as pandas' index, are no rows, but are kept
         return replace(table, schema=table.schema.with_metadata(pq.read_schema(path).metadata))
@@ -178,7 +178,7 @@ def check_csv_holds(schema: pa.Schema) -> None:
     for field in schema:
         try:
             if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type):
-                raise pa.ArrowTypeError("bytes are no text")
+                raise pa.ArrowTypeError("bytes are not text")
             csv.write_csv(pa.schema([field]).empty_table(), pa.BufferOutputStream())
         except pa.ArrowException as error:
             raise ValueError(
@@ -215,7 +215,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is no record of a run ({error}); delete the folder {folder}") from error
+        raise ValueError(f"{path} is not a record of a run ({error}); delete the folder {folder}") from error
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
@@ -246,20 +246,22 @@ def begin_or_continue(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
     """
     if not (folder / RUN_FILE).exists():
         if folder.exists() and any(p.name != f"{RUN_FILE}.tmp" for p in folder.iterdir()):
-            raise ValueError(f"{folder} holds other files, and parts would be written there; choose another output")
+            raise ValueError(
+                f"{folder} holds other files, but it is where parts would be written; choose another output"
+            )
         folder.mkdir(exist_ok=True)
         write_record(folder, run)
     record = read_record(folder)
     differing = [name for name in sorted((record.keys() | run.keys()) - {OUTPUT}) if record.get(name) != run.get(name)]
     if differing == [INPUT_CONTENT]:
-        logger.warning(f"{run['input']} has changed since a part of it was scored: all of it is scored anew")
+        logger.warning(f"{run['input']} has changed since part of it was scored: all of it is scored again")
         delete_parts(folder)
         write_record(folder, run)
         return dict(run)
     if differing:
         raise ValueError(
-            f"{folder} holds parts of a run that differs in {', '.join(differing)}; give that run's command again to "
-            "finish it, delete the folder, or choose another output"
+            f"{folder} holds parts of a run that differs in {', '.join(differing)}; repeat that run's command to finish it, "
+            "delete the folder, or choose another output"
         )
     return record
 
@@ -336,9 +338,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="score",
         usage="python -m modeling_flip.score --model ID_OR_FOLDER --input FILE --output FILE [options]",
-        description="Read a file of rows, and write them with one more column: `probability`, that of a click. Columns and "
-        "order stay, and so do types; the cells of CSV and TSV are text, as it is written. If it is interrupted, give the same "
-        "command again, and it continues.",
+        description=(
+            "Score a file: write its rows to a new file with one more column, `probability`, that of a click. Rows, columns "
+            "and types stay as they are; cells of CSV and TSV are copied as text. If it is interrupted, run the same command "
+            "again to continue."
+        ),
     )
     parser.add_argument("--model", required=True, metavar="ID_OR_FOLDER", help="a model on the Hub, or a folder")
     parser.add_argument("--input", required=True, type=Path, metavar="FILE", help=f"rows to score: {READ}")
@@ -347,29 +351,33 @@ def make_parser() -> argparse.ArgumentParser:
         required=True,
         type=_output,
         metavar="FILE",
-        help="a new file, .parquet or .csv (with commas, in UTF-8, whatever the input has)",
+        help="the file to write, .parquet or .csv (always with commas, in UTF-8)",
     )
     parser.add_argument(
-        "--delimiter", help=r"between the cells of a CSV, such as ';' or '\t' (the one of , ; tab | that fits)"
+        "--delimiter",
+        help=r"character between the cells of a CSV, such as ';' or '\t' (default: detected among , ; tab |)",
+    )
+    parser.add_argument("--encoding", help="encoding of a text file, such as utf-16 or cp1252 (default: detected)")
+    parser.add_argument(
+        "--batch_size", type=_positive, default=DEFAULT_BATCH_SIZE, help="rows per batch (default: %(default)s)"
     )
     parser.add_argument(
-        "--encoding", help="of text, such as utf-16 or cp1252 (what its first bytes say, UTF-8 if it is, else cp1252)"
-    )
-    parser.add_argument(
-        "--batch_size", type=_positive, default=DEFAULT_BATCH_SIZE, help="rows to a batch (%(default)s)"
-    )
-    parser.add_argument(
-        "--towers", choices=("both", "tabular", "text"), help="load only these (those of the checkpoint)"
+        "--towers", choices=("both", "tabular", "text"), help="which towers to load (default: those of the checkpoint)"
     )
     parser.add_argument(
         "--return_towers",
         action="store_true",
-        help="also write `tabular_probability` and `text_probability`, of each tower alone",
+        help="also write the probability from each tower alone, `tabular_probability` and `text_probability`",
     )
-    parser.add_argument("--revision", help="of a model on the Hub: branch, tag or commit (main)")
-    parser.add_argument("--device", type=_device, help="cpu, cuda, cuda:1, … (the first accelerator, else the CPU)")
+    parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub (default: main)")
     parser.add_argument(
-        "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="of the weights (as saved)"
+        "--device", type=_device, help="cpu, cuda, cuda:1, … (default: the first accelerator, else the CPU)"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="type of the weights (default: auto, as saved)",
     )
     return parser
 

@@ -33,7 +33,7 @@ def platt(logits: np.ndarray, clicks: np.ndarray) -> tuple[float, float]:
     scale, shift = float(fitted.coef_.item()), float(fitted.intercept_.item())
     if scale <= 0:
         logger.warning(
-            f"not calibrated: on validation clicks do not grow more frequent with the logits (scale {scale:.3g})"
+            f"not calibrated: on the validation rows, higher logits do not mean more clicks (scale {scale:.3g})"
         )
         return 1.0, 0.0
     return scale, shift

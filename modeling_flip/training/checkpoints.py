@@ -58,14 +58,14 @@ def check_weights(checkpoint: Path) -> None:
 
 def _check_part(checkpoint: Path, part: Part) -> None:
     if not (checkpoint / part.checksums).is_file():
-        raise ValueError(f"{checkpoint} holds no {part.checksums}")
+        raise ValueError(f"{checkpoint} has no {part.checksums}")
     check_files(checkpoint, part)
 
 
 def check(checkpoint: Path) -> None:
-    """Raises ValueError where a checkpoint is not as it was saved, or was not written to its end."""
+    """Raises ValueError where a checkpoint is not as it was saved, or is incomplete."""
     if not (checkpoint / STATE.checksums).is_file():
-        raise ValueError(f"{checkpoint} was not written to its end")
+        raise ValueError(f"{checkpoint} is incomplete")
     check_weights(checkpoint)
     for part in (PROCESSOR, STATE):
         _check_part(checkpoint, part)
@@ -92,14 +92,14 @@ def _last_checkpoint(folder: Path, needs_best: bool) -> str | None:
             if needs_best and best is not None:
                 check_weights(folder / Path(best).name)
         except (ValueError, OSError) as error:
-            logger.warning(f"{checkpoint} is passed over: {fact(error)}")
+            logger.warning(f"skipping {checkpoint}: {fact(error)}")
             continue
         _check_number_of_processes(checkpoint)
         break
     else:
         checkpoint = None
         if saved:
-            logger.warning(f"no checkpoint in {folder} is whole: training begins anew")
+            logger.warning(f"no checkpoint in {folder} is complete: training starts from the beginning")
     for behind in saved[: saved.index(checkpoint) if checkpoint else None]:
         shutil.rmtree(behind)
     if checkpoint is not None:
@@ -111,8 +111,8 @@ def _check_number_of_processes(checkpoint: Path) -> None:
     before, now = len([*checkpoint.glob("rng_state*")]), PartialState().num_processes
     if before != now:
         raise ValueError(
-            f"{checkpoint} was written by {before} processes, and now there are {now}: rows would be read in another order. "
-            f"Start as many again, or delete {checkpoint.parent} to begin this stage anew"
+            f"{checkpoint} was written by {before} processes, but now there are {now}, which would change the order of the "
+            f"rows. Start {before} processes, or delete {checkpoint.parent} to restart this stage"
         )
 
 

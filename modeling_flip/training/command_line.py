@@ -28,14 +28,14 @@ SHOWN = {
     "learning_rate": f"for everything except the text tower (default: {LEARNING_RATE})",
     "text_learning_rate": f"for the text tower (default: {TEXT_LEARNING_RATE}, or learning_rate if that is set)",
     "lr_scheduler_type": "linear, cosine, constant, …",
-    "warmup_steps": "a number of steps, or below 1 a share of all steps",
-    "weight_decay": "of AdamW; it applies to feature embeddings too",
+    "warmup_steps": "number of steps; below 1, the share of all steps",
+    "weight_decay": "weight decay of AdamW, for feature embeddings too",
     "max_grad_norm": "clip gradients to this norm",
     "bf16": "compute in bfloat16 where that is safe",
     "float32_matmul_precision": "highest, high (TF32 on a GPU) or medium (bf16 products, on CPUs that have them)",
     "train_sampling_strategy": "group_by_length (sentences of similar length share a batch) or random",
-    "logging_steps": "log every so many steps",
-    "eval_steps": "evaluate every so many steps, with eval_strategy steps",
+    "logging_steps": "number of steps between two logs",
+    "eval_steps": "number of steps between two evaluations, with eval_strategy steps",
     "early_stopping_patience": "stop after this many evaluations without a better validation AUC",
     "text_mask_ratio": "share of fields to mask in the sentence",
     "tabular_mask_ratio": "share of fields to mask in the table",
@@ -76,8 +76,8 @@ class RecipeParser(jsonargparse.ArgumentParser):
             key, value = unquoted.groups()
             quoted = {"True": "yes", "False": "no"}.get(value, value)
             text = (
-                f"{key} is {value}, and must be text: YAML reads yes, no and numbers so unless they are quoted, as in "
-                f"{key}: '{quoted}'"
+                f"{key} is {value}, and must be text: YAML takes yes, no and numbers for something else unless they are "
+                f"quoted, as in {key}: '{quoted}'"
             )
         if text.startswith("Value not boolean"):
             text += " use_cpu and push_to_hub are true or false"
@@ -96,11 +96,11 @@ def recipe_parser() -> RecipeParser:
         allow_abbrev=False,
         exit_on_error=True,
     )
-    parser.add_argument("--recipe", action="config", help="the YAML file; may be written first, without --recipe")
+    parser.add_argument("--recipe", action="config", help="the YAML file; as the first argument it needs no --recipe")
     parser.add_class_arguments(
         Recipe, as_group=False, skip={"use_cpu", "push_to_hub", "model", "pretraining", "finetuning"}
     )
-    parser.add_argument("--use_cpu", action=jsonargparse.ActionYesNo, help="train on the CPU even where there is a GPU")
+    parser.add_argument("--use_cpu", action=jsonargparse.ActionYesNo, help="train on the CPU, even if there is a GPU")
     parser.add_argument(
         "--push_to_hub", action=jsonargparse.ActionYesNo, help="push to the Hub, while training and at the end"
     )

@@ -315,8 +315,8 @@ def hints_of_splits(splits: Mapping[str, SplitFacts]) -> list[str]:
     if train.ends is None or test.begins is None or test.begins >= train.ends:
         return []
     return [
-        f"test begins ({moment(test.begins)}) before train ends ({moment(train.ends)}): where later clicks tell of earlier ones, "
-        "figures come out too high"
+        f"test begins ({moment(test.begins)}) before train ends ({moment(train.ends)}): if later clicks give away earlier "
+        "ones, the metrics come out too high"
     ]
 
 
@@ -324,8 +324,8 @@ def hints_of_sentences(sentences: SentenceFacts | None) -> list[str]:
     if sentences is None or sentences.unknown_tokens <= MANY_UNKNOWN_TOKENS:
         return []
     return [
-        f"{sentences.unknown_tokens:.0%} of the tokens are unknown to the text model, as in the sentences above: name one of "
-        "your language with text_model_name_or_path"
+        f"{sentences.unknown_tokens:.0%} of the tokens are unknown to the text model, as in the sentences above: choose one "
+        "for your language with text_model_name_or_path"
     ]
 
 
@@ -479,7 +479,7 @@ def show(report: DryRun, command: str) -> str:
     if report.sentences is not None:
         parts.append(show_sentences(report.sentences))
     parts += [show_features(report), show_hints(report.hints), show_size(report), show_time(report)]
-    begun = f"{report.output_dir} holds this run already, begun or finished: it would go on with it.\n"
+    begun = f"{report.output_dir} already holds this run, finished or not: train.py would continue it.\n"
     parts.append(
         f"Nothing was trained or saved. {begun if report.is_begun else ''}To train, run the same without --dry_run:\n  {command}"
     )
@@ -506,14 +506,14 @@ def show_splits(report: DryRun) -> str:
 
 def show_sentences(sentences: SentenceFacts) -> str:
     median, most, longest = sentences.quantiles
-    cut = f"{percent(sentences.share_cut)} of the sentences are longer and lose their end."
+    cut = f"{percent(sentences.share_cut)} of the sentences are longer and are cut."
     lines = [
         "Sentences, as the text tower reads them",
         f"  tokens: {median:,.0f} (median), {most:,.0f} (95th percentile), {longest:,.0f} (longest)",
         f"  max_length: {sentences.max_length:,} tokens. " + (cut if sentences.share_cut else "None is cut."),
     ]
     for name, share in sorted(sentences.cut_fields.items(), key=lambda item: -item[1]):
-        lines.append(f"    {name!r} loses words, or is left out, in {percent(share)} of the training rows")
+        lines.append(f"    {name!r} loses words or is dropped in {percent(share)} of the training rows")
     for i, example in enumerate(sentences.examples, 1):
         shown = example if len(example) <= LONGEST_EXAMPLE else f"{example[:LONGEST_EXAMPLE]} …"
         lines.append(f"  example {i}: {shown}")
@@ -526,8 +526,8 @@ def show_features(report: DryRun) -> str:
         ["features", *(f"{n:,}" for n in report.features.values())],
     ]
     return (
-        "Features (rows of the embedding table) by min_count: values seen less often share their field's unknown feature. It is "
-        f"{report.min_count} now\n" + aligned(table)
+        "Features (rows of the embedding table) by min_count: values seen less often share their field's unknown feature. It "
+        f"is {report.min_count} now\n" + aligned(table)
     )
 
 
@@ -545,9 +545,9 @@ def show_size(report: DryRun) -> str:
     table.append(["all parameters", *(f"{sum(stage.parameters.values()):,}" for stage in stages)])
     for name in ("weights", "gradients", "optimizer_state"):
         table.append([name.replace("_", " "), *(amount(getattr(stage, name)) for stage in stages)])
-    of = "this process, rows and libraries included" if report.device == "cpu" else f"the {report.device} device"
+    of = "this process, with its rows and libraries" if report.device == "cpu" else f"the {report.device} device"
     table.append(["peak memory", *(amount(stage.peak_memory) for stage in stages)])
-    return f"Parameters and memory (the peak was measured, of {of})\n{aligned(table)}"
+    return f"Parameters and memory (peak memory was measured for {of})\n{aligned(table)}"
 
 
 def show_time(report: DryRun) -> str:

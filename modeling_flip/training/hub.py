@@ -44,7 +44,7 @@ def _existing_repo(api: HfApi, repo_id: str, private: bool | None) -> str:
     full_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     if private and not api.model_info(full_id).private:
         raise HFValidationError(
-            f"{full_id} is to be private, and exists in public; choose another id, or make it private"
+            f"{full_id} should be private, but exists and is public; choose another id, or make it private"
         )
     return full_id
 
@@ -107,7 +107,7 @@ def with_retries(attempt: Callable[[], T]) -> T:
         except Exception as error:
             if is_final(error):
                 raise
-            logger.warning(f"the Hub did not take it ({first_line(error)}); trying again in {pause} s")
+            logger.warning(f"a request to the Hub failed ({first_line(error)}); trying again in {pause} s")
             time.sleep(pause)
     with patient_client():
         return attempt()

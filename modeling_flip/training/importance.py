@@ -111,23 +111,32 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="importance",
         usage="python -m modeling_flip.training.importance --model ID_OR_FOLDER --data FILE --label_column NAME [options]",
-        description="Which fields a model needs: shuffles one after the other among the rows of a file, and says how much AUC "
-        "and logloss suffer. Use rows that the model was not trained on.",
+        description=(
+            "Measure which fields a model needs: shuffle the values of one field at a time among the rows of a file, and "
+            "print how much AUC drops and logloss rises. Use rows that the model was not trained on."
+        ),
     )
     parser.add_argument("--model", required=True, metavar="ID_OR_FOLDER", help="a model on the Hub, or a folder")
     parser.add_argument("--data", required=True, type=Path, metavar="FILE", help=f"rows with clicks: {READ}")
     parser.add_argument(
         "--label_column", required=True, metavar="NAME", help="the column of clicks: 0 and 1, or booleans"
     )
-    parser.add_argument("--positive_label", metavar="WORD", help="the word in it that is a click, such as yes")
-    parser.add_argument("--positive_above", type=float, metavar="NUMBER", help="ratings above this are clicks")
-    parser.add_argument("--delimiter", help="between the cells of a CSV, where it is not detected")
-    parser.add_argument("--encoding", help="of a text file, where it is not detected")
-    parser.add_argument("--rows", type=int, default=20_000, help="at most so many, drawn at random (%(default)s)")
-    parser.add_argument("--repeats", type=int, default=5, help="shuffles of each field (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the draw and the shuffles (%(default)s)")
-    parser.add_argument("--output", type=Path, metavar="FILE.png", help="a plot of the table")
-    parser.add_argument("--json", type=Path, metavar="FILE.json", help="the table for programs")
+    parser.add_argument("--positive_label", metavar="WORD", help="the label that means a click, such as yes")
+    parser.add_argument(
+        "--positive_above",
+        type=float,
+        metavar="NUMBER",
+        help="labels are ratings, and a rating above this number means a click",
+    )
+    parser.add_argument("--delimiter", help="character between the cells of a CSV (default: detected)")
+    parser.add_argument("--encoding", help="encoding of a text file (default: detected)")
+    parser.add_argument(
+        "--rows", type=int, default=20_000, help="how many rows to draw at random, at most (default: %(default)s)"
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="how often to shuffle each field (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draw and the shuffles (default: %(default)s)")
+    parser.add_argument("--output", type=Path, metavar="FILE.png", help="also plot the table")
+    parser.add_argument("--json", type=Path, metavar="FILE.json", help="also write the table as JSON")
     return parser
 
 

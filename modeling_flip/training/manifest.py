@@ -36,10 +36,10 @@ TEXT_MODEL_PARTS = {
     "tokenizer_sha256": "another tokenizer",
     "weights_sha256": "other weights",
 }
-DELETED = "{} was deleted or replaced while this run went on: delete what is left of it, and run again"
+DELETED = "{} was deleted or replaced during this run: delete what is left of it, and run again"
 REMEDY = (
-    "weights of the one would go on with the other. Give the run what it began with, or choose another --output_dir or "
-    "delete the folder to begin anew"
+    "a run must finish with the inputs it began with. Restore them, choose another --output_dir, or delete the folder to "
+    "start again"
 )
 
 
@@ -110,7 +110,7 @@ def check_outputs(run_folder: Path, stage: str) -> None:
         content = json.loads(path.read_text())
         files = dict(content["outputs"]["files"]) if content["complete"] else {}
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} is no manifest ({error!r})") from error
+        raise ValueError(f"{path} is not a manifest ({error!r})") from error
     for name, saved in files.items():
         file = run_folder / name
         if not file.is_file():
@@ -129,7 +129,9 @@ def check_same_inputs(run_folder: Path, stage: str, inputs: Mapping[str, Any]) -
         before = json.loads(path.read_text())["inputs"]
         changed = [*_changes(before, json.loads(_json(inputs)))]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} is no manifest ({error!r}); delete the folder {run_folder} to begin anew") from error
+        raise ValueError(
+            f"{path} is not a manifest ({error!r}); delete the folder {run_folder} to start again"
+        ) from error
     if changed:
         raise ValueError(f"{run_folder} was begun with other inputs: {'; '.join(changed)}; {REMEDY}")
 
@@ -138,13 +140,13 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]
     for split, ours in now["data"].items():
         theirs = before["data"][split]
         if theirs["rows"] != ours["rows"]:
-            yield f"split {split!r} had {theirs['rows']:,} rows, it has {ours['rows']:,}"
+            yield f"split {split!r} had {theirs['rows']:,} rows and now has {ours['rows']:,}"
             continue
         for what in ("labels", "values"):
             if theirs[f"{what}_sha256"] != ours[f"{what}_sha256"]:
                 yield f"split {split!r} had other {what}"
     if before["vocabulary"] != now["vocabulary"]:
-        yield "the training rows gave another vocabulary"
+        yield "the training rows had another vocabulary"
     ours, theirs = now["text_model"] or {}, before["text_model"] or {}
     for key, what in TEXT_MODEL_PARTS.items():
         if theirs.get(key, ours.get(key)) != ours.get(key):

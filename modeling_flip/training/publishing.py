@@ -142,7 +142,7 @@ class Publisher:
         """Wait until all pushes that were started have arrived or failed."""
         if self._last is not None:
             if self._last.is_alive():
-                logger.warning("waiting for the push that is under way")
+                logger.warning("waiting for the current push")
             self._last.join()
 
     def note_failure(self, message: str, error: Exception) -> None:
@@ -194,7 +194,7 @@ class PublishCallback(TrainerCallback):
             return
         step = state.global_step
         if self.publisher.is_busy and not self.always:
-            logger.warning(f"the push before is still under way: step {step} is not pushed")
+            logger.warning(f"the previous push is still running: step {step} is not pushed")
             return
         staged = Path(str(args.output_dir), f".push-{step}")
         message = f"Training in progress, step {step}"
@@ -244,7 +244,7 @@ def push_model(
 ) -> CommitInfo:
     """What `model.push_to_hub` does."""
     if processor is None:
-        raise ValueError("without its processor nobody can score a row: call model.push_to_hub(repo_id, processor)")
+        raise ValueError("a model cannot score rows without its processor: call model.push_to_hub(repo_id, processor)")
     processor.check_belongs_to(model.config)
     with TemporaryDirectory() as folder:
         model.save_pretrained(folder, processor=processor, max_shard_size=max_shard_size)

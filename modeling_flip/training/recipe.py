@@ -173,10 +173,10 @@ def check_yaml(text: str) -> None:
         line = event.start_mark.line + 1 if event.start_mark else "?"
         if isinstance(event, yaml.AliasEvent):
             name = (event.anchor or "")[:40]
-            raise yaml.YAMLError(f"alias *{name} in line {line}: a recipe has none; write out what it stands for")
+            raise yaml.YAMLError(f"alias *{name} in line {line}: recipes may not use aliases; write the value out")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST:
-            raise yaml.YAMLError(f"line {line} is nested more than {DEEPEST} deep; no recipe is")
+            raise yaml.YAMLError(f"line {line} is nested more than {DEEPEST} levels deep; recipes may not be")
 
 
 class _PlainDumper(yaml.SafeDumper):

@@ -61,7 +61,7 @@ def check_same_run(recipe_file: Path, recipe: Recipe, what: str, remedy: str, bu
     try:
         theirs = dict(read_yaml(recipe_file.read_text()))
     except (yaml.YAMLError, TypeError, ValueError) as error:
-        raise ValueError(f"{what}: its {RECIPE_FILE} is no recipe; {remedy}") from error
+        raise ValueError(f"{what}: its {RECIPE_FILE} is not a recipe; {remedy}") from error
     for key in sorted((theirs.keys() | ours.keys()) - {*HUB_KEYS, *but}):
         if theirs.get(key) != ours.get(key):
             raise ValueError(f"{what}: its {key} is {theirs.get(key)!r}, this run's is {ours.get(key)!r}; {remedy}")
@@ -92,8 +92,8 @@ def restore_from_hub(recipe: Recipe) -> None:
                 logger.warning(f"cannot see how far {hub_repo(recipe)!r} is: {push_error(error)}")
                 return
             raise ValueError(
-                f"cannot see whether {hub_repo(recipe)!r} holds an earlier part of this run: {push_error(error)}; try again, or "
-                "leave out --hub_strategy checkpoint to begin anew"
+                f"cannot see whether {hub_repo(recipe)!r} holds an earlier part of this run: {push_error(error)}; try again, "
+                "or leave out --hub_strategy checkpoint to start from the beginning"
             ) from error
         if not (repo / RECIPE_FILE).exists():
             return
@@ -105,8 +105,8 @@ def restore_from_hub(recipe: Recipe) -> None:
         if begun:
             if there > progress_here(output_dir):
                 raise ValueError(
-                    f"{repo_id} on the Hub holds a later state of this run than {output_dir}, and would be overwritten: delete "
-                    f"the folder to go on from the Hub, or {remedy}"
+                    f"{repo_id} on the Hub is further along in this run than {output_dir}, and would be overwritten: delete "
+                    f"the folder to continue from the Hub, or {remedy}"
                 )
             return
         logger.warning(f"continuing from {repo_id} on the Hub")

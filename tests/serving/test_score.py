@@ -588,7 +588,7 @@ def test_a_corrected_input_is_scored_anew_and_never_mixed_with_the_old(
     scored_rows.clear()
     write(2)
     assert run(source=source) == 0
-    assert "rows.csv has changed since a part of it was scored: all of it is scored anew" in caplog.text
+    assert "rows.csv has changed since part of it was scored: all of it is scored again" in caplog.text
     assert scored_rows == [16] * 6 + [4]
     assert (tmp_path / "scores.parquet").read_bytes() == straight
 
@@ -811,7 +811,7 @@ def test_input_that_cannot_be_read_is_refused(
         error = error_of(capsys)
         assert error.startswith(f"score: error: {tmp_path / name}") and message in error
     assert run(source=tmp_path) == 2
-    assert "is a folder; name one file" in error_of(capsys)
+    assert "is a folder; score one file at a time" in error_of(capsys)
 
 
 def test_lists_of_nothing_are_written_as_they_were(run: Callable[..., int], tmp_path: Path) -> None:

@@ -278,7 +278,9 @@ def test_a_run_that_has_begun_is_told(clicks: Any, tmp_path: Path) -> None:
     run(alone, data)
     before = sorted(path.stat().st_mtime_ns for path in Path(recipe.output_dir).rglob("*"))
     report = inspected(alone, data, tmp_path / "scratch")
-    assert f"{recipe.output_dir} holds this run already" in show(report, "x")
+    assert f"{recipe.output_dir} already holds this run, finished or not: train.py would continue it" in show(
+        report, "x"
+    )
     assert sorted(path.stat().st_mtime_ns for path in Path(recipe.output_dir).rglob("*")) == before
 
 
