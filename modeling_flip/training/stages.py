@@ -314,9 +314,9 @@ def prepare(
         reports["cut_fields"] = cut
         worst = sorted(cut.items(), key=lambda item: -item[1])[:5]
         logger.warning(
-            f"max_length is {processor.max_length} tokens, and cuts or leaves out the end of sentences: "
+            f"max_length is {processor.max_length} tokens, which is too short for some sentences; cut or dropped: "
             + ", ".join(f"{name!r} in {share:.1%} of the training rows" for name, share in worst)
-            + ". Give a larger --max_length, shorter fields, or with --fields another order: what matters first"
+            + ". Set a larger --max_length, shorten fields, or use --fields to put what matters first"
         )
     return Prepared(processor, splits, watched, inputs, reports, groups)
 
@@ -334,12 +334,12 @@ def watched_rows(recipe: Recipe, validation: FlipDataset) -> FlipDataset:
     rows = validation.__getitems__(np.sort(picked))
     if rows.labels is not None and len(np.unique(rows.labels)) == 1:
         raise ValueError(
-            f"max_eval_samples is {most}, and every label of these validation rows is {rows.labels[0]:.0f}: AUC needs clicks "
-            "and non-clicks; give more"
+            f"max_eval_samples is {most}, but every label of these validation rows is {rows.labels[0]:.0f}: AUC needs clicks "
+            "and non-clicks; set more"
         )
     logger.warning(
-        f"while training, {most:,} of {len(validation):,} validation rows are scored, drawn at random with seed {recipe.seed}; "
-        "at the end all are"
+        f"during training, {most:,} of {len(validation):,} validation rows are scored, drawn at random with seed "
+        f"{recipe.seed}; at the end all of them"
     )
     return rows
 
@@ -369,7 +369,7 @@ def make_processor(recipe: Recipe, train: pa.Table, labels: np.ndarray, kinds: M
             if value not in (None, Recipe.min_count if key == "min_count" else None, theirs[key]):
                 raise ValueError(
                     f"{key} is {value}, but {recipe.pretrained_model_name_or_path} was pretrained with {theirs[key]}; "
-                    "take that, or pretrain anew"
+                    "use that, or pretrain again"
                 )
         check_settings_of_fields(recipe, processor.schema)
         return processor
@@ -391,7 +391,7 @@ def check_settings_of_fields(recipe: Recipe, schema: Sequence[Field]) -> None:
             if value != pretrained:
                 raise ValueError(
                     f"{key} of field {name!r} is {value!r}, but {recipe.pretrained_model_name_or_path} was pretrained with "
-                    f"{pretrained!r}; take that, or pretrain anew"
+                    f"{pretrained!r}; use that, or pretrain again"
                 )
 
 
@@ -492,7 +492,7 @@ def is_aligned(run_folder: Path, folder: Path) -> bool:
             check_files(folder, part)
         json.loads((folder / PRETRAINING_RESULTS_FILE).read_text())
     except (ValueError, OSError) as error:
-        logger.warning(f"the alignment in {folder} is not as it was saved ({fact(error)}): it is done again")
+        logger.warning(f"the pretraining checkpoint in {folder} is damaged ({fact(error)}): pretraining starts again")
         shutil.rmtree(folder)
         return False
     return True
@@ -585,7 +585,7 @@ def make_model(recipe: Recipe, processor: FlipProcessor, aligned: Aligned | None
             raise
         raise ValueError(
             f"a model of these sizes ({', '.join(f'{k} {v}' for k, v in recipe.model.items())}) does not fit in memory: lower "
-            "them, in the recipe's section model"
+            "them in the recipe's section model"
         ) from error
 
 
@@ -695,7 +695,7 @@ def publish(run: Run, prepared: Prepared, finetuned: Finetuned, results: Mapping
             logger.warning(f"{len(publisher.failures)} pushes failed:\n  " + "\n  ".join(publisher.failures))
         if not arrived.is_set():
             logger.error(
-                f"the finished model is whole in {run.folder}, not on the Hub: run the same command again to push it"
+                f"the finished model is complete in {run.folder}, but not on the Hub: run the same command again to push it"
             )
     shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
 

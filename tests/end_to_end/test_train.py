@@ -165,7 +165,7 @@ def test_while_training_so_many_validation_rows_are_scored(
     original = stages.FlipTrainer
     monkeypatch.setattr(stages, "FlipTrainer", lambda *given: trainers.append(original(*given)) or trainers[-1])
     results = run_recipe(asked)
-    assert "while training, 9 of 18 validation rows are scored, drawn at random with seed 42" in caplog.text
+    assert "during training, 9 of 18 validation rows are scored, drawn at random with seed 42" in caplog.text
     (trainer,) = trainers
     rows = trainer.eval_dataset
     assert len(rows) == 9 and rows.row_ids.tolist() != list(range(9))
@@ -567,7 +567,7 @@ def test_a_damaged_alignment_is_done_again(
     before = {name: weight.clone() for name, weight in weights(damaged.parent).items()}  # they lie in the file
     damaged.write_bytes(damaged.read_bytes()[:100])
     run(begun, data)
-    assert f"{damaged} is cut short" in caplog.text and "it is done again" in caplog.text
+    assert f"{damaged} is cut short" in caplog.text and "pretraining starts again" in caplog.text
     after = weights(damaged.parent)
     assert all(torch.equal(after[name], before[name]) for name in before)
 

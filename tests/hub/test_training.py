@@ -250,7 +250,10 @@ def test_no_failure_of_the_hub_costs_a_run(
         assert hub.commits(name)[0] == "End of training"
         return
     assert "pushes failed" in done.stderr
-    assert f"the finished model is whole in {out}, not on the Hub: run the same command again to push it" in done.stderr
+    assert (
+        f"the finished model is complete in {out}, but not on the Hub: run the same command again to push it"
+        in done.stderr
+    )
     assert hub.commits(name) == ["initial commit"]
     hub.fail = None
     again = run_training(hub, tmp_path, *arguments)
@@ -443,7 +446,7 @@ publishing.write_curve = draw
     arguments = [tabular_recipe_file, *FLIP, "--hub_model_id", "me/hangs", "--output_dir", tmp_path / "out"]
     done = run_training(hub, tmp_path, *arguments, prelude=prelude)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "no ink" in done.stderr and "the finished model is whole in" in done.stderr
+    assert "no ink" in done.stderr and "the finished model is complete in" in done.stderr
     assert (tmp_path / "out" / "all_results.json").exists() and (tmp_path / "out" / "README.md").exists()
     assert not (tmp_path / "out" / "checkpoints").exists()
 

@@ -391,7 +391,7 @@ def test_a_column_of_which_nearly_all_values_are_unseen_is_named(
     expected = (
         f"{share} of the values of 'city' were never seen in training, such as 'v0'; there they looked like 'Rome'."
     )
-    assert found == [f"{expected} Is it the same column, and no identifier of single rows?"] * warned
+    assert found == [f"{expected} Is it the same column, and not an identifier of single rows?"] * warned
 
 
 @pytest.mark.parametrize(
