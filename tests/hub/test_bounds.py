@@ -210,7 +210,7 @@ ALIASES = "a: &a [x, x]\n" + "".join(
     [
         (ALIASES, r"alias \*a in line 2: recipes may not use aliases"),
         ("a: &a {<<: *a}", r"alias \*a in line 1"),
-        ("a: " + "[" * 10**5, "line 1 is nested more than 20 deep"),
+        ("a: " + "[" * 10**5, "line 1 is nested more than 20 levels deep"),
     ],
 )
 def test_a_recipe_that_unfolds(text: str, message: str) -> None:

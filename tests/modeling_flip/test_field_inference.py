@@ -494,7 +494,7 @@ def test_excluded_columns_are_listed_with_their_reason() -> None:
         ([{"name": "city", "knd": "list"}], {}, r"field 'city' has no setting 'knd'; did you mean 'kind'\?"),
         ([{"name": "city", "kind": "numeric"}], {}, "field 'city' is numeric, but its type is string; set its type"),
         ([{"name": "city", "kind": "text", "min_count": 2}], {}, "field 'city' is text: min_count is not an option of that kind"),
-        (["city"], {"city": "the label"}, "column 'city' is declared as a field but also left out (the label): choose one"),
+        (["city"], {"city": "the label"}, r"column 'city' is declared as a field but also left out \(the label\): choose one"),
     ],
     ids=str,
 )  # fmt: skip

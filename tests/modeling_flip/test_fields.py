@@ -125,7 +125,7 @@ def test_which_kinds_the_tabular_tower_reads() -> None:
         ),
         (
             {"kind": "list", "features_of": "movie", "min_count": 2},
-            "field 'a' shares the features of 'movie', and its min_count; leave min_count out",
+            "field 'a' shares the features of 'movie' and its min_count; leave min_count out",
         ),
         ({"knd": "list"}, r"field 'a' has no setting 'knd'; did you mean 'kind'\?"),
         ({"buckets": 3}, r"field 'a' has no setting 'buckets'; did you mean 'num_buckets'\?"),

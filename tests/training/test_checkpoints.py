@@ -218,9 +218,7 @@ def test_a_best_checkpoint_that_is_damaged_while_training_goes_on_ends_it(
                 shutil.rmtree(state.best_model_checkpoint)
 
     training = make([Damage()], evaluated_on=spoiled_by_training(processor))
-    with pytest.raises(
-        ValueError, match=r"the best checkpoint cannot be loaded: .*checkpoint-\d holds no model.sha256"
-    ):
+    with pytest.raises(ValueError, match=r"the best checkpoint cannot be loaded: .*checkpoint-\d has no model.sha256"):
         training.train()
 
 

@@ -100,7 +100,8 @@ def test_what_a_stage_has_made_is_looked_at_again(damage: str, tmp_path: Path) -
         ({"user": ["a", "b", "a", "new"]}, "split 'train' had other values"),
         (
             {"user": ["a"], "price": [1.5], "label": [0]},
-            r"split 'train' had 4 rows and now has 1; a run must finish with the inputs it began with.* choose another --output_dir",
+            r"split 'train' had 4 rows and now has 1; a run must finish with the inputs it began with.* "
+            "choose another --output_dir",
         ),
     ],
 )
