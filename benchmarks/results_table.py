@@ -88,7 +88,7 @@ def speed() -> str:
     return (
         f"{table(head, step_rows)}\n\n{training}\n\nIn brackets, the ratio to a bare PyTorch loop over the same model; medium "
         "is `--finetuning.float32_matmul_precision medium`, bf16 products on CPUs that have them.\n\nData with 8 fields, on "
-        f"the same machine: {{figures['encode']}} million rows/s from a column table to integers; {{figures['feed_tabular']}} "
+        f"the same machine: {figures['encode']} million rows/s from a column table to integers; {figures['feed_tabular']} "
         f"million rows/s in shuffled batches of 1,024 for the tabular tower, {figures['feed_text']} million with "
         f"sentences.\n\n{scoring()}"
     )

@@ -56,7 +56,7 @@ USE = """
 This needs `transformers`, `torch` and `pyarrow`. `trust_remote_code=True` runs the Python files of this repository: read them
 first, and name a `revision`. With the package `modeling-flip` installed, write `import modeling_flip` and leave it out; then no
 code is loaded from here. Rows are a dict, a list of dicts, a DataFrame, an Arrow table, a `datasets.Dataset` or a generator.
-`return_towers=True` adds each tower's probability, {group_by} the rank among the rows of one {group}.
+`return_towers=True` adds each tower's probability, and {group_by} the rank within each {group}.
 """
 
 CITATION = """
@@ -176,7 +176,7 @@ def introduction(
         text_model = results.get("text_model") or recipe.get("text_model_name_or_path") or family
         parts.append(f"Text tower: {code(text_model)}.")
     does = (
-        "Aligned, not yet finetuned: it predicts nothing before it is."
+        "Pretrained, not finetuned: it cannot predict clicks yet."
         if pretraining
         else (
             "It predicts the probability that a row of a click log is clicked, from "
@@ -250,7 +250,7 @@ def field_table(processor: Any) -> str:
             ", ".join(cell(cut(value)) for value in top_values(processor, field.name)),
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", f"{vocabulary.num_features:,} features in all, an unknown one for each field and one mask included."]
+    lines += ["", f"{vocabulary.num_features:,} features in all, including an unknown one for each field and one mask."]
     rare = {field.name: field.min_count for field in vocabulary.columns if field.min_count > 1}
     if rare:
         named = ", ".join(f"{count} times in {code(name)}" for name, count in rare.items())
@@ -387,9 +387,7 @@ def shown(value: Any) -> str:
 
 
 def limits(processor: Any, results: Mapping[str, Any]) -> str:
-    unseen = (
-        "- **Unseen values** are no error: the tabular side reads the field's unknown feature, the text side the words."
-    )
+    unseen = "- **Unseen values** are not errors: the tabular side reads the field's unknown feature, the text side the words."
     if "test_unseen_auc" in results:
         unseen += (
             f" On test rows with such a value its AUC was {results['test_unseen_auc']:.4f}, on all rows "
@@ -413,9 +411,9 @@ def limits(processor: Any, results: Mapping[str, Any]) -> str:
         [
             unseen,
             calibration,
-            "- **Bias**: clicks tell of what was shown, where, and to whom; the model learns that too, and differences between "
-            f"groups of people where fields describe them. It reads: {', '.join(map(code, processor.fields))}. Look at such "
-            "groups apart before it decides anything about people.",
+            "- **Bias**: clicks depend on what was shown, where and to whom. The model learns that too, and differences "
+            f"between groups of people if fields describe them. It reads: {', '.join(map(code, processor.fields))}. Evaluate "
+            "such groups separately before it decides anything about people.",
             "- **Privacy**: `feature_vocab.parquet` holds every value of the training rows, IDs included, as plain text.",
         ]
     )

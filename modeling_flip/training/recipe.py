@@ -75,15 +75,15 @@ class Recipe:
         exclude_fields: columns to leave out.
         item_fields: the fields that describe the item; the others describe the user. Used by ctr_bert and morec. By default the
             fields with side item.
-        delimiter: of CSV files. By default it is detected.
-        encoding: of text files. By default it is detected.
+        delimiter: the character between the cells of a CSV. By default it is detected.
+        encoding: the encoding of text files. By default it is detected.
         model_type: flip (FLIP and its towers, ID models, PTab, CTRL), ctr_bert, morec or p5.
         text_model_name_or_path: the language model to use as text tower, a Hub id or a folder.
         pretrained_model_name_or_path: a pretraining checkpoint to finetune, instead of pretraining.
         tabular_tower: the tabular tower (afm, pnn, wide_deep, dcn, deepfm, xdeepfm, afn, autoint, dcnv2 or dcn_mix).
         towers: what to finetune: both (FLIP), tabular (FLIP_ID, or without pretraining an ID model from scratch) or text
             (FLIP_PLM).
-        seed: of the weights, the order of the rows, the masks and the noise.
+        seed: seed of the weights, the order of the rows, the masks and the noise.
         max_train_samples: use only this many training rows, the first ones.
         max_eval_samples: during training, evaluate on only this many validation rows, drawn at random with the seed. At the end
             all validation and test rows are scored.
