@@ -1,4 +1,4 @@
-"""What can be wrong with a recipe, or with its data: said before anything is trained."""
+"""Checks of a recipe and its data, before anything is trained."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ logger = logging.get_logger(__name__)
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Raises ValueError where the recipe asks for something that cannot be."""
+    """Raises ValueError if the recipe asks for something impossible."""
     if recipe.tabular_tower not in TABULAR_TOWERS:
         raise ValueError(
             f"tabular_tower is {recipe.tabular_tower!r}; it must be one of {', '.join(TABULAR_TOWERS)}"
@@ -116,13 +116,13 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 def known_metrics(recipe: Recipe) -> list[str]:
-    """What validation tells of the model that the recipe asks for."""
+    """The metrics that validation computes for the recipe's model."""
     towers = ("", "tabular_", "text_") if recipe.model_type == "flip" and recipe.towers == "both" else ("",)
     return ["loss", *(f"{tower}{metric}" for tower in towers for metric in METRICS)]
 
 
 def check_license(identifier: str) -> None:
-    """Raises ValueError where the Hub knows no such license; where it cannot be reached, the first push will ask."""
+    """Raises ValueError if the Hub does not know the license. If the Hub cannot be reached, the first push will check."""
     try:
         ModelCard(f"---\n{yaml.safe_dump({'license': identifier})}---\n").validate()
     except ValueError as error:
@@ -158,7 +158,7 @@ def check_data(tables: Mapping[str, pa.Table], recipe: Recipe) -> dict[str, np.n
         "item_fields": recipe.item_fields or [],
     }
     in_any = list(dict.fromkeys(name for table in tables.values() for name in table.column_names))
-    for column in recipe.exclude_fields or []:  # one that only some splits have can be left out
+    for column in recipe.exclude_fields or []:  # a column that only some splits have may be excluded
         if column not in in_any:
             raise ValueError(
                 f"column {column!r} is missing in every split (exclude_fields); the columns are {in_any}"
@@ -192,7 +192,7 @@ def check_data(tables: Mapping[str, pa.Table], recipe: Recipe) -> dict[str, np.n
 
 
 def check_columns(tables: Mapping[str, pa.Table], schema: Sequence[Field]) -> None:
-    """Raises ValueError where a field of the training rows is no column of another split."""
+    """Raises ValueError if a field of the training rows is missing in another split."""
     for split in SPLITS:
         columns = tables[split].column_names
         for field in used(schema):
