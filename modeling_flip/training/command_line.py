@@ -19,7 +19,7 @@ from ..tabular_towers import TABULAR_TOWERS, setting_names
 from .arguments import LEARNING_RATE, TEXT_LEARNING_RATE, FlipTrainingArguments
 from .recipe import MODEL_KEYS, STAGE_DEFAULTS, Recipe, check_yaml
 
-# Training arguments that --help names; the others work all the same.
+# Training arguments that --help shows; the others work too.
 SHOWN = {
     "num_train_epochs": "passes over the training rows",
     "max_steps": "stop after this many steps",
@@ -43,7 +43,7 @@ SHOWN = {
     "text_masking": "field masks whole fields; token masks single tokens (the ablation)",
 }
 PRETRAINING_ONLY = {"text_mask_ratio", "tabular_mask_ratio", "num_noise_features", "text_masking"}
-DRY_RUN = "--dry_run"  # of the command, not of the recipe: it says nothing of the model
+DRY_RUN = "--dry_run"  # belongs to the command, not to the recipe
 OUR_MODULES = ("modeling_flip", "data_scripts", "train", "__main__")
 FINETUNING_ONLY = {"early_stopping_patience"}
 
@@ -179,9 +179,8 @@ def without_null(arguments: list[str], option: str) -> tuple[list[str], bool]:
 
 
 def is_expected(error: Exception) -> bool:
-    """Whether an error is one that a person can mend, and that says how, rather than a mistake in the code.
-
-    Such are those that this project itself raises with `raise`, and what the system says of a file or the disk.
+    """Whether an error tells the user what to fix, rather than being a bug: errors that this project raises itself, and those
+    of the system about a file or the disk.
     """
     if isinstance(error, OSError) and error.errno is not None:
         return True

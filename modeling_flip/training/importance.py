@@ -1,10 +1,10 @@
-"""Which fields a model needs: what is lost when the values of one field are shuffled among the rows.
+"""Which fields a model needs: how much worse it gets when the values of one field are shuffled among the rows.
 
     python -m modeling_flip.training.importance --model FOLDER --data rows.csv --label_column clicked
 
-Permutation importance (Breiman, Random Forests, 2001): the drop of AUC and the rise of logloss, mean and standard deviation over
-several shuffles. The values are shuffled before either tower reads them, so a field's feature and its words move together.
-A field that another one repeats looks less important than it is: the model reads the other.
+Permutation importance (Breiman, Random Forests, 2001): the drop of AUC and the rise of logloss, mean and standard deviation
+over several shuffles. The values are shuffled before either tower reads them, so a field's feature and its words move together.
+If two fields hold the same information, both look less important than they are.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def field_importance(
         rows: anything that the processor encodes, with a column for each field.
         clicks: (N,) 0 or 1, both present.
         repeats: how often each field is shuffled.
-        seed: of the shuffles.
+        seed: seed of the shuffles.
 
     Raises:
         ValueError: a column is absent, or the clicks are all the same.
@@ -62,7 +62,7 @@ def field_importance(
         metrics = ctr_metrics(score.logits(replace(encoded, value_ids=value_ids)), clicks)
         return {"auc": metrics["auc"], "logloss": -metrics["logloss"]}
 
-    never_fitted = SimpleNamespace(fit=len)  # scikit-learn wants an estimator, and hands it to `figures` alone
+    never_fitted = SimpleNamespace(fit=len)  # scikit-learn needs an estimator, but only passes it to `figures`
     found = permutation_importance(
         never_fitted, encoded.value_ids, clicks, scoring=figures, n_repeats=repeats, random_state=seed
     )
@@ -141,7 +141,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Raises ValueError where one cannot be; before anything is read."""
+    """Raises ValueError if an argument is impossible, before anything is read."""
     for name in ("rows", "repeats"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} is {getattr(args, name)}; it must be 1 or more")
