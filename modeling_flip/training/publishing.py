@@ -325,7 +325,7 @@ def write_curve(path: Path, log_history: Sequence[Mapping[str, float]]) -> None:
     panels = [(title, lines) for title, lines in (("training loss", losses), ("validation AUC", aucs)) if lines]
     if not panels:
         return
-    from matplotlib.figure import Figure  # here: it takes a second that scoring need not wait
+    from matplotlib.figure import Figure  # imported here: it takes a second that scoring need not wait for
 
     figure = Figure(figsize=(5 * len(panels), 3.2), layout="constrained")
     for axes, (title, lines) in zip(np.ravel(figure.subplots(1, len(panels))), panels, strict=True):

@@ -143,14 +143,14 @@ def test_a_delimiter_can_be_said_and_tsv_has_its_own(tmp_path: Path) -> None:
     assert rows_of(write(tmp_path / "rows.csv", "a:b\n1:2\n"), delimiter=":") == [{"a": "1", "b": "2"}]
     assert rows_of(write(tmp_path / "rows.csv", "a,b\tc\n1,2\t3\n"), delimiter="\\t") == [{"a,b": "1,2", "c": "3"}]
     assert rows_of(write(tmp_path / "rows.tsv", "a,b\n1,2\n")) == [{"a,b": "1,2"}]
-    with pytest.raises(ValueError, match="delimiter is 'ab'; it must be one character"):
+    with pytest.raises(ValueError, match="delimiter is 'ab'; it must be one ASCII character"):
         open_table(tmp_path / "rows.csv", delimiter="ab")
 
 
 def test_cp1252_is_found_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write(tmp_path / "rows.csv", "título,b\nprecio €,1\n", "cp1252")
     assert rows_of(path) == [{"título": "precio €", "b": "1"}]
-    assert "rows.csv is not UTF-8: it is read as cp1252" in caplog.text
+    assert "rows.csv is not UTF-8 and is read as cp1252" in caplog.text
     caplog.clear()
     assert rows_of(path, encoding="latin-1") == [{"título": "precio \x80", "b": "1"}]
     assert not caplog.text
@@ -203,7 +203,7 @@ def test_bytes_of_another_encoding_are_named_by_line_and_offset(
     path = tmp_path / "rows.csv"
     path.write_bytes(b"a,b\n" + b"1,2\n" * 500_000 + b"caf\xe9,2\n")
     with pytest.raises(
-        ValueError, match=r"rows.csv, line 500002 \(byte 2000007\): 0xe9 is not utf-8; say .* such as cp1252"
+        ValueError, match=r"rows.csv, line 500002 \(byte 2000007\): 0xe9 is not utf-8; set .* such as cp1252"
     ):
         open_table(path, encoding="utf-8").to_table()
     monkeypatch.setattr(table_files, "ENCODING_SAMPLE", 1 << 20)  # what lies behind the sample is found in reading
@@ -400,7 +400,7 @@ def test_json_files_of_a_folder_agree_on_types(tmp_path: Path) -> None:
         ({"a.csv": "x\n", "b.csv": "x,z\n"}, r"b\.csv has a column 'z', which .*a\.csv does not have"),
         ({"a.csv": "title\n", "b.csv": "titel\n"}, r"b\.csv has no column 'title', .*did you mean 'titel'"),
         ({"a.csv": "x\n", "b.jsonl": "{}"}, r"holds a\.csv and b\.jsonl: one table is made of files of one kind"),
-        ({"dev.csv": "x\n", "valid.csv": "x\n"}, r"holds dev\.csv and valid\.csv, all named for validation"),
+        ({"dev.csv": "x\n", "valid.csv": "x\n"}, r"holds dev\.csv and valid\.csv, all named after split validation"),
         ({"a.md": "x\n"}, r"holds no supported file \(\.csv.*it holds \['a\.md'\]"),
         (
             {"train.csv": "x\n", "more.csv": "x\n"},

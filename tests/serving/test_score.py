@@ -393,7 +393,7 @@ def test_separators_and_encodings_are_found_or_said(
     assert "said.csv is not UTF-8: set its encoding" in error_of(capsys)
     assert np.array_equal(scores_of(said, "--delimiter", "^", "--encoding", "utf-16-le"), expected)
     assert run("--delimiter", "ab", source=found, model=typed_checkpoint) == 2
-    assert "delimiter is 'ab'; it must be one character" in error_of(capsys)
+    assert "delimiter is 'ab'; it must be one ASCII character" in error_of(capsys)
 
 
 def test_json_lines_keep_their_types(run: Callable[..., int], typed_checkpoint: Path, tmp_path: Path) -> None:
