@@ -1,19 +1,19 @@
-"""Train FLIP as a recipe says: `python train.py RECIPE.yaml [--dry_run] [--key value] [--section.key value]`."""
+"""Train FLIP from a recipe: `python train.py RECIPE.yaml [--dry_run] [--key value] [--section.key value]`."""
 
 from __future__ import annotations
 
 import os
 
-# Read by torch at its first large allocation: huge pages, where the system gives them on request. Without them much of the
-# time of a step on a CPU goes into page faults.
+# torch reads this at its first large allocation: use huge pages if the system grants them on request. Without them, page faults
+# take much of a step's time on a CPU.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import shlex
 import signal
 
-PARENT = os.getppid()  # before the imports, which take seconds: it may be gone then
+PARENT = os.getppid()  # before the imports, which take seconds: the parent may be gone by then
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # during the imports Ctrl-C just ends it
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # during the imports, Ctrl-C ends the process without a traceback
 
 import contextlib
 import sys
@@ -44,7 +44,7 @@ from modeling_flip.training.stages import run
 from modeling_flip.training.summary import metrics_table, next_steps
 
 logger = logging.get_logger(__name__)
-ROWS_OF_TEXT_MODEL = 20_000  # enough to meet the words
+ROWS_OF_TEXT_MODEL = 20_000  # enough to cover the words
 
 
 def load_data(recipe: Recipe) -> RawSplits:
@@ -66,20 +66,20 @@ def load_data(recipe: Recipe) -> RawSplits:
 
 
 def kinds_of_columns(recipe: Recipe) -> dict[str, str]:
-    """What a registered dataset says of its columns; nothing of any other dataset."""
+    """The kinds that a registered dataset declares for its columns; empty for any other dataset."""
     dataset = registered_datasets().get(recipe.dataset_name)
     return {} if dataset is None else dict(dataset.fields)
 
 
 def complete_recipe(recipe: Recipe) -> Recipe:
-    """The recipe, with what a registered dataset says of itself where the recipe leaves it open: its own text tower (made
-    here, beside the output folder, where it is not there yet), and which fields describe the item."""
+    """The recipe, completed with what a registered dataset declares: its own text tower (created beside the output folder if
+    needed), and the fields that describe the item."""
     dataset = registered_datasets().get(recipe.dataset_name)
     if dataset is None:
         return recipe
     if recipe.text_model_name_or_path is None and dataset.text_model is not None:
         folder = Path(recipe.output_dir).parent / f"{recipe.dataset_name}-text-model"
-        with sole_writer(folder, wait=600):  # runs that have their output folders side by side share it
+        with sole_writer(folder, wait=600):  # runs with output folders side by side share it
             if not (folder / "config.json").exists():
                 dataset.text_model(folder, dataset.load(recipe.dataset_name, recipe.raw_dir))
         recipe = replace(recipe, text_model_name_or_path=str(folder))
@@ -91,8 +91,8 @@ def complete_recipe(recipe: Recipe) -> Recipe:
 
 
 def name_text_model(recipe: Recipe, data: RawSplits) -> Recipe:
-    """The recipe with a text tower where it needs one and names none: a tiny one that knows the words of the training rows, made
-    beside the output folder. A run that goes on there goes on with it.
+    """The recipe, with a text tower if it needs one and names none: a tiny one that knows the words of the training rows,
+    created beside the output folder. A resumed run uses the same one.
 
     Raises:
         ValueError: something is wrong with the data.
@@ -108,14 +108,14 @@ def name_text_model(recipe: Recipe, data: RawSplits) -> Recipe:
         write_text_model(folder, processor.texts(rows), max_length=512)
     if PartialState().is_main_process:
         logger.warning(
-            f"no text model is named: a tiny one is made from the training rows, in {folder}. It has never read a word; for real "
-            "use name a pretrained one with --text_model_name_or_path"
+            f"no text model is set: using a tiny one made from the training rows, in {folder}. Its weights are random; for "
+            "real use, choose a pretrained one with --text_model_name_or_path"
         )
     return replace(recipe, text_model_name_or_path=str(folder))
 
 
 def dry_run(recipe: Recipe, state: PartialState) -> DryRun:
-    """What the run would do. All that it has to write goes to a temporary folder, which all processes share.
+    """What the run would do. It writes only to a temporary folder, which all processes share.
 
     Raises:
         ValueError: what `run` would raise before it trains.
@@ -132,13 +132,14 @@ def dry_run(recipe: Recipe, state: PartialState) -> DryRun:
 
 
 def command_of(arguments: list[str]) -> str:
-    """The command line of this run, but for options of `accelerate launch`."""
+    """The command line of this run, without options of `accelerate launch`."""
     launcher = "accelerate launch" if is_launched() else "python"
     return f"{launcher} train.py {shlex.join(arguments)}"
 
 
 def use_all_cores(num_processes: int) -> None:
-    """Share the cores among the processes: `accelerate launch` leaves each on the CPU one thread unless it is told a number."""
+    """Share the cores among the processes: on a CPU, `accelerate launch` gives each process one thread unless told
+    otherwise."""
     if is_launched() and os.environ.get("OMP_NUM_THREADS") == "1":
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // num_processes))
 
@@ -146,7 +147,10 @@ def use_all_cores(num_processes: int) -> None:
 def train(recipe: Recipe, state: PartialState) -> dict[str, Any]:
     """From the files to the results."""
     wall_time: dict[str, float] = {}
-    with phase("read", wall_time), state.main_process_first():  # the others find what it downloaded or made
+    with (
+        phase("read", wall_time),
+        state.main_process_first(),
+    ):  # the other processes find what the main one downloaded or made
         recipe = complete_recipe(recipe)
         data = load_data(recipe)
         recipe = name_text_model(recipe, data)
@@ -164,7 +168,7 @@ def main(arguments: list[str]) -> None:
         end_with(PARENT)
     try:
         with contextlib.ExitStack() as held:
-            if state.is_main_process:  # the others end with it, and have nothing to put in order
+            if state.is_main_process:  # the others end with it, and have nothing to clean up
                 held.enter_context(ends_in_order())
                 if not is_dry:
                     held.enter_context(sole_writer(recipe.output_dir))
@@ -175,7 +179,7 @@ def main(arguments: list[str]) -> None:
                 return
             results = train(recipe, state)
     except KeyboardInterrupt as interrupt:
-        goes_on = "" if is_dry else "; the same command goes on from the last checkpoint"
+        goes_on = "" if is_dry else "; run the same command again to continue from the last checkpoint"
         print(f"\ntrain.py: interrupted{goes_on}", file=sys.stderr)
         sys.exit(exit_code(interrupt))
     except Exception as error:

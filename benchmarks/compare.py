@@ -67,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="+", metavar="RECIPE.yaml")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/compare"), help="folder of the models")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/compare"), help="folder for the models")
     options = parser.parse_args(given[:split])
     failed = compare(options.recipes, options.seeds, given[split + 1 :], options.output_dir)
     print(results_table.results())

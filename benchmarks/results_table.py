@@ -86,11 +86,11 @@ def speed() -> str:
     columns = ["training a tabular tower, 2 CPU cores", "samples/s, batch 1,024", "batch 4,096", "batch 4,096, medium"]
     training = table(columns, rows)
     return (
-        f"{table(head, step_rows)}\n\n{training}\n\nIn brackets the share of what a bare PyTorch loop over the same model "
-        "reaches; medium is `--finetuning.float32_matmul_precision medium`, bf16 products where the CPU has them."
-        f"\n\nData, on the same machine, 8 fields: {figures['encode']} million rows/s from a column table to integers; "
-        f"{figures['feed_tabular']} million rows/s in shuffled batches of 1,024 for the tabular tower, "
-        f"{figures['feed_text']} million with sentences.\n\n{scoring()}"
+        f"{table(head, step_rows)}\n\n{training}\n\nIn brackets, the ratio to a bare PyTorch loop over the same model; medium "
+        "is `--finetuning.float32_matmul_precision medium`, bf16 products on CPUs that have them.\n\nData with 8 fields, on "
+        f"the same machine: {figures['encode']} million rows/s from a column table to integers; {figures['feed_tabular']} "
+        f"million rows/s in shuffled batches of 1,024 for the tabular tower, {figures['feed_text']} million with "
+        f"sentences.\n\n{scoring()}"
     )
 
 
@@ -106,8 +106,9 @@ def scoring() -> str:
         rows.append([name, bare, *cells, f"{p50:.1f} / {p99:.1f} ms", f"{r['latency']['bare_p50_ms']:.1f} ms"])
     head = ["scoring, rows/s", "bare loop", *ways.values(), "one row, p50 / p99", "bare, p50"]
     return (
-        f"{table(head, rows)}\n\nBatches of 1,024, raw rows in, probabilities out; in brackets the share of a loop that only "
-        "calls the model, on tensors made beforehand. DCNv2 and a text tower of TinyBERT's size; one core of the same machine."
+        f"{table(head, rows)}\n\nBatches of 1,024, raw rows in, probabilities out; in brackets, the ratio to a loop that only "
+        "calls the model, on tensors made beforehand. DCNv2 and a text tower of TinyBERT's size; one core of the same "
+        "machine."
     )
 
 

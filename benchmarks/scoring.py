@@ -134,12 +134,17 @@ def command_seconds(pipe: CtrPredictionPipeline, table: pa.Table, batch_size: in
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(TOWERS), choices=list(TOWERS))
-    parser.add_argument("--rows", type=int, default=65_536, help="per round, of FLIP_ID")
-    parser.add_argument("--text_rows", type=int, default=2048, help="per round, of models with a text tower")
+    parser.add_argument("--rows", type=int, default=65_536, help="rows per round, for FLIP_ID")
+    parser.add_argument("--text_rows", type=int, default=2048, help="rows per round, for models with a text tower")
     parser.add_argument("--batch_size", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--latencies", type=int, default=200, help="rows scored one by one")
-    parser.add_argument("--text_config", type=json.loads, default=TINYBERT, help="BERT's sizes, as JSON (TinyBERT's)")
+    parser.add_argument("--latencies", type=int, default=200, help="how many rows to score one by one")
+    parser.add_argument(
+        "--text_config",
+        type=json.loads,
+        default=TINYBERT,
+        help="settings of the BERT text tower, as JSON (default: TinyBERT's)",
+    )
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args()
     logging.set_verbosity_error()

@@ -219,14 +219,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Write the demo as Parquet files with a dataset card, and its text model; push the former where that is asked for."""
     parser = argparse.ArgumentParser(description="Write the generated demo, and a tiny text model for it.")
     parser.add_argument("--output_dir", required=True, type=Path, help="folder to write")
-    parser.add_argument("--seed", type=int, default=0, help="another seed makes another world")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the generated data")
     parser.add_argument(
-        "--push_to_hub", type=dataset_id, metavar="OWNER/NAME", help="also push it to this dataset of the Hub"
+        "--push_to_hub", type=dataset_id, metavar="OWNER/NAME", help="also push it to this dataset on the Hub"
     )
-    parser.add_argument("--private", action="store_true", help="only to a private one")
+    parser.add_argument("--private", action="store_true", help="make that dataset private")
     options = parser.parse_args(arguments)
     if options.private and not options.push_to_hub:
-        parser.error("--private says how to push; give --push_to_hub OWNER/NAME too")
+        parser.error("--private needs --push_to_hub OWNER/NAME")
     dataset, auc = load(options.seed), oracle_auc(options.seed)
     earlier = {item for split in ("train", "validation") for item in dataset[split]["item_id"]}
     card = dataset_card(

@@ -138,7 +138,7 @@ def _read(folder: Path | zipfile.Path, file_name: str) -> pa.Table:
     try:
         content = gzip.decompress(file.read_bytes()) if file.name.endswith(".gz") else file.read_bytes()
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{str(file)!r} is not a whole gzip file ({error}): fetch it again") from error
+        raise ValueError(f"{str(file)!r} is not a complete gzip file ({error}): download it again") from error
     # Not splitlines(): in Latin-1 it would also break a line at control characters inside a title.
     text = content.decode("latin-1").replace("\r\n", "\n").rstrip("\n")
     lines = pc.split_pattern(pa.array([text]), pattern="\n").flatten()
@@ -147,8 +147,8 @@ def _read(folder: Path | zipfile.Path, file_name: str) -> pa.Table:
         at = pc.index(matches.is_null(), True).as_py()
         columns = ", ".join(re.findall(r"\?P<(\w+)>", pattern))
         raise ValueError(
-            f"line {at + 1} of {str(file)!r} is {lines[at].as_py()!r}, which does not hold the columns {columns} in "
-            "the published format: take the file as published"
+            f"line {at + 1} of {str(file)!r} is {lines[at].as_py()!r}, which does not hold the columns {columns}: use the file "
+            "as published"
         )
     return pa.Table.from_struct_array(matches)
 
@@ -167,9 +167,7 @@ def _read_100k(folder: Path | zipfile.Path) -> tuple[pa.Table, pa.Table, pa.Tabl
     users = _replace(users, "gender", _in_words(users["gender"], _GENDERS, "gender in u.user"))
     names = {int(row["index"]): row["name"] for row in genres.to_pylist()}
     if sorted(names) != list(range(19)):
-        raise ValueError(
-            f"u.genre numbers its genres {sorted(names)}, not 0 to 18 as published: take the file as published"
-        )
+        raise ValueError(f"u.genre numbers its genres {sorted(names)}, not 0 to 18: use the file as published")
     flags = (row.split("|") for row in movies["genre"].to_pylist())
     genre = [", ".join(names[index] for index, flag in enumerate(row) if flag == "1") for row in flags]
     return users, _replace(movies, "genre", pa.array(genre, pa.string())), ratings
@@ -207,7 +205,7 @@ def _positions(values: pa.ChunkedArray, known: pa.ChunkedArray, what: str, where
     found = pc.index_in(values, value_set=known)
     if found.null_count:
         missing = values.filter(pc.is_null(found))[0].as_py()
-        raise ValueError(f"{what} {missing!r}, which {where} does not hold: take both as published")
+        raise ValueError(f"{what} {missing!r}, which {where} does not hold: use both files as published")
     return found
 
 
@@ -253,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--push_to_hub",
         type=dataset_id,
         metavar="OWNER/NAME",
-        help="also push it to this dataset of the Hub, always a private one: MovieLens may not be redistributed",
+        help="also push it to this dataset on the Hub; it must be private, because MovieLens may not be redistributed",
     )
     options = parser.parse_args(arguments)
     try:

@@ -86,20 +86,20 @@ def dataset_card(
 def dataset_id(text: str) -> str:
     """Return a Hub id as it was given on the command line; argparse prints the error where it is none."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no dataset id of the Hub: write OWNER/NAME")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a dataset id: write OWNER/NAME")
     return text
 
 
 def push(output_dir: Path, repo_id: str, *, private: bool) -> str:
     """Push what `write` has written to the Hub's dataset `repo_id`, in one commit, and return its URL.
 
-    Without `private` a new dataset is as visible as its owner's default says. Only the card and the splits are pushed,
-    whatever else the folder holds.
+    Without `private`, a new dataset gets its owner's default visibility. Only the card and the splits are pushed, whatever else
+    the folder holds.
 
-    Raises ValueError where the dataset is to be private and exists in public, ConnectionError where the Hub does not take
-    it; `output_dir` stays as it is.
+    Raises ValueError if the dataset should be private but is public, ConnectionError if the push fails; `output_dir` stays as
+    it is.
     """
-    from modeling_flip.training.hub import with_retries  # with it comes torch, which nothing else here needs
+    from modeling_flip.training.hub import with_retries  # imports torch, which nothing else here needs
 
     api = HfApi()
 
@@ -115,15 +115,15 @@ def push(output_dir: Path, repo_id: str, *, private: bool) -> str:
     try:
         url, public = with_retries(attempt)
     except Exception as error:  # each layer below (httpx, hf_xet, huggingface_hub) has exceptions of its own
-        reason = getattr(error, "server_message", None) or str(error)  # the Hub's own words, where it gave any
+        reason = getattr(error, "server_message", None) or str(error)  # the Hub's own message, if any
         raise ConnectionError(
-            f"cannot push to {repo_id!r} ({' '.join(reason.split())}): the dataset is whole in {str(output_dir)!r}; "
-            "check the id, the network and your token (HF_TOKEN, or hf auth login), then give the same command again"
+            f"cannot push to {repo_id!r} ({' '.join(reason.split())}): the dataset is complete in {str(output_dir)!r}; check "
+            "the id, the network and your token (HF_TOKEN, or hf auth login), then run the same command again"
         ) from error
     if public:
         raise ValueError(
             f"{repo_id!r} exists and is public, so nothing was uploaded: make it private ({url}/settings) or choose "
-            f"another id, then give the same command again; the dataset is whole in {str(output_dir)!r}"
+            f"another id, then run the same command again; the dataset is complete in {str(output_dir)!r}"
         )
     return url
 

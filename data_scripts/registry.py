@@ -1,4 +1,4 @@
-"""The datasets that `--dataset_name` knows: each file of this folder declares one, as `DATASET`, and is found by that."""
+"""The datasets that `--dataset_name` knows: each file in this folder that defines `DATASET` declares one."""
 
 import importlib
 import pkgutil
@@ -13,17 +13,17 @@ import data_scripts
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """What there is to know of a dataset.
+    """The description of a dataset.
 
     Attributes:
-        names: what `--dataset_name` calls it, or its versions.
+        names: its names, or those of its versions, for `--dataset_name`.
         load: (name, folder with the raw files or None) → its splits train, validation and test.
         fields: the kind of each column that is a field, in the order of the sentence.
         item_fields: those that describe the item; the others are the user's.
         card: what its card says about it.
         license: one of the Hub's identifiers.
         label_column: the column of clicks, 0 or 1.
-        text_model: (folder, splits) → the folder, with a text tower that was made for it; None where it brings none.
+        text_model: (folder, splits) → the folder, with a text tower made for the dataset; None if it has none.
     """
 
     names: tuple[str, ...]

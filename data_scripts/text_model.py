@@ -1,4 +1,4 @@
-"""A tiny text tower for a dataset that brings none: it has never read a word, and knows the words of the training rows."""
+"""A tiny text tower for a dataset without one: random weights, and a vocabulary of the words in the training rows."""
 
 import string
 from collections import Counter
@@ -17,7 +17,7 @@ def write(output_dir: str | Path, sentences: Sequence[str], max_length: int) -> 
 
     `AutoTokenizer` and `AutoModel` load the folder; the same sentences give the same bytes.
     """
-    # Here, so that who reads the rows alone need not wait for them.
+    # Imported here, so that reading rows does not wait for them.
     import torch
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers import BertConfig, BertModel, BertTokenizer
@@ -47,7 +47,7 @@ def write(output_dir: str | Path, sentences: Sequence[str], max_length: int) -> 
         intermediate_size=128,
         max_position_embeddings=max_length,
     )
-    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
+    with torch.random.fork_rng(devices=[]):  # leave the caller's random state alone
         torch.manual_seed(0)
         model = BertModel(config)
     with finished_folder(output_dir) as folder:

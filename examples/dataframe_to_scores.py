@@ -1,7 +1,7 @@
 """From a DataFrame to click probabilities: `python -m examples.dataframe_to_scores` (about a minute on two cores, no download).
 
 The demo stands for your own data: any DataFrame with a column of clicks, 0 and 1. `demo.text_model` makes a tiny language model
-that has never read a word; for your own data put a Hub id there, such as "sentence-transformers/all-MiniLM-L6-v2".
+with random weights; for your own data use a Hub id instead, such as "sentence-transformers/all-MiniLM-L6-v2".
 """
 
 from transformers import AutoTokenizer, pipeline

@@ -15,7 +15,7 @@ from data_scripts import demo
 
 
 def incoming() -> Iterator[dict[str, Any]]:
-    """Stands for your own stream of rows. A value that training never saw, or a missing one, is no error."""
+    """Stands for your own stream of rows. Unseen and missing values are fine."""
     yield {"user_id": "a new user", "title": "Brilliant Comet Rocket"}
     yield from demo.load()["test"]
 

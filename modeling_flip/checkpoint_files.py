@@ -32,7 +32,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, PushT
 from transformers.utils.hub import extract_commit_hash
 
 if TYPE_CHECKING:
-    # Never imported from here, and yet carried: `copy_code` and transformers go by these lines. The first is the pipeline that
+    # Never executed, but these lines make `copy_code` and transformers carry the files. The first is the pipeline that
     # config.json names.
     from .pipeline_flip import CtrPredictionPipeline  # noqa: F401
     from .processing_flip import FlipProcessor
@@ -72,13 +72,13 @@ PROCESSOR = Part(
     ),
     ("feature_vocab.parquet", "processor_config.json"),
 )
-# Arguments of `from_pretrained` that say where a checkpoint is.
+# Arguments of `from_pretrained` that locate a checkpoint.
 LOCATION_KEYS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 REMEDY = "download or copy it again; if you changed it on purpose, save model and processor again with save_pretrained"
-# A model may have so many numbers and tensors more than its files of weights: heads that are fresh, parts of a text model that
-# are made and left out. Far beyond that its config.json is not that of the weights.
+# How many more numbers and tensors a model may have than its weights files: new heads, parts of a text model that are created
+# but not used. Far more than that, and config.json does not belong to the weights.
 MORE_NUMBERS, MORE_TENSORS, TIMES = 200_000_000, 2_000, 4
-# huggingface_hub takes a Parquet file in a model's repo for a mistake.
+# huggingface_hub warns that a Parquet file in a model repo is a mistake.
 warnings.filterwarnings("ignore", r"It seems that you are about to commit a data file \(.*feature_vocab\.parquet\)")
 
 
@@ -111,8 +111,7 @@ def check_files(name_or_path: str | os.PathLike, part: Part, **located: Any) -> 
         located: cache_dir, token, revision, subfolder, local_files_only, force_download.
 
     Returns:
-        The commit that was looked at; None for a folder, or where nothing could be compared: checkpoints of the first version
-        have no checksums.
+        The commit that was checked; None for a folder, and for checkpoints of the first version, which have no checksums.
 
     Raises:
         ValueError: a file is truncated or changed, or listed and absent.
@@ -130,7 +129,7 @@ def check_files(name_or_path: str | os.PathLike, part: Part, **located: Any) -> 
     if commit is not None:
         located = {**located, "revision": commit}
     sums = _read_checksums(Path(sums_file), part)
-    # It is what transformers loads where there are shards too.
+    # transformers prefers this file to the shards.
     unlisted = part is MODEL and SAFE_WEIGHTS_NAME not in sums
     if unlisted and cached_file(name_or_path, SAFE_WEIGHTS_NAME, **may_be_missing, **located) is not None:
         raise ValueError(
@@ -143,7 +142,7 @@ def check_files(name_or_path: str | os.PathLike, part: Part, **located: Any) -> 
             if isinstance(error.__cause__, HfHubHTTPError) and not isinstance(error.__cause__, EntryNotFoundError):
                 raise
             raise ValueError(f"{name} of {name_or_path} is missing; {REMEDY}") from error
-        if file is None:  # what transformers answers where config.json is missing in a folder
+        if file is None:  # transformers returns None if a folder has no config.json
             raise ValueError(f"{name} of {name_or_path} is missing; {REMEDY}")
         if _sha256(Path(file)) != expected:
             raise ValueError(f"{file} is cut short or was changed: its SHA-256 is not the saved one; {REMEDY}")
@@ -151,15 +150,15 @@ def check_files(name_or_path: str | os.PathLike, part: Part, **located: Any) -> 
 
 
 def _read_checksums(path: Path, part: Part) -> dict[str, str]:
-    """`{name: SHA-256}`; raises ValueError where a line is none, or the list does not name what each checkpoint has."""
+    """`{name: SHA-256}`; raises ValueError if a line is malformed, or a file that every checkpoint has is not listed."""
     lines = path.read_text(errors="replace").splitlines()
     sums = {name.lstrip(" *"): value for value, _, name in (line.partition(" ") for line in lines)}
     for name, value in sums.items():
         if not re.fullmatch("[0-9a-f]{64}", value) or not _matches(name, part.patterns) or Path(name).name != name:
-            raise ValueError(f"{path} holds {name!r}, which is no line of checksums; {REMEDY}")
+            raise ValueError(f"{path} holds {name!r}, which is not a line of checksums; {REMEDY}")
     absent = [pattern for pattern in part.needed if not any(fnmatch.fnmatch(name, pattern) for name in sums)]
     if absent:
-        raise ValueError(f"{path} is cut short: it lists no {absent[0]}; {REMEDY}")
+        raise ValueError(f"{path} is cut short: it does not list {absent[0]}; {REMEDY}")
     return sums
 
 
@@ -177,7 +176,7 @@ def _sha256(path: Path) -> str:
 
 @contextmanager
 def safe_weights(name_or_path: str | os.PathLike, variant: str | None = None, **located: Any) -> Iterator[None]:
-    """Around the loading of a model: of its own files of safetensors alone, and nothing far larger than these.
+    """Wraps the loading of a model: only its own safetensors files are read, and the model may not be far larger than they are.
 
     Args:
         name_or_path: a folder or a Hub id.
@@ -185,11 +184,11 @@ def safe_weights(name_or_path: str | os.PathLike, variant: str | None = None, **
         located: cache_dir, token, revision, subfolder, local_files_only, force_download.
 
     Raises:
-        ValueError: the index names a file that is none of safetensors, or not beside it; safetensors cannot read one; or the
-            model has far more numbers or tensors than they hold.
+        ValueError: the index names a file that is not safetensors, or is in another folder; a file cannot be read; or the model
+            has far more numbers or tensors than the files.
     """
     files = _weight_files(name_or_path, variant, located)
-    if not files:  # there are none: transformers says what it looked for
+    if not files:  # no weights: transformers names the files it looked for
         yield
         return
     num_bytes = num_tensors = 0
@@ -211,8 +210,8 @@ def safe_weights(name_or_path: str | os.PathLike, variant: str | None = None, **
         for what, limit in most.items():
             if made[what] > limit:
                 raise ValueError(
-                    f"config.json of {name_or_path} asks for {made[what]:,} {what} and more, its weights ({num_bytes:,} bytes) "
-                    f"allow {limit:,}; it is not the configuration of these weights. {REMEDY.capitalize()}"
+                    f"config.json of {name_or_path} asks for at least {made[what]:,} {what}, but weights of {num_bytes:,} "
+                    f"bytes allow only {limit:,}: it does not belong to them. {REMEDY.capitalize()}"
                 )
 
     with ExitStack() as hooks:
@@ -222,14 +221,14 @@ def safe_weights(name_or_path: str | os.PathLike, variant: str | None = None, **
             yield
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, OverflowError) as error:  # sizes of other weights, or that no tensor can have
+        except (RuntimeError, OverflowError) as error:  # sizes that do not match the weights, or are impossible
             raise ValueError(f"{name_or_path} cannot be loaded: {' '.join(str(error).split())}; {REMEDY}") from error
 
 
 @contextmanager
 def without_load_report() -> Iterator[None]:
-    """Around the loading of a model: transformers' table of weights that are missing or left over is not shown, since most of
-    these are meant to be; whoever loads says what is not. What it raises an error for stays."""
+    """Wraps the loading of a model: hides transformers' table of missing and unexpected weights, since most are intended; the
+    caller warns of the others. Errors are still raised."""
     thread, theirs = threading.get_ident(), std_logging.getLogger("transformers.modeling_utils")
 
     def is_shown(record: std_logging.LogRecord) -> bool:
@@ -251,7 +250,7 @@ def some_of(names: Collection[str]) -> str:
 
 
 def _weight_files(name_or_path: str | os.PathLike, variant: str | None, located: dict[str, Any]) -> list[Path]:
-    """Those that transformers reads, downloading them; none where there are none."""
+    """The weights files that transformers reads, downloaded if needed; empty if there are none."""
     for distributed in Path(name_or_path, located.get("subfolder") or "").glob("shard-*.safetensors"):
         raise ValueError(f"{distributed} would be loaded instead of the weights that save_pretrained writes; remove it")
     maybe = {
@@ -268,11 +267,11 @@ def _weight_files(name_or_path: str | os.PathLike, variant: str | None, located:
     try:
         names = sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{index} is no index of weights ({error!r}); {REMEDY}") from error
+        raise ValueError(f"{index} is not an index of weights ({error!r}); {REMEDY}") from error
     for name in names:
         if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*\.safetensors", name, re.ASCII):
             raise ValueError(
-                f"{index} names {str(name)[:100]!r} as a file of weights; only files of safetensors beside it are read"
+                f"{index} names {str(name)[:100]!r} as a file of weights; only safetensors files beside it are read"
             )
     return [Path(cached_file(name_or_path, name, **located)) for name in names]
 
@@ -287,9 +286,8 @@ def _of_variant(name: str, variant: str | None) -> str:
 
 @dataclass(frozen=True)
 class Source:
-    """The folder or Hub id that a model was loaded from, and how: cache_dir, token, revision and what else says where.
-
-    A copy of it, or a pickle, is None: the token is not for whoever gets these.
+    """The folder or Hub id that a model was loaded from, with cache_dir, token, revision and so on. Copies and pickles of it
+    are None, so that the token does not leak.
     """
 
     name: str
@@ -303,8 +301,8 @@ class CheckpointMixin(PushToHubMixin):
     """`from_pretrained`, `save_pretrained` and `push_to_hub` of FLIP's models: as in transformers, with checksums and code.
 
     Attributes:
-        untrained_weights: names of the weights that the checkpoint did not hold, or that alignment left as they were initialised.
-            Empty again once FlipTrainer has trained the model.
+        untrained_weights: names of the weights that the checkpoint lacked, or that pretraining did not train. Empty once
+            FlipTrainer has trained the model.
         loaded_from: where `from_pretrained` found it.
     """
 
@@ -312,7 +310,7 @@ class CheckpointMixin(PushToHubMixin):
     loaded_from: Source | None = None
 
     def may_lack(self, weight: str) -> bool:
-        """Whether it is no news that the checkpoint does not hold this weight of the model."""
+        """Whether a checkpoint is expected to lack this weight."""
         return False
 
     @classmethod
@@ -327,7 +325,7 @@ class CheckpointMixin(PushToHubMixin):
         if pretrained_model_name_or_path is not None:  # else config and state_dict are given
             commit = check_files(pretrained_model_name_or_path, MODEL, **located)
             if commit is not None:
-                kwargs["revision"] = located["revision"] = commit  # what was looked at is what is loaded
+                kwargs["revision"] = located["revision"] = commit  # load the commit that was checked
         with_info = kwargs.pop("output_loading_info", False)
         kwargs |= {"use_safetensors": True, "output_loading_info": True}
         with ExitStack() as checked:
@@ -344,7 +342,7 @@ class CheckpointMixin(PushToHubMixin):
         unfilled = [key for key in missing if not model.may_lack(key)]
         for keys, said in (
             (unfilled, "lacks weights, which are random"),
-            (info["unexpected_keys"], "has weights to spare"),
+            (info["unexpected_keys"], "has weights that this model does not use"),
         ):
             if keys:
                 logger.warning(f"{pretrained_model_name_or_path} {said}: {some_of(keys)}")
@@ -362,13 +360,15 @@ class CheckpointMixin(PushToHubMixin):
         """As in transformers, with the model's code and checksums, and with its processor: a folder that scores raw rows.
 
         Args:
-            processor: the model's. Without it, and where the folder has none yet, a warning says so.
+            processor: the model's. If it is left out and the folder has none yet, a warning says so.
 
         Raises:
-            ValueError: the processor is another model's, or `push_to_hub` is asked for, which would leave it behind.
+            ValueError: the processor is another model's, or `push_to_hub` is set, which would not push the processor.
         """
         if push_to_hub:
-            raise ValueError("without its processor nobody can score a row: call model.push_to_hub(repo_id, processor)")
+            raise ValueError(
+                "a model cannot score rows without its processor: call model.push_to_hub(repo_id, processor)"
+            )
         if processor is not None:
             processor.check_belongs_to(self.config)
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
@@ -377,21 +377,21 @@ class CheckpointMixin(PushToHubMixin):
                 processor.save_pretrained(save_directory)
             elif not Path(save_directory, PROCESSOR.needed[0]).exists():
                 logger.warning(
-                    f"{save_directory} holds the model alone: without its processor nobody can score a row. Save both with "
+                    f"{save_directory} holds the model without its processor, so it cannot score rows. Save both with "
                     "model.save_pretrained(folder, processor=processor)"
                 )
-            ours = __name__.rpartition(".")[0]  # of a subclass elsewhere, the class that it builds on
+            ours = __name__.rpartition(".")[0]  # for a subclass in another package, its base class here
             base = next(c for c in type(self).__mro__ if c.__module__.rpartition(".")[0] == ours)
             copy_code(save_directory, inspect.getfile(base))
             for weights in Path(save_directory).glob(
                 "model*.safetensors"
-            ):  # safetensors lets only their owner read them
+            ):  # safetensors writes files that only their owner can read
                 shutil.copymode(Path(save_directory, "config.json"), weights)
             tower = getattr(self.base_model, "tabular_tower", None)
             if tower is not None and type(tower).__module__.rpartition(".")[0] != ours:
                 logger.warning_once(
-                    f"the code of tabular tower {self.config.tabular_tower!r} stays here: import {type(tower).__module__} before "
-                    "the checkpoint is loaded"
+                    f"the code of tabular tower {self.config.tabular_tower!r} is not saved: import {type(tower).__module__} "
+                    "before you load the checkpoint"
                 )
             write_checksums(save_directory, MODEL)
 

@@ -1,4 +1,4 @@
-"""What train.py and the score command have in common: one writer to an output, ends by a signal, and a full disk."""
+"""What train.py and the score command share: one writer per output, signals, and full disks."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from filelock import FileLock, Timeout
 from huggingface_hub.constants import HF_HOME
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-# Of libraries that say it in words: safetensors, and torch's writer of zip files, which fails for nothing else.
+# From libraries that report it in words: safetensors, and torch's zip writer, which fails for no other reason.
 NO_SPACE_WORDS = re.compile(
     r"os error (28|122)\b|No space left on device|PytorchStreamWriter failed|unexpected pos \d+"
 )
-# Where nothing can be written, and so nothing can be spoiled.
+# Errors that mean nothing can be written here, so nothing can be spoiled.
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
 SECONDS_BETWEEN_LOOKS = 0.5
 
@@ -36,9 +36,9 @@ SECONDS_BETWEEN_LOOKS = 0.5
 def sole_writer(output: str | os.PathLike, wait: float = 1) -> Iterator[None]:
     """Hold the lock on an output, a file or a folder that need not be there yet.
 
-    The lock file `.NAME.lock` lies beside the output, or, where nothing can be written there, `.lock` in it. The system lets go
-    of the lock when the process is gone, however it ended; the file is removed at a normal end. Whoever removes it still holds
-    its lock, and filelock does not take the lock of a file that has lost its name: it looks for the new one.
+    The lock file `.NAME.lock` lies beside the output, or, where nothing can be written there, `.lock` in it. The system
+    releases the lock when the process ends, in whatever way; a normal end also removes the file. The process that removes it
+    still holds the lock, and filelock does not lock a file that was removed: it opens the new one.
 
     Args:
         output: what is going to be written.
@@ -60,7 +60,7 @@ def sole_writer(output: str | os.PathLike, wait: float = 1) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 os.unlink(lock.lock_file)
             lock.release()
-        for folder in parents:  # made here, and nothing has come into them
+        for folder in parents:  # created here and still empty
             with contextlib.suppress(OSError):
                 folder.rmdir()
 
@@ -101,8 +101,8 @@ class Terminated(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def ends_in_order() -> Iterator[None]:
-    """SIGTERM raises Terminated, and Ctrl-C KeyboardInterrupt, so that locks and unfinished folders are removed; what whoever
-    started this process told it to ignore stays ignored."""
+    """SIGTERM raises Terminated, and Ctrl-C KeyboardInterrupt, so that locks and unfinished folders are removed. Signals that
+    the parent process set to be ignored stay ignored."""
 
     def terminate(signum: int, frame: FrameType | None) -> None:
         raise Terminated
@@ -120,7 +120,7 @@ def ends_in_order() -> Iterator[None]:
 
 
 def exit_code(interrupt: KeyboardInterrupt) -> int:
-    """As a shell gives it: 128 and the number of the signal."""
+    """The exit code as a shell reports it: 128 plus the number of the signal."""
     return 128 + (signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT)
 
 
@@ -132,7 +132,7 @@ def is_launched() -> bool:
 def end_with(launcher: int) -> None:
     """Send this process SIGTERM once its parent, the process `launcher`, is gone.
 
-    `accelerate launch` with one process does not hand SIGTERM on: its child would go on alone.
+    `accelerate launch` with one process does not pass SIGTERM on: its child would keep running.
     """
 
     def watch() -> None:
@@ -147,21 +147,21 @@ def end_with(launcher: int) -> None:
 
 
 def no_space(error: BaseException, output: str | os.PathLike) -> str | None:
-    """What to say where an error, or one that it came from, is that of a full disk; None where it is not.
+    """The message for an error that a full disk caused; None for any other error.
 
     Args:
-        error: as it was raised; libraries put it into words or wrap it in errors of their own.
-        output: where the command writes. Where the error names no file, it is there, or where libraries keep files of theirs,
-            whichever has less room.
+        error: as it was raised; libraries reword it or wrap it in their own errors.
+        output: where the command writes. If the error names no file, the full disk is this one or that of the caches and
+            temporary files, whichever has less room.
     """
     cause: BaseException | None = error
     while cause is not None:
         if (isinstance(cause, OSError) and cause.errno in NO_SPACE) or NO_SPACE_WORDS.search(str(cause)):
-            # Of a copy the second is the one that is written.
+            # In a copy, the second file is the one being written.
             named = cause.filename2 or cause.filename if isinstance(cause, OSError) else None
             places = [Path(os.fsdecode(named)).parent] if named else [output, HF_HOME, tempfile.gettempdir()]
             folder = min(places, key=_room)
-            return f"no space left on the disk of {folder}: make room, and give the same command again"
+            return f"no space left on the disk of {folder}: free some, then run the same command again"
         cause = cause.__cause__ or cause.__context__
     return None
 

@@ -19,12 +19,12 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-# Of a checkpoint's files. Raised when a change makes older code read them wrongly.
+# Version of a checkpoint's files. Raise it when older code would misread new files.
 FORMAT_VERSION = 2
-# Of a calibrated model's files, which older code would score uncalibrated; all others are still written as the version above.
+# Version of a calibrated model's files, which older code would score uncalibrated; other models keep the version above.
 CALIBRATED_FORMAT_VERSION = 3
-# Settings of the package's towers that stood flat in format 1, where each config.json has all of them, and that may still be
-# given flat. What they are, the towers say (tabular_towers.py).
+# Tower settings that format 1 stored flat, all of them in every config.json, and that may still be given flat. The towers
+# document them (tabular_towers.py).
 FLAT_SETTINGS: dict[str, tuple[str, ...]] = {
     "wide_deep": (),
     "deepfm": (),
@@ -37,17 +37,17 @@ FLAT_SETTINGS: dict[str, tuple[str, ...]] = {
     "afn": ("num_logarithmic_neurons",),
     "autoint": ("num_attention_layers", "num_attention_heads", "attention_size"),
 }
-# No model and no table comes near these; beyond, a config.json would fill memory before its weights are looked at.
+# Far above any real model or table; beyond these limits a config.json could fill memory before its weights are checked.
 MOST_PARTS, LONGEST_TEXT = 100_000, 10_000
 PARTS = re.compile(r"layer|block|stage|depth|head|expert|label|num_fields")
-# Where this file was loaded from a checkpoint instead of an installed package.
+# Whether this file was loaded from a checkpoint instead of an installed package.
 IS_REMOTE_CODE = __name__.startswith("transformers_modules.")
 PIPELINE_TASK, CLICK_AUTO_CLASS = "ctr-prediction", "AutoModelForSequenceClassification"
 
 
 class InstalledTasks(dict[str, Any]):
-    """Tells `transformers.pipeline` the task of a checkpoint but not to run the checkpoint's code for it: it then takes the
-    pipeline that this package has registered."""
+    """Tells `transformers.pipeline` the task of a checkpoint without running the checkpoint's code: it uses this package's own
+    pipeline instead."""
 
     def __contains__(self, task: object) -> bool:
         return False
@@ -61,7 +61,7 @@ class FlipConfig(PreTrainedConfig):
         text_config: configuration of any encoder that AutoModel knows; not used where `towers` is "tabular".
         towers: "both" (FLIP), "tabular" (FLIP_ID, or an ID model from scratch) or "text" (FLIP_PLM).
         tabular_tower: name of a registered tabular tower, such as "dcnv2", "deepfm" or "autoint".
-        tower_settings: of that tower alone, such as {"num_cross_layers": 2}; a model adds the defaults of what is left out.
+        tower_settings: settings of that tower alone, such as {"num_cross_layers": 2}; a model adds the defaults of the others.
             The package's own may also be given flat: `FlipConfig(tabular_tower="dcn", num_cross_layers=2)`.
         item_fields: positions in the sentence of the fields that describe the item; the others describe the user. Read by the
             models that keep the two apart (CTR-BERT, MoRec).
@@ -71,24 +71,24 @@ class FlipConfig(PreTrainedConfig):
         text_fields: positions in the sentence of the fields that only the text tower reads.
         embedding_size: D, the size of a feature embedding.
         hidden_sizes: the layers of the tabular tower's MLP.
-        activation: of the tabular tower's MLP, by its name in transformers' ACT2FN.
+        activation: activation of the tabular tower's MLP, by its name in transformers' ACT2FN.
         batch_norm: use batch normalisation in the tabular tower's MLP. The default is that of the tower's authors: yes for AFN,
             no for the others.
-        dropout: of the tabular tower's MLP, and of AFM's pooled products.
+        dropout: dropout of the tabular tower's MLP, and of AFM's pooled products.
         embedding_l2: weight λ of the penalty λ/2 Σ (‖e‖² + w²) that is added to the finetuning loss, over the embeddings and
             first-order weights of the features in the batch.
         text_pooling: how a sentence becomes one vector: "cls" (the first token), "mean" or "last" (of the tokens that are not
             padding). The default depends on the model: last for decoders, mean for encoders of encoder-decoders, else cls.
         projection_size: size of the space in which ICL compares the towers, and of MTM's hidden layer.
-        temperature: τ of ICL.
+        temperature: τ, the temperature of ICL.
         icl_subspaces: compare the towers in this many parts of the projection, each with the most similar part of the other, as
             CTRL does.
         mlm_weight: weight of the MLM loss (masked words); 0 switches it off.
         mtm_weight: weight of the MTM loss (masked features).
         icl_weight: weight of the ICL loss (contrastive).
         joint_reconstruction: recover a masked field with the help of the other tower.
-        vocabulary_fingerprint: of the vocabulary that the weights were trained with.
-        format_version: of the checkpoint's files.
+        vocabulary_fingerprint: fingerprint of the vocabulary that the weights were trained with.
+        format_version: version of the checkpoint's files.
     """
 
     model_type = "flip"
@@ -133,15 +133,15 @@ class FlipConfig(PreTrainedConfig):
 
     @classmethod
     def from_processor(cls, processor: Any, **settings: Any) -> Any:
-        """The configuration of a model for the fields of a `FlipProcessor`: its sizes are the processor's, and where that has
-        no tokenizer, `towers` is "tabular".
+        """The configuration of a model for the fields of a `FlipProcessor`: sizes come from the processor, and without a
+        tokenizer `towers` is "tabular".
 
         Args:
-            processor: gives num_features, num_fields, list_fields, text_fields and vocabulary_fingerprint.
-            settings: all others.
+            processor: provides num_features, num_fields, list_fields, text_fields and vocabulary_fingerprint.
+            settings: all other settings.
 
         Raises:
-            ValueError: there is to be a text tower, and the processor has no tokenizer; or as the class itself.
+            ValueError: a text tower is asked for but the processor has no tokenizer, or a setting is impossible.
 
         Example:
             >>> from modeling_flip import FlipProcessor
@@ -163,13 +163,13 @@ class FlipConfig(PreTrainedConfig):
         """As in transformers, from a config.json of any format up to this one.
 
         Raises:
-            ValueError: it was written by a later version that this one would misread, or no checkpoint says what it says.
+            ValueError: it was written by a later version that this one would misread, or asks for what no checkpoint needs.
         """
         check_settings(config_dict)
         version = config_dict.get("format_version", FORMAT_VERSION)
         if not isinstance(version, int) or version > CALIBRATED_FORMAT_VERSION:
             raise ValueError(
-                f"config.json has format version {version!r}, this modeling_flip reads up to {CALIBRATED_FORMAT_VERSION}; "
+                f"config.json has format version {version!r}, but this modeling_flip reads up to {CALIBRATED_FORMAT_VERSION}; "
                 "upgrade modeling_flip"
             )
         settings = {**config_dict, "format_version": FORMAT_VERSION}
@@ -180,7 +180,8 @@ class FlipConfig(PreTrainedConfig):
             settings.setdefault("batch_norm", False)
             if tower == "autoint":
                 settings["tower_settings"] = {"deep": False}
-        # Arguments of from_pretrained: those that are no attributes would go to the model, and the others replace it whole.
+        # Tower settings among the arguments of from_pretrained: transformers would pass unknown ones on to the model, and
+        # replace `tower_settings` as a whole.
         settings |= {name: kwargs.pop(name) for name in flat_settings(kwargs)}
         settings["tower_settings"] = {
             **(settings.get("tower_settings") or {}),
@@ -192,13 +193,13 @@ class FlipConfig(PreTrainedConfig):
         flat = {name: kwargs.pop(name) for name in flat_settings(kwargs)}
         own = FLAT_SETTINGS.get(
             self.tabular_tower, tuple(flat)
-        )  # a tower from elsewhere says itself which are not its own
+        )  # a tower outside the package reports unknown settings itself
         for name in set(flat) - set(own):
-            logger.warning_once(f"{name} is not read: tabular tower {self.tabular_tower!r} has no such setting")
+            logger.warning_once(f"{name} is ignored: tabular tower {self.tabular_tower!r} has no such setting")
         self.tower_settings = {**(self.tower_settings or {}), **{name: flat[name] for name in flat if name in own}}
         if self.towers != "tabular" and self.text_config is None:
             self.text_config = {"model_type": "bert"}
-        # Of this code, whatever an older checkpoint says.
+        # Always this code's version, even if an older checkpoint was loaded.
         kwargs["auto_map"] = dict(self.remote_classes)
         tasks = {
             PIPELINE_TASK: {
@@ -213,7 +214,7 @@ class FlipConfig(PreTrainedConfig):
             vars(self.text_config).pop("auto_map", None)  # a checkpoint's text tower is one that transformers knows
             source = self.text_config.name_or_path or ""
             if os.path.isabs(source) or os.path.isdir(source):
-                # config.json is published, and tells others nothing about this machine's folders.
+                # config.json is published, so it must not name folders of this machine.
                 self.text_config.name_or_path = os.path.basename(os.path.abspath(source))
         if self.text_pooling is None and self.text_config is not None:
             encoder_decoder = getattr(self.text_config, "is_encoder_decoder", False)
@@ -235,7 +236,8 @@ class FlipConfig(PreTrainedConfig):
         )
 
     def check(self) -> None:
-        """Raises ValueError where a setting cannot be. Every model asks again: settings can be changed after construction."""
+        """Raises ValueError if a setting is impossible. Every model checks again, since settings can change after
+        construction."""
         choices = {
             "towers": ("both", "tabular", "text") if type(self) is FlipConfig else (type(self).towers,),
             "text_pooling": (None, "cls", "mean", "last"),
@@ -248,8 +250,8 @@ class FlipConfig(PreTrainedConfig):
                 )
         if self.text_pooling == "cls" and self.text_is_decoder:
             raise ValueError(
-                f"text model {getattr(self.text_config, 'model_type', None)!r} is a decoder: its first token sees no other; "
-                "set text_pooling to 'last' or 'mean'"
+                f"text model {getattr(self.text_config, 'model_type', None)!r} is a decoder: its first token sees none of the "
+                "others; set text_pooling to 'last' or 'mean'"
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
@@ -263,7 +265,7 @@ class FlipConfig(PreTrainedConfig):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
         if not self.hidden_sizes:
-            raise ValueError("hidden_sizes is empty; one layer or more is needed")
+            raise ValueError("hidden_sizes is empty; give at least one layer")
         if min(self.hidden_sizes) < 1:
             raise ValueError(f"hidden_sizes is {list(self.hidden_sizes)}; each must be 1 or more")
         for name, least in {"num_features": 1, "num_fields": 0, "embedding_size": 1, "projection_size": 1}.items():
@@ -290,8 +292,8 @@ class FlipConfig(PreTrainedConfig):
 
 
 def check_settings(settings: dict[str, Any]) -> None:
-    """Raises ValueError where a config.json, of this package or of a text model, has transformers read files or code that no
-    config.json needs to name, or asks for what is too large to be meant."""
+    """Raises ValueError if a config.json, of this package or of a text model, makes transformers read other files or code, or
+    asks for implausible sizes."""
     waiting: list[tuple[str, Any]] = list(settings.items())
     while waiting:
         key, value = waiting.pop()
@@ -319,17 +321,17 @@ def load_text_config(name_or_path: str | os.PathLike) -> PreTrainedConfig:
 
 
 def _are_positions(positions: Iterable[int], below: int) -> bool:
-    """Whether they rise, from 0 on, and stay below."""
+    """Whether positions are ascending, from 0 and below a limit."""
     return list(positions) == sorted({position for position in positions if 0 <= position < below})
 
 
 def flat_settings(names: Iterable[str]) -> list[str]:
-    """Those of the names that are settings of towers."""
+    """The names among these that are tower settings."""
     known = {name for settings in FLAT_SETTINGS.values() for name in settings}
     return [name for name in names if name in known]
 
 
 def check_item_fields(config: FlipConfig) -> None:
-    """Raises ValueError where no field is named as the item's."""
+    """Raises ValueError if no field is marked as the item's."""
     if not config.item_fields:
         raise ValueError(f"{config.model_type} keeps users and items apart: name the item's fields with item_fields")

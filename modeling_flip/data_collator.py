@@ -12,20 +12,20 @@ from .objectives import IGNORE
 from .processing_flip import FlipProcessor
 from .row_dataset import FlipDataset
 
-# One stream of random numbers for each choice, so that no choice depends on another.
+# One random stream for each kind of choice, so that the choices are independent.
 TEXT_FIELDS, TABULAR_FIELDS, TEXT_TOKENS, NOISE, LIST_MEMBERS = range(5)
 
 
 @dataclass
 class FlipDataCollator:
-    """Rows to what a model reads of them, and `labels` (B,) where there are labels.
+    """Turns rows into model inputs, plus `labels` (B,) if there are labels.
 
     Args:
         processor: makes the rows' sentences.
         inputs: any of "feature_ids": `feature_ids` (B, F), and where there are list fields `list_feature_ids` (B, L, K);
-            "sentence": `input_ids` and `attention_mask` (B, L); "user_sentence" and "item_sentence": the distinct sentences
-            of the user's or the item's fields, `item_input_ids` and `item_attention_mask` (U, L), and which of them each row
-            has, `item_index` (B,). A model's are its `inputs`.
+            "sentence": `input_ids` and `attention_mask` (B, L); "user_sentence" and "item_sentence": the distinct sentences of
+            the user's or the item's fields, `item_input_ids` and `item_attention_mask` (U, L), and which of them each row has,
+            `item_index` (B,). Pass the model's `inputs`.
         item_fields: positions in the sentence of the item's fields; the others are the user's.
     """
 
@@ -36,7 +36,7 @@ class FlipDataCollator:
     def __call__(self, rows: FlipDataset) -> dict[str, torch.Tensor]:
         batch: dict[str, np.ndarray] = {}
         if rows.labels is not None:
-            batch["labels"] = rows.labels  # first: Trainer counts the rows of the first tensor
+            batch["labels"] = rows.labels  # first, because Trainer counts rows by the first tensor
         if "feature_ids" in self.inputs:
             batch |= self.processor.features(rows)
         if "sentence" in self.inputs:
@@ -54,17 +54,17 @@ class FlipDataCollator:
 
 @dataclass
 class PretrainingCollator:
-    """Both views of the rows, and of each an independently masked copy (FLIP §3.2).
+    """Both views of the rows, and an independently masked copy of each (FLIP §3.2).
 
-    What is masked, and which noise features are drawn, depends only on the seed, the epoch and the row: not on the
-    batch, the worker or the process, so one process with 16 rows sees what two with 8 see, and a resumed run what an
-    uninterrupted one would have.
+    What is masked, and which noise features are drawn, depends only on the seed, the epoch and the row: not on the batch, the
+    worker or the process, so one process with 16 rows sees the same as two with 8, and a resumed run the same as an
+    uninterrupted one.
 
     Args:
         processor: makes the rows' sentences.
         text_mask_ratio: the share of fields whose value's tokens are all replaced by the mask token, in the text.
-        tabular_mask_ratio: the share of fields whose feature is replaced by `<MASK>`, in the table. On either side
-            max(1, round(ratio F)) fields of each row.
+        tabular_mask_ratio: the share of fields whose feature is replaced by `<MASK>`, in the table. Each side masks max(1,
+            round(ratio F)) fields per row.
         num_noise_features: K, noise features drawn for each masked feature from the features' training frequency.
         text_masking: "field", or "token" for the ablation that masks random tokens wherever they stand.
         seed: of masks and noise.
@@ -83,10 +83,10 @@ class PretrainingCollator:
         self._noise_distribution = np.cumsum(counts) / max(1, counts.sum())
 
     def __call__(self, rows: FlipDataset) -> dict[str, torch.Tensor]:
-        """`feature_ids`, `masked_feature_ids`, `mtm_labels` (B, F), the feature where masked, else -100, of a masked list one of
-        its members; `noise_feature_ids` (B, F_masked, K), of each masked field in order; `input_ids`, `masked_input_ids`,
-        `attention_mask`, `mlm_labels` (B, L); where there are list fields `list_feature_ids` and `masked_list_feature_ids`
-        (B, L, K), a masked list being the single member `<MASK>`."""
+        """`feature_ids`, `masked_feature_ids`, `mtm_labels` (B, F), the feature where masked (of a list, one of its members),
+        else -100; `noise_feature_ids` (B, F_masked, K), of each masked field in order; `input_ids`, `masked_input_ids`,
+        `attention_mask`, `mlm_labels` (B, L); where there are list fields `list_feature_ids` and `masked_list_feature_ids` (B,
+        L, K), a masked list being the single member `<MASK>`."""
         vocabulary = self.processor.vocabulary
         num_fields, mask_feature = len(vocabulary.table_columns), vocabulary.mask_feature_id
         features = self.processor.features(rows)
@@ -147,7 +147,7 @@ def num_chosen(num_fields: int, ratio: float) -> int:
 
 
 def check_masking(text_mask_ratio: float, tabular_mask_ratio: float, text_masking: str) -> None:
-    """Raises ValueError where a ratio is not in (0, 1], or `text_masking` is unknown."""
+    """Raises ValueError if a ratio is not in (0, 1], or `text_masking` is unknown."""
     for name, ratio in {"text_mask_ratio": text_mask_ratio, "tabular_mask_ratio": tabular_mask_ratio}.items():
         if not 0 < ratio <= 1:
             raise ValueError(f"{name} is {ratio}; it must be above 0 and at most 1")
@@ -158,8 +158,8 @@ def check_masking(text_mask_ratio: float, tabular_mask_ratio: float, text_maskin
 def uniforms(seed: int, epoch: int, stream: int, row_ids: np.ndarray, width: int) -> np.ndarray:
     """(B, width) random numbers in [0, 1), each a function of its arguments alone.
 
-    A counter-based generator (SplitMix64: Steele, Lea and Flood, OOPSLA 2014, the finaliser of figure 17): numpy's
-    generators are functions of a stream's history and would have to be created once for each row.
+    A counter-based generator (SplitMix64: Steele, Lea and Flood, OOPSLA 2014, the finaliser of figure 17): numpy's generators
+    depend on their history, so one would have to be created for each row.
     """
     key = np.random.SeedSequence([seed, epoch, stream]).generate_state(1, np.uint64)[0]
     with np.errstate(over="ignore"):

@@ -82,7 +82,8 @@ class FeatureEmbeddings(nn.Module):
         if list_feature_ids is None or list_feature_ids.shape[1] != len(self.list_fields):
             given = "missing" if list_feature_ids is None else f"of shape {tuple(list_feature_ids.shape)}"
             raise ValueError(
-                f"list_feature_ids is {given}; fields {list(self.list_fields)} are lists: pass all that FlipProcessor gives"
+                f"list_feature_ids is {given}; fields {list(self.list_fields)} are lists: pass everything that FlipProcessor "
+                "returns"
             )
         columns = [column for f, column in enumerate(feature_ids.unbind(1)) if f not in self.list_fields]
         # Padding stands in for the list's first member, with no share in the mean: no other row is touched.

@@ -177,7 +177,7 @@ class FeatureVocabulary:
         if self.schema != other.schema:
             ours, theirs = self.schema, other.schema
             differ = next((f"{a} and {b}" for a, b in zip(ours, theirs, strict=False) if a != b), "one has more fields")
-            raise ValueError(f"cannot merge vocabularies of other fields ({differ}); fit both with the same fields")
+            raise ValueError(f"cannot merge vocabularies of different fields ({differ}); fit both with the same fields")
         values, counts = {}, {}
         for name in self.fields:
             parts = [(v.values[name], v.counts[name]) for v in (self, other)]
@@ -505,10 +505,10 @@ class FeatureVocabulary:
                 return cls._of_table(table, tuple(make_field(field) for field in declared))
         except (pa.ArrowException, OSError, LookupError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{path} is not a whole feature vocabulary ({error}); copy or download it again"
+                f"{path} is not a complete feature vocabulary ({error}); copy or download it again"
             ) from error
         raise ValueError(
-            f"{path} has format version {version}, this modeling_flip reads up to {FORMAT_VERSION}; upgrade modeling_flip"
+            f"{path} has format version {version}, but this modeling_flip reads up to {FORMAT_VERSION}; upgrade modeling_flip"
         )
 
     @classmethod

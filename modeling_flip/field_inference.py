@@ -1,4 +1,4 @@
-"""What the columns of a click log are, inferred from its training rows, and which of them must not be learned from."""
+"""Infers the fields of a click log from its training rows, and which columns must not be learned from."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ from .row_reader import (
     to_arrow,
 )
 
-# Below so many rows nothing is concluded from how often values repeat.
+# With fewer rows, nothing is concluded from how often values repeat.
 ROWS_TO_CONCLUDE = 50
-# An integer that takes so few values is a category, whatever its name.
+# An integer column with at most this many values is a category, whatever its name.
 FEW_VALUES = 20
-# Share of the rows that have a value of their own, from which on a column is only memorised.
+# From this share of rows with a value of their own, a column would only be memorised.
 UNIQUE = 0.98
-# AUC of one column alone, from which on it is taken for one that is known only after the click.
+# From this AUC of one column alone, it is taken as known only after the click, and ignored.
 GIVES_AWAY = 0.98
-# AUC of one column alone, from which on somebody should ask whether it is known before the click.
+# From this AUC of one column alone, a warning asks whether it is known before the click.
 SUSPICIOUS = 0.85
-# So unlikely is it by chance that a value stands in clicked rows alone.
+# How unlikely by chance it must be that a value occurs only in clicked rows.
 BY_CHANCE = 1e-9
 IF_AFTER = "if it is known only after the click, leave it out with exclude_fields"
-# Fewer clicks, or fewer rows without one, and an AUC says nothing.
+# With fewer clicks or non-clicks, an AUC says nothing.
 CLICKS_TO_CONCLUDE = 10
 WORDS_OF_TEXT = 4
 SEPARATORS = ("|", ";", ",")
-# 3,50 and 1,234 are no lists.
+# 3,50 and 1,234 are not lists.
 WITH_COMMA = r"^[+-]?([0-9]+,[0-9]+|[0-9]{1,3}(,[0-9]{3})*(\.[0-9]+)?)$"
 TIME_WORDS = {"time", "timestamp", "ts", "date", "datetime", "at", "created", "updated"}
 # Whole numbers of a column with such a name are seconds, milliseconds, … since 1970 from here on, as `row_reader` reads them.
@@ -54,7 +54,7 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(re.findall(r"\w+", text))
 
 
-# Whole numbers in a column that such a word ends are identifiers: user, but not user_age.
+# Whole numbers are identifiers if the column name ends in one of these: user, but not user_age.
 ENTITY_WORDS = _words(
     """user customer visitor member viewer reader buyer session item product movie book ad advert campaign creative article video
     song merchant publisher advertiser shop store"""
@@ -81,11 +81,11 @@ class FieldReport:
     """What was found in a column.
 
     Attributes:
-        field: what it is taken for, with the reason.
+        field: the inferred field, with the reason.
         distinct: how many values it has; of a list, how many members.
         missing: how many rows have none.
         example: the first value.
-        warning: what a person should look at; "" where there is nothing.
+        warning: what to look at; "" if there is nothing.
     """
 
     field: Field
@@ -108,13 +108,13 @@ def infer_fields(
 
     Args:
         rows: the training rows, anything that `read_columns` reads.
-        declared: the columns to use, in the order of the sentence; each by its name, or with settings of `Field`, which then are
-            taken as they are. A column that is named here is never ignored, only warned of. By default all columns.
+        declared: the columns to use, in the order of the sentence; each by its name, or with settings of `Field`, which are
+            used as given. A column that is named here is never ignored, only warned of. By default all columns.
         labels: (N,) clicks; columns that give them away are ignored.
         exclude: columns to leave out, and why.
-        overrides: where no columns are declared, settings of some of them, by name; these are as good as declared, and the others
-            are inferred.
-        population: how many training rows there are, where `rows` are a random sample of them.
+        overrides: where no columns are declared, settings of some of them, by name; these columns count as declared, and the
+            others are inferred.
+        population: how many training rows there are, if `rows` are a random sample of them.
 
     Raises:
         ValueError: a declared or excluded column does not exist (with the nearest) or is both, a setting is impossible, or a
@@ -142,7 +142,7 @@ def infer_fields(
     excluded = dict(exclude or {})
     for name in settings if declared is not None else overrides:
         if name in excluded and settings[name].get("kind") != "ignored":
-            raise ValueError(f"column {name!r} is declared as a field, and left out: {excluded[name]}; do one of both")
+            raise ValueError(f"column {name!r} is declared as a field but also left out ({excluded[name]}): choose one")
     for name in (*settings, *excluded):
         if name not in names:
             known = sorted(map(str, names))
@@ -167,7 +167,7 @@ def _report(
     values: Any, given: Mapping[str, Any], labels: np.ndarray | None, population: int | None, *, may_ignore: bool
 ) -> FieldReport:
     name = given["name"]
-    for option in given:  # one that a single kind has says the kind
+    for option in given:  # an option that only one kind has decides the kind
         having = [kind for kind, options in OPTIONS_OF_KIND.items() if option in options]
         if len(having) == 1:
             given = {"kind": having[0], **given}
@@ -182,7 +182,7 @@ def _report(
     if kind == "list":
         options |= {"kind": "list", "separator": separator if separator != "," else None}
     elif kind == "ignored":
-        return FieldReport(Field(**{"reason": "said so", **given}), 0, 0, "")
+        return FieldReport(Field(**{"reason": "declared", **given}), 0, 0, "")
     probe = Field(**(options | {k: v for k, v in given.items() if k in ("kind", "type", "separator", "missing_words")}))
     if probe.kind in ("numeric", "text"):
         probe = replace(probe, kind="categorical")
@@ -190,7 +190,7 @@ def _report(
     facts = _Facts.of(column, probe, labels, population)
     if "type" not in given and _are_moments(facts, probe):
         options["type"], probe = "timestamp", replace(probe, type="timestamp")
-    found, reason = (kind, "said so") if "kind" in given else _kind_of(facts, probe)
+    found, reason = (kind, "declared") if "kind" in given else _kind_of(facts, probe)
     leak, is_certain = _leak(facts, probe)
     ignore = _why_not(facts, probe, found, leak if is_certain else "")
     warning = ""
@@ -211,7 +211,7 @@ def _report(
 
 
 def _type_of(values: Any, name: str) -> tuple[str | None, str, str | None]:
-    """Kind where the container tells it ("list"), type, and the separator of a list that is written as text."""
+    """The kind if the container decides it ("list"), the type, and the separator of a list written as text."""
     values = arrow_or_cells(values)
     if isinstance(values, pa.Array):
         return _type_of_arrow(values)
@@ -222,7 +222,9 @@ def _type_of(values: Any, name: str) -> tuple[str | None, str, str | None]:
         return "list", _type_of(members, name)[1], None
     if len({type(cell) for cell in cells}) == 1:
         return _type_of_arrow(to_arrow(cells, Field(name=name)))
-    return _type_of_arrow(read_column(cells, Field(name=name)))  # cells of several types: what their text looks like
+    return _type_of_arrow(
+        read_column(cells, Field(name=name))
+    )  # cells of several types: go by what their text looks like
 
 
 def _member_type(values: Any, name: str, separator: str | None) -> str:
@@ -258,7 +260,7 @@ def _type_of_arrow(values: pa.Array) -> tuple[str | None, str, str | None]:
 
 
 def _type_of_text(texts: pa.Array) -> tuple[str | None, str, str | None]:
-    """The type that all of these distinct texts have. Leading zeros make identifiers, which stay text."""
+    """The type that fits all of these distinct texts. Numbers with leading zeros are identifiers and stay text."""
     texts = texts.drop_null()
     texts = texts.filter(pc.invert(pc.is_in(pc.utf8_trim_whitespace(texts), MISSING_WORDS)))
     if not len(texts):
@@ -293,7 +295,7 @@ def _type_of_text(texts: pa.Array) -> tuple[str | None, str, str | None]:
 
 
 def _separator_of(texts: pa.Array) -> str | None:
-    """What stands between the members where distinct texts are lists: short members, few of them, in many combinations."""
+    """The separator if the distinct texts are lists: short members, few of them, in many combinations."""
     if len(texts) < FEW_VALUES or pc.all(pc.match_substring_regex(texts, WITH_COMMA)).as_py():
         return None
     for separator in SEPARATORS:
@@ -312,7 +314,7 @@ def _separator_of(texts: pa.Array) -> str | None:
 
 @dataclass(frozen=True)
 class _Facts:
-    """What the decisions need to know of a column. `codes` (N,) is each row's value, -1 where it has none."""
+    """The facts about a column that the decisions need. `codes` (N,) is each row's value, -1 where it has none."""
 
     rows: int
     missing: int
@@ -359,7 +361,7 @@ def words_of(name: str) -> list[str]:
 
 
 def side_of(name: str) -> str | None:
-    """The side that a column's name tells, if it does."""
+    """The side that a column's name suggests, if any."""
     return next((side for word in words_of(name) for side, words in SIDE_WORDS.items() if word in words), None)
 
 
@@ -372,11 +374,11 @@ def _kind_of(facts: _Facts, field: Field) -> tuple[str, str]:
         return "numeric", "numbers with fractions"
     if field.type == "integer":
         if words & ID_WORDS or set(words_of(field.name)[-1:]) & ENTITY_WORDS:
-            return "categorical", "its name is an identifier's"
+            return "categorical", "named like an identifier"
         if facts.distinct <= FEW_VALUES:
             return "categorical", f"{facts.distinct} different integers"
         if words & NUMBER_WORDS:
-            return "numeric", "integers, and its name is a number's"
+            return "numeric", "integers, named like a number"
         if _is_skewed(facts, field):
             return "numeric", "integers, most of them small, some large: a count"
         return "categorical", "integers that may be identifiers"
@@ -386,8 +388,8 @@ def _kind_of(facts: _Facts, field: Field) -> tuple[str, str]:
             weights=facts.counts,
         )
         if average >= WORDS_OF_TEXT and facts.distinct_share > 0.5:
-            return "text", f"{average:.0f} words on average, and hardly any text comes twice"
-    return "categorical", {"boolean": "true or false", "date": "days"}.get(field.type, "values that come again")
+            return "text", f"{average:.0f} words on average, and hardly any text repeats"
+    return "categorical", {"boolean": "true or false", "date": "days"}.get(field.type, "values that repeat")
 
 
 def _are_moments(facts: _Facts, field: Field) -> bool:
@@ -413,24 +415,28 @@ def _is_skewed(facts: _Facts, field: Field) -> bool:
 
 
 def _why_not(facts: _Facts, field: Field, kind: str, leak: str) -> str:
-    """Why a column must not be learned from; "" where nothing speaks against it."""
+    """Why a column must not be learned from; "" if it may be."""
     if facts.present == 0:
         return "no row has a value"
     if len(facts.texts) == 1 and facts.missing == 0:
-        return "constant: the same value in every row"  # unnamed: a reason is saved with the checkpoint
+        return (
+            "constant: the same value in every row"  # the value is not named: the reason is saved with the checkpoint
+        )
     if leak:
         return leak
     if kind != "categorical" or facts.present < ROWS_TO_CONCLUDE:
         return ""
     if facts.distinct_share >= UNIQUE:
-        return "; ".join(filter(None, ["one value a row: it would only be memorised", _what_is_lost(facts, field)]))
+        return "; ".join(
+            filter(None, ["every row has its own value: it would only be memorised", _what_is_lost(facts, field)])
+        )
     if field.type == "timestamp" and facts.distinct > FEW_VALUES:
-        return "moments that never come again; name it as time_column to split by it"
+        return "points in time that never repeat; set time_column to split by it"
     return ""
 
 
 def _numbers_the_rows(facts: _Facts, field: Field) -> bool:
-    """Whether every row has a whole number of its own, and hardly one is left out: such as those that a split has taken."""
+    """Whether the column numbers the rows: a distinct integer per row, with few gaps (such as those that a split leaves)."""
     if field.type != "integer" or facts.present < ROWS_TO_CONCLUDE or facts.distinct_share < UNIQUE:
         return False
     numbers = as_numbers(facts.texts, field.type)
@@ -438,7 +444,7 @@ def _numbers_the_rows(facts: _Facts, field: Field) -> bool:
 
 
 def _what_is_lost(facts: _Facts, field: Field) -> str:
-    """What of its values is not read as a person would, or not worth reading; "" where nothing is."""
+    """A warning about values that are cut, not read as a person would read them, or meaningless; "" if there are none."""
     if field.kind == "text":
         words = pc.list_value_length(pc.split_pattern(facts.texts, " ")).to_numpy(zero_copy_only=False)
         share = facts.counts[words > field.max_words].sum() / max(facts.present, 1)
@@ -450,16 +456,16 @@ def _what_is_lost(facts: _Facts, field: Field) -> str:
         share = facts.counts[strange].sum() / facts.present
         if share:
             example = facts.texts[int(np.argmax(strange))].as_py()
-            return f"{share:.1%} of its values, such as {example!r}, are no numbers, and count as missing"
+            return f"{share:.1%} of its values, such as {example!r}, are not numbers and count as missing"
     if field.kind == "categorical" and field.type == "string" and facts.distinct > FEW_VALUES:
         are_numbers = pc.match_substring_regex(facts.texts, WITH_COMMA)
         if pc.all(are_numbers).as_py() and pc.any(pc.match_substring(facts.texts, ",")).as_py():
-            return "numbers with commas are words here: write 1234.5 to have them as numbers"
+            return "numbers with commas are read as words; write them as 1234.5"
     return ""
 
 
 def _leak(facts: _Facts, field: Field) -> tuple[str, bool]:
-    """How a column gives the label away ("" where it does not), and whether that is certain enough to leave it out."""
+    """How a column gives the label away ("" if it does not), and whether that is certain enough to leave it out."""
     if facts.labels is None or facts.rows < ROWS_TO_CONCLUDE or len(np.unique(facts.labels)) < 2:
         return "", False
     groups = facts.codes + 1  # the missing value is a group too
@@ -468,12 +474,12 @@ def _leak(facts: _Facts, field: Field) -> tuple[str, bool]:
     used_groups = rows > 0
     if used_groups.sum() == 2 and np.isin(clicks[used_groups] / rows[used_groups], (0, 1)).all():
         if facts.missing:
-            return "there is a value in just the rows of one label: known only after the click", True
+            return "it has a value only in rows of one label: known only after the click", True
         return "identical to the label", True
     if facts.missing and clicks[0] in (0, rows[0]) and (rows[0] - clicks[0] in (0, (1 - facts.labels).sum())):
         others = facts.labels[facts.codes >= 0]
         if len(np.unique(others)) == 1:
-            return "there is a value in just the rows of one label: known only after the click", True
+            return "it has a value only in rows of one label: known only after the click", True
     if min(facts.labels.sum(), facts.rows - facts.labels.sum()) < CLICKS_TO_CONCLUDE:
         return "", False
     auc = _auc_of_rates(groups, facts.labels)
@@ -491,9 +497,9 @@ def _leak(facts: _Facts, field: Field) -> tuple[str, bool]:
 
 
 def _always_clicked(facts: _Facts, rows: np.ndarray, clicks: np.ndarray) -> str:
-    """Which rows of a column are all clicked, as those that are followed by a purchase are; "" where none are.
+    """Warns of values whose rows are all clicks, such as those with a purchase; "" if there are none.
 
-    `rows` and `clicks` are those of each value, the missing one first. Values are looked at one by one only where they are few:
+    `rows` and `clicks` are those of each value, the missing one first. Values are checked one by one only if there are few:
     among many, such as users, some click every time.
     """
     usual, shown = int(np.argmax(rows)), pc.replace_substring(facts.texts, MEMBER_SEPARATOR, ", ")
@@ -512,8 +518,8 @@ def _always_clicked(facts: _Facts, rows: np.ndarray, clicks: np.ndarray) -> str:
 
 
 def _auc_of_rates(groups: np.ndarray, labels: np.ndarray) -> float:
-    """AUC of the click rate of each row's group, the rates of one half of the rows judged by the other half: where clicks are
-    few, a value's rate would tell its own rows well by itself."""
+    """AUC of each row's group click rate, with rates estimated on one half of the rows and evaluated on the other: estimated on
+    all rows, the rate of a rare value would already contain its own labels."""
     half = np.random.default_rng(0).random(len(groups)) < 0.5
     size = groups.max() + 1
     rows, others = (np.bincount(groups[h], minlength=size) for h in (half, ~half))
@@ -522,7 +528,7 @@ def _auc_of_rates(groups: np.ndarray, labels: np.ndarray) -> float:
 
 
 def _auc(rows: np.ndarray, clicks: np.ndarray, scores: np.ndarray) -> float:
-    """AUC of scores that groups of rows share; one half where it is not defined."""
+    """AUC of scores shared by groups of rows; one half if it is undefined."""
     order = np.argsort(scores, kind="stable")
     _, tie = np.unique(scores[order], return_inverse=True)
     clicks = np.bincount(tie, weights=clicks[order])

@@ -11,9 +11,9 @@ from typing import Any
 KINDS = ("categorical", "numeric", "list", "text", "ignored")
 TYPES = ("string", "integer", "number", "boolean", "date", "timestamp")
 SIDES = ("user", "item", "context")
-# No table that a person makes has more, and files that others hand over may say anything.
+# More than any real table has: files from others may claim anything.
 MOST_FIELDS, LONGEST_NAME = 100_000, 1_000
-# Which options a kind has; another kind's option is refused, since it would do nothing.
+# The options of each kind. An option of another kind is refused, since it would do nothing.
 OPTIONS_OF_KIND: dict[str, tuple[str, ...]] = {
     "categorical": ("min_count", "max_size", "hash_size"),
     "numeric": ("num_buckets",),
@@ -28,30 +28,30 @@ class Field:
     """One column of a click log.
 
     Args:
-        name: of the column.
+        name: the name of the column.
         kind: "categorical" (one of many values, each with an embedding), "numeric" (a number; its embedding is that of
             its quantile bucket), "list" (several values; their embeddings' mean), "text" (words, read by the text tower
             alone) or "ignored".
-        type: of a value (of a list's member): "string", "integer", "number" (with fractions), "boolean", "date" or
-            "timestamp"; by default "number" of a numeric field, else "string". Whatever container a cell comes from, it is
+        type: the type of a value (for a list, of a member): "string", "integer", "number" (with fractions), "boolean", "date"
+            or "timestamp"; by default "number" of a numeric field, else "string". Whatever container a cell comes from, it is
             read as this type.
-        side: "user", "item" or "context"; None where nobody said.
-        words: the name in the sentence, "{words} is …"; by default the column's, with spaces for underscores.
+        side: "user", "item" or "context"; None if unknown.
+        words: the name in the sentence, "{words} is …"; by default the column name, with spaces for underscores.
         reason: why the kind is what it is; for an ignored column, why it is left out.
-        missing_words: whether "NA", "null" and what else pandas takes for a missing value in a CSV is one, in any container; ""
-            always is.
+        missing_words: whether "NA", "null" and the other words that pandas reads as missing in a CSV count as missing, in any
+            container; "" always does.
         min_count: a value (or member) seen less often shares the field's unknown feature.
-        max_size: only so many values (or members), those seen most often, have features of their own; by default all.
-        hash_size: for a field that never stops bringing new values: it has so many features, and values with the same hash share
-            one. No value is kept, and none is ever unknown.
-        num_buckets: quantile buckets of a numeric field, at most.
-        max_items: a list is cut to its first so many members.
-        separator: between the members of a list that is written as text, such as "|".
-        features_of: another field whose features a list's members are: of a history of items, the item.
-        max_words: text is cut to its first so many words.
+        max_size: at most this many values (or members), the most frequent ones, have features of their own; by default all.
+        hash_size: for a field that never stops bringing new values: it has this many features, and values with the same hash
+            share one. No value is kept, and none is ever unknown.
+        num_buckets: at most this many quantile buckets of a numeric field.
+        max_items: a list is cut to this many members, the first ones.
+        separator: the text between the members of a list that is written as text, such as "|".
+        features_of: another field whose features the members share: for a history of items, the item field.
+        max_words: text is cut to this many words, the first ones.
 
     Raises:
-        ValueError: a value is none of those above, or an option is another kind's.
+        ValueError: a value is not one of those above, or an option belongs to another kind.
 
     Example:
         >>> Field(name="price", kind="numeric", type="number", num_buckets=20).has_table_side
@@ -82,7 +82,7 @@ class Field:
         if not isinstance(self.missing_words, bool):
             raise ValueError(f"field {self.name!r}: missing_words is {self.missing_words!r}; it must be true or false")
         if self.separator == "":
-            raise ValueError(f"field {self.name!r}: separator is empty; it must be what stands between two members")
+            raise ValueError(f"field {self.name!r}: separator is empty; it must be the text between two members")
         if not self.type:
             object.__setattr__(self, "type", "number" if self.kind == "numeric" else "string")
         if not self.words:
@@ -91,7 +91,7 @@ class Field:
             if len(getattr(self, key)) > LONGEST_NAME:
                 raise ValueError(
                     f"field {self.name[:40] + '…'!r}: {key} has {len(getattr(self, key)):,} characters; at most "
-                    f"{LONGEST_NAME:,} can be read: it stands in every sentence"
+                    f"{LONGEST_NAME:,} are allowed, because it is part of every sentence"
                 )
         for key, value, allowed in (
             ("kind", self.kind, KINDS),
@@ -112,12 +112,11 @@ class Field:
         for option in sorted({o for options in OPTIONS_OF_KIND.values() for o in options}):
             if option not in OPTIONS_OF_KIND[self.kind] and getattr(self, option) != DEFAULTS.get(option):
                 raise ValueError(
-                    f"field {self.name!r} is {self.kind}: {option} is no option of that kind; leave it out"
+                    f"field {self.name!r} is {self.kind}: {option} is not an option of that kind; leave it out"
                 )
         if self.features_of is not None and (self.min_count != 1 or self.max_size is not None):
             raise ValueError(
-                f"field {self.name!r} shares the features of {self.features_of!r}, and with them its min_count and max_size; "
-                "leave them out"
+                f"field {self.name!r} shares the features of {self.features_of!r} and its min_count and max_size; leave these out"
             )
         if self.hash_size is not None and (self.min_count != 1 or self.max_size is not None):
             raise ValueError(
@@ -149,7 +148,7 @@ DEFAULTS = {f.name: f.default for f in fields(Field)}
 
 
 def make_field(declared: str | Mapping[str, Any] | Field) -> Field:
-    """A field from what a recipe or a saved vocabulary says of it.
+    """A field from its declaration in a recipe or a saved vocabulary.
 
     Raises:
         ValueError: a key is unknown (with the nearest one), or a value impossible.
@@ -163,7 +162,7 @@ def make_field(declared: str | Mapping[str, Any] | Field) -> Field:
 
 
 def check_keys(declared: Mapping[str, Any]) -> None:
-    """Raises ValueError where a declaration of a field has no name, or a key that no field has."""
+    """Raises ValueError if a declaration of a field has no name, or an unknown key."""
     if not isinstance(declared.get("name"), str):
         raise ValueError(f"fields: a field needs a name; this one is {dict(declared)}")
     for key in declared:
@@ -172,7 +171,7 @@ def check_keys(declared: Mapping[str, Any]) -> None:
 
 
 def check_schema(schema: Sequence[Field]) -> None:
-    """Raises ValueError where a name stands twice, or a list shares the features of a field that has none of its own."""
+    """Raises ValueError if a name occurs twice, or a list shares the features of a field that has none of its own."""
     for name, count in Counter(field.name for field in schema).items():
         if count > 1:
             raise ValueError(f"field {name!r} is declared twice; name each column once")
@@ -183,7 +182,7 @@ def check_schema(schema: Sequence[Field]) -> None:
         target = by_name.get(field.features_of)
         if target is None or target.kind not in ("categorical", "list") or target.features_of is not None:
             raise ValueError(
-                f"field {field.name!r} shares the features of {field.features_of!r}, which is no categorical field here"
+                f"field {field.name!r} shares the features of {field.features_of!r}, which is not a categorical field here"
                 + did_you_mean(field.features_of, [f.name for f in schema if f.kind == "categorical"])
             )
         if target.hash_size is not None:
@@ -203,13 +202,13 @@ def used(schema: Iterable[Field]) -> list[Field]:
 
 
 def did_you_mean(wrong: str, known: Iterable[Any]) -> str:
-    """The end of a message about a name that is none of the known ones; empty where none is near."""
+    """The end of a message about an unknown name: the nearest known one; empty if none is near."""
     near = difflib.get_close_matches(wrong, [str(name) for name in known], n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def with_min_count(schema: Sequence[Field], min_count: int) -> list[Field]:
-    """The schema with `min_count` wherever a field's kind has it and nothing else was said."""
+    """The schema with `min_count` set on every field whose kind has it and that did not set its own."""
     if min_count < 1:
         raise ValueError(f"min_count is {min_count}; it must be 1 or more")
     return [

@@ -29,7 +29,7 @@ class CTRBertForCTR(FlipPreTrainedModel):
     """CTR-BERT's twin towers (Muhamed et al., ENLSP at NeurIPS '21): the user's fields as one sentence and the item's as
     another, each through a text tower of its own; logit = w · MLP([u ⊕ v ⊕ u ⊙ v]) + b.
 
-    A user or an item that stands in several rows of a batch is encoded once.
+    A user or an item that occurs in several rows of a batch is encoded once.
     """
 
     config_class = CTRBertConfig

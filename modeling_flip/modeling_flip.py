@@ -56,8 +56,8 @@ class FlipForPreTrainingOutput(ModelOutput):
 class FlipForCTROutput(ModelOutput):
     """
     Args:
-        loss: scalar, where labels were given: the sum of the three below.
-        logits: (B,) of the click; the probability is their sigmoid. Calibrated in evaluation mode, where the model is.
+        loss: scalar, if labels were given: the sum of the three below.
+        logits: (B,) of the click; the probability is their sigmoid. Calibrated in evaluation mode, if the model is calibrated.
         tabular_logits: (B,) of the tabular tower alone, never calibrated; likewise `text_logits`.
         joint_loss: scalar cross-entropy of `logits`; likewise `tabular_loss` and `text_loss`, where both towers are used.
     """
@@ -92,12 +92,12 @@ class FlipPreTrainedModel(CheckpointMixin, PreTrainedModel):
 
     def post_init(self) -> None:
         super().post_init()
-        # Weights of a checkpoint that a model with other heads, or of one tower, leaves behind without a word.
+        # Weights of a checkpoint that a model with other heads, or with one tower, ignores without a warning.
         self._keys_to_ignore_on_load_unexpected |= {HEADS, OTHER_TOWER.get(self.config.towers, HEADS)}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Layers of torch; the text tower initialises its own, and so does whatever has `init_parameters`."""
+        """Initialises layers of torch; the text tower and modules with `init_parameters` initialise themselves."""
         if isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight)
             if module.bias is not None:
@@ -118,7 +118,7 @@ class FlipPreTrainedModel(CheckpointMixin, PreTrainedModel):
 
         Args:
             text_model_name_or_path: a Hub id or folder that AutoModel loads; None where `towers` is "tabular".
-            processor: gives the number of features and fields, and of tokens.
+            processor: provides the numbers of features, fields and tokens.
             config_kwargs: settings of `FlipConfig`.
         """
         if config_kwargs.get("towers") == "tabular":
@@ -142,7 +142,7 @@ class FlipPreTrainedModel(CheckpointMixin, PreTrainedModel):
         return [self.base_model.text_tower]
 
     def calibrated(self, logits: torch.Tensor) -> torch.Tensor:
-        """logits (B,) → (B,), in evaluation mode scaled and shifted as the configuration says."""
+        """logits (B,) → (B,); in evaluation mode, scaled and shifted as configured."""
         config = self.config
         return logits if self.training else config.logit_scale * logits + config.logit_shift
 
@@ -165,13 +165,13 @@ class FlipPreTrainedModel(CheckpointMixin, PreTrainedModel):
 
 
 class OldName(WeightRenaming):
-    """A weight's name in older checkpoints, for loading; saved it is under the new one."""
+    """Maps the names of weights in older checkpoints to the new ones, for loading only."""
 
     def reverse_transform(self) -> WeightRenaming:
         return WeightRenaming(r"^(?!)", "")  # matches nothing
 
 
-# In format 1 the tabular tower had the tables of features.
+# In format 1 the tabular tower owned the feature tables.
 for model_type in ("flip", "morec"):
     names = [
         OldName(rf"tabular_tower\.{table}\.weight", f"feature_embeddings.{table}.weight")
@@ -191,15 +191,15 @@ def load_text_model(auto_class: Any, name_or_path: str | os.PathLike) -> PreTrai
         model, info = auto_class.from_pretrained(
             name_or_path, dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
-    # Heads that are left behind, and a pooler that is not read, are no news.
+    # Unused heads and an unused pooler are expected.
     if missing := [name for name in info["missing_keys"] if not name.startswith("pooler.")]:
         logger.warning(f"{name_or_path} lacks weights of its own architecture, which are random: {some_of(missing)}")
     return model
 
 
 def create_text_tower(text_config: PreTrainedConfig, auto_class: Any = AutoModel) -> PreTrainedModel:
-    """A fresh text tower, marked as one whose weights are random until some are loaded: no configuration can tell, since one
-    of a pretrained model names it whether or not its weights were loaded."""
+    """A fresh text tower, marked as random until weights are loaded. The configuration cannot tell: that of a pretrained model
+    names it whether or not its weights were loaded."""
     tower = auto_class.from_config(text_config, dtype=torch.get_default_dtype())
     tower = bare_text_tower(tower) if auto_class is AutoModel else tower
     tower.has_random_weights = True
@@ -212,7 +212,7 @@ def random_text_towers(model: torch.nn.Module) -> list[Any]:
 
 
 def bare_text_tower(model: PreTrainedModel) -> PreTrainedModel:
-    """What is read of a text model: its encoder, where it has a decoder too; no pooler; no cache of keys and values."""
+    """The part of a text model that is used: only the encoder if there is a decoder too, no pooler, no key-value cache."""
     if getattr(model.config, "is_encoder_decoder", False):
         model = model.get_encoder()
     if "add_pooling_layer" in inspect.signature(type(model).__init__).parameters:
@@ -261,7 +261,7 @@ class FlipModel(FlipPreTrainedModel):
         (B, number of them, longest list); a tower without its input is left out."""
         output = FlipModelOutput()
         if self.config.towers != "text" and feature_ids is not None:
-            # In fp32 under autocast too: next to nothing of the time, and bf16 would round logits to three digits.
+            # In fp32 under autocast too: it costs almost no time, and bf16 would round logits to three digits.
             with torch.autocast(feature_ids.device.type, enabled=False):
                 embeddings = self.feature_embeddings(feature_ids, list_feature_ids)  # (B, F, D)
                 output.tabular_representation, logit = self.tabular_tower(embeddings)
@@ -280,7 +280,7 @@ class FlipModel(FlipPreTrainedModel):
 class FlipForPreTraining(FlipPreTrainedModel):
     """Fine-grained alignment of the two towers: L = MLM + MTM + ICL (Eq. 12), each with its weight.
 
-    Each tower reads the row as it is, and its masked copy: the text tower both in one pass.
+    Each tower reads the row and its masked copy; the text tower reads both in one pass.
     """
 
     def __init__(self, config: FlipConfig):
@@ -316,8 +316,8 @@ class FlipForPreTraining(FlipPreTrainedModel):
     ) -> FlipForPreTrainingOutput:
         """What `PretrainingCollator` gives → the losses."""
         config, output = self.config, FlipForPreTrainingOutput()
-        # A view of the row is computed only where some objective reads it, and both views of the text in one pass: then the
-        # gradient of the token embeddings, as large as the text vocabulary, is made once.
+        # A view is computed only if some objective needs it, and both text views in one pass, so that the gradient of the token
+        # embeddings, as large as the text vocabulary, is computed once.
         joint = config.joint_reconstruction
         text_views = {"masked": masked_input_ids} if config.mlm_weight else {}
         if config.icl_weight or (config.mtm_weight and joint):
@@ -341,7 +341,7 @@ class FlipForPreTraining(FlipPreTrainedModel):
             output.mtm_loss = self.mtm(masked, text.get("clean"), attention_mask, mtm_labels, noise_feature_ids)
             losses.append(config.mtm_weight * output.mtm_loss)
         if config.icl_weight:
-            sentence = passed.text_representation.chunk(len(text_views))[-1]  # the clean view stands last
+            sentence = passed.text_representation.chunk(len(text_views))[-1]  # the clean view comes last
             output.icl_loss = self.icl(sentence, table)
             losses.append(config.icl_weight * output.icl_loss)
         output.loss = torch.stack(losses).sum()
@@ -377,11 +377,11 @@ class FlipForCTR(FlipPreTrainedModel):
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if model.is_pretraining_checkpoint:
-            # The tabular tower's is in the checkpoint, and yet alignment does not train it.
+            # The tabular click head is in the checkpoint, but pretraining does not train it.
             model.untrained_weights = ("the click heads", *model.untrained_weights)
             logger.warning(
-                f"{pretrained_model_name_or_path} is a pretraining checkpoint: towers ({model.config.towers}) loaded, "
-                "pretraining heads left behind, click heads untrained; finetune before scoring"
+                f"{pretrained_model_name_or_path} is a pretraining checkpoint: its towers ({model.config.towers}) are loaded, "
+                "its pretraining heads are not, and the click heads are untrained; finetune before scoring"
             )
         return loaded
 
@@ -391,13 +391,13 @@ class FlipForCTR(FlipPreTrainedModel):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """What it reads of a row, for `FlipDataCollator`."""
+        """The inputs of this model, for `FlipDataCollator`."""
         views = {"tabular": ("feature_ids",), "text": ("sentence",)}
         return views.get(self.config.towers, ("feature_ids", "sentence"))
 
     @property
     def alpha(self) -> torch.Tensor:
-        """Scalar, the tabular tower's share; 1 or 0 where one tower is alone."""
+        """Scalar, the weight of the tabular tower's logit; 1 or 0 with a single tower."""
         if self.config.towers == "both":
             return self.alpha_logit.sigmoid()
         return torch.tensor(float(self.config.towers == "tabular"))
@@ -418,7 +418,7 @@ class FlipForCTR(FlipPreTrainedModel):
         for name, value in needed.items():
             if value is None:
                 raise ValueError(
-                    f"{name} is missing; towers is {self.config.towers!r}: pass all that FlipProcessor gives"
+                    f"{name} is missing; towers is {self.config.towers!r}: pass everything that FlipProcessor returns"
                 )
         towers = self.flip(feature_ids, input_ids, attention_mask, list_feature_ids)
         if self.config.towers == "tabular":

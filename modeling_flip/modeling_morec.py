@@ -20,8 +20,8 @@ class MoRecConfig(FlipConfig):
     """FlipConfig of `MoRecForCTR`; `item_fields` must be named.
 
     Args:
-        freeze_text_tower: use the text tower as it is: each item is encoded once, and remembered while it is among the last
-            `MoRecForCTR.max_remembered` that were asked for and the text tower has the same weights.
+        freeze_text_tower: do not train the text tower: each item is encoded once and cached, up to the
+            `MoRecForCTR.max_remembered` most recent ones, as long as the text tower's weights stay the same.
     """
 
     model_type = "morec"
@@ -39,11 +39,11 @@ class MoRecConfig(FlipConfig):
 
 
 class MoRecForCTR(FlipPreTrainedModel):
-    """MoRec (Yuan et al., SIGIR '23): an ID model in which the item's IDs give way to its text.
+    """MoRec (Yuan et al., SIGIR '23): an ID model that replaces the item's IDs by its text.
 
     The item's fields, as one sentence through the text tower, become one embedding, a linear projection of the sentence; it
-    stands behind the embeddings of the other fields in the tabular tower. Models with weights of single features see
-    `<MASK>` there. An item that stands in several rows of a batch is encoded once.
+    comes after the embeddings of the other fields in the tabular tower. Models with first-order weights see `<MASK>` there. An
+    item that occurs in several rows of a batch is encoded once.
     """
 
     config_class = MoRecConfig
@@ -54,7 +54,7 @@ class MoRecForCTR(FlipPreTrainedModel):
     def __init__(self, config: MoRecConfig):
         super().__init__(config)
         check_item_fields(config)
-        # `item_fields` are positions in the sentence, where fields stand that the tabular tower does not read.
+        # `item_fields` are positions in the sentence, which also has fields that the tabular tower does not read.
         in_sentence = range(config.num_fields + len(config.text_fields))
         in_table = [f for f in in_sentence if f not in config.text_fields]
         self.user_fields = [i for i, f in enumerate(in_table) if f not in config.item_fields]
@@ -79,7 +79,7 @@ class MoRecForCTR(FlipPreTrainedModel):
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
         if self.config.freeze_text_tower:
-            # What is remembered has no dropout. from_pretrained, which makes parameters anew, ends by calling this too.
+            # Cached sentences must not have dropout. from_pretrained, which recreates parameters, calls this at its end.
             self.text_tower.eval().requires_grad_(False)
         return self
 
@@ -116,7 +116,7 @@ class MoRecForCTR(FlipPreTrainedModel):
 
     @torch.no_grad()
     def remember_items(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """As `encode_items`, for a text tower that stays as it is: only items that are not remembered are encoded."""
+        """As `encode_items`, for a frozen text tower: only items that are not cached are encoded."""
         fingerprint = Fingerprint(self.text_tower, self.config.text_pooling)
         if fingerprint != self._remembered_with:
             self._remembered.clear()
@@ -136,11 +136,9 @@ class MoRecForCTR(FlipPreTrainedModel):
 
 
 class Fingerprint:
-    """What a module computes with: while it stays equal, the module gives the same for the same input.
-
-    Of each parameter and buffer it has where it lies, holding on to it so that nothing else can come to lie there; PyTorch's
-    count of changes; and a sample of the values, for what is written through `.data` is not counted (a few rows written so may
-    go unseen).
+    """Identifies the weights of a module: while it stays equal, the module returns the same for the same input. For each
+    parameter and buffer it holds its storage, so that nothing else can take that address; PyTorch's version counter; and a
+    sample of the values, because writes through `.data` are not counted (a few rows written that way may go unnoticed).
     """
 
     def __init__(self, module: nn.Module, *settings: Any):

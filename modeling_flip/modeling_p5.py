@@ -98,7 +98,7 @@ class P5ForCTR(FlipPreTrainedModel):
         """input_ids (B, L), attention_mask (B, L), labels (B,) of 0 and 1."""
         prompts: Sequence[Sequence[int]] = self.config.prompt_ids
         width = max(map(len, prompts))
-        # Padding stands before a prompt, so that it joins its sentence; T5's positions are relative.
+        # Padding comes before a prompt, so that prompt and sentence are adjacent; T5's positions are relative.
         padded = input_ids.new_tensor([[0] * (width - len(p)) + list(p) for p in prompts])
         mask = attention_mask.new_tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
         rows = len(input_ids)
@@ -108,7 +108,7 @@ class P5ForCTR(FlipPreTrainedModel):
 
         start = self.text_tower.config.decoder_start_token_id
         likelihoods: dict[int, torch.Tensor] = {}
-        # Answers that share what the decoder reads, as answers of one token do, share its pass.
+        # Answers with the same decoder input, such as answers of one token, share a pass.
         reads = [(start, *answer[:-1]) for answer in self.config.answer_ids]
         for read in dict.fromkeys(reads):
             decoder_ids = input_ids.new_tensor(read).expand(rows, -1)
@@ -125,6 +125,6 @@ class P5ForCTR(FlipPreTrainedModel):
 
 
 def check_has_decoder(text_config: Any) -> None:
-    """Raises ValueError where a text model cannot write an answer to what it reads."""
+    """Raises ValueError if a text model cannot generate an answer."""
     if not getattr(text_config, "is_encoder_decoder", False):
-        raise ValueError(f"P5 writes its answer: text model {text_config.model_type!r} has no decoder; use a T5")
+        raise ValueError(f"P5 generates its answer, but text model {text_config.model_type!r} has no decoder; use a T5")

@@ -22,10 +22,10 @@ from .row_dataset import FlipDataset
 from .row_reader import read_columns
 
 DEFAULT_BATCH_SIZE = 1024
-# Rows are read, encoded and sorted by length so many batches at a time.
+# Rows are read, encoded and sorted by length this many batches at a time.
 BATCHES_PER_CHUNK = 16
 SECONDS_WITHOUT_BAR = 2.0
-# What a model gives, and what its sigmoid is called.
+# The outputs of a model, and the names of their sigmoids.
 PROBABILITIES = {"logits": "probability"}
 TOWER_PROBABILITIES = {"tabular_logits": "tabular_probability", "text_logits": "text_probability"}
 
@@ -43,8 +43,8 @@ class CtrPredictionPipeline(Pipeline):
 
     Args:
         model: FlipForCTR, CTRBertForCTR, MoRecForCTR or P5ForCTR.
-        processor: the FlipProcessor that the model was trained with, or where it is saved; by default where the model was
-            loaded from.
+        processor: the FlipProcessor that the model was trained with, or the folder or Hub id that holds it; by default that of
+            the model.
         batch_size: rows to a batch, 1,024 unless set here or in a call.
         kwargs: `device` and whatever else `transformers.Pipeline` takes; `return_towers` and `group_by` of every call.
 
@@ -53,8 +53,8 @@ class CtrPredictionPipeline(Pipeline):
             trained.
     """
 
-    # The package loads the processor itself: where transformers.pipeline looks for one, the checkpoint says of which class it is,
-    # and whose code. A checkpoint's own code runs only where it is trusted, and may be asked with that trust.
+    # The package loads the processor itself: transformers.pipeline would let the checkpoint choose its class and code. A
+    # checkpoint's own code runs only if it is trusted, and then has that trust.
     _load_processor = IS_REMOTE_CODE
     _load_tokenizer = _load_image_processor = _load_video_processor = _load_feature_extractor = False
 
@@ -73,12 +73,14 @@ class CtrPredictionPipeline(Pipeline):
             processor = source.name
         if isinstance(processor, (str, os.PathLike)):
             located = {} if source is None else source.located
-            if source is None or os.fspath(processor) != source.name:  # the revision is none of another repository
+            if (
+                source is None or os.fspath(processor) != source.name
+            ):  # the revision belongs to the model's repository only
                 located = {key: located[key] for key in located.keys() - {"revision", "subfolder"}}
             processor = FlipProcessor.from_pretrained(processor, **located)
         if processor is None:
             raise ValueError(
-                "there is no processor to read rows with; pass processor=FlipProcessor.from_pretrained(…), of the checkpoint "
+                "there is no processor to read the rows; pass processor=FlipProcessor.from_pretrained(…) of the checkpoint "
                 "that the model comes from"
             )
         processor.check_belongs_to(model.config)
@@ -88,10 +90,10 @@ class CtrPredictionPipeline(Pipeline):
                 f"towers is {model.config.towers!r}, but the processor has no tokenizer; load it from the checkpoint that the "
                 "text tower comes from"
             )
-        # Without a text tower no sentence is made: values never seen in training need not be tokenised.
+        # Without a text tower no sentences are needed, so unseen values need no tokens.
         reader = processor if has_text else processor.tabular_only()
         self._collate = FlipDataCollator(reader, model.inputs, model.config.item_fields)
-        kwargs.pop("local_files_only", None)  # read by transformers.pipeline, which hands it on
+        kwargs.pop("local_files_only", None)  # read and passed on by transformers.pipeline
         super().__init__(model, processor=processor, **kwargs)
 
     def _sanitize_parameters(
@@ -111,7 +113,7 @@ class CtrPredictionPipeline(Pipeline):
         Args:
             rows: a dict (one row), a list of dicts, a DataFrame, an Arrow table or a `datasets.Dataset`; or any iterator of
                 dicts, such as a generator or a `datasets.IterableDataset`, which is read 16 batches at a time.
-            batch_size: rows to a batch; no more than float noise depends on it.
+            batch_size: rows per batch; scores do not depend on it, except for float noise.
             kwargs: `return_towers`: also the probabilities of each tower alone. `group_by`: a column of the rows, such as
                 the user's; then also the row's rank by probability among those with the same value, 1 the highest, equal
                 ones in the order of the rows.
@@ -133,15 +135,15 @@ class CtrPredictionPipeline(Pipeline):
             for name, cell in cells.items():
                 if hasattr(cell, "__iter__") and not isinstance(cell, (str, bytes)):
                     raise TypeError(
-                        f"a dict is one row, and {name!r} of this one holds a {type(cell).__name__}; give columns as a DataFrame "
-                        "or an Arrow table, of a DatasetDict one split"
+                        f"a dict is one row, and {name!r} of this one holds a {type(cell).__name__}; pass columns as a "
+                        "DataFrame or an Arrow table, and a DatasetDict one split at a time"
                     )
             return self._score_table([rows], batch_size, return_towers, group_by)[0]
         if _is_stream(rows):
             if group_by is not None:
                 raise ValueError(
-                    f"group_by={group_by!r} ranks rows among all others of their group, and an iterator gives them bit by "
-                    "bit; pass a list of the rows, a table or a datasets.Dataset"
+                    f"group_by={group_by!r} ranks the rows of a group, so it needs all rows at once; pass a list, a table or a "
+                    "datasets.Dataset instead of an iterator"
                 )
             return self._score_stream(rows, batch_size, return_towers)
         return self._score_table(rows, batch_size, return_towers, group_by)
@@ -222,7 +224,7 @@ class CtrPredictionPipeline(Pipeline):
         columns = {}
         for name, column in (PROBABILITIES | (TOWER_PROBABILITIES if return_towers else {})).items():
             columns[column] = np.empty(len(outputs["order"]))
-            # In float64, whatever the model computes in: bf16 has but three digits.
+            # In float64, whatever the model computes in: bf16 has only three digits.
             columns[column][outputs["order"]] = outputs[name].double().sigmoid().numpy()
         return columns
 
@@ -249,7 +251,7 @@ def _is_stream(rows: Any) -> bool:
 
 
 def _sliceable(rows: Any) -> tuple[int, Any]:
-    """How many rows there are, and what gives those of a slice, as `FlipProcessor.encode` reads them."""
+    """The number of rows, and a function that returns a slice of them for `FlipProcessor.encode`."""
     if isinstance(rows, (list, tuple, pa.Table)):
         return len(rows), rows
     if hasattr(rows, "columns") and hasattr(rows, "iloc"):  # pandas.DataFrame
@@ -263,8 +265,8 @@ def _sliceable(rows: Any) -> tuple[int, Any]:
 
 
 def _column(rows: Any, name: str) -> pa.DictionaryArray:
-    """(N,) the canonical text of a column; raises ValueError where it is absent."""
-    if hasattr(rows, "select_columns") and name in rows.column_names:  # of a Dataset read no other
+    """(N,) the canonical text of a column; raises ValueError if it is absent."""
+    if hasattr(rows, "select_columns") and name in rows.column_names:  # of a Dataset, read only this one
         rows = rows.select_columns([name])
     return read_columns(rows, [Field(name=name)])[0][name]
 

@@ -66,7 +66,7 @@ class FlipProcessor(ProcessorMixin):
         strangers = set(display_names or {}) - set(vocabulary.fields)
         if strangers:
             raise ValueError(
-                f"display_names names {sorted(strangers)}, which are no fields; fields: {vocabulary.fields}"
+                f"display_names names {sorted(strangers)}, which are not fields; the fields are {vocabulary.fields}"
             )
         if display_names:
             named = (replace(field, words=display_names.get(field.name, field.words)) for field in vocabulary.schema)
@@ -259,7 +259,7 @@ class FlipProcessor(ProcessorMixin):
                 example = rows.local.texts[int(ids[is_new][0] - self._vocabulary.num_values)].as_py()
                 logger.warning_once(
                     f"{is_new.mean():.0%} of the values of {field.name!r} were never seen in training, such as {example!r}; "
-                    f"there they looked like {seen[0].as_py()!r}. Is it the same column, and no identifier of single rows?"
+                    f"there they looked like {seen[0].as_py()!r}. Is it the same column, and not an identifier of single rows?"
                 )
 
     # ---- integers to tensors
@@ -494,8 +494,8 @@ class FlipProcessor(ProcessorMixin):
     def get_possibly_dynamic_module(module_name: str) -> Any:
         """What transformers asks for the classes that files of a checkpoint name: none is needed."""
         raise ValueError(
-            f"the checkpoint names the class {module_name!r} as a part of its processor, which has a tokenizer and a vocabulary "
-            "alone"
+            f"the checkpoint names the class {module_name!r} as a part of its processor, which consists only of a tokenizer "
+            "and a vocabulary"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -511,8 +511,8 @@ class FlipProcessor(ProcessorMixin):
         )
         if path is None:
             raise OSError(
-                f"{pretrained_model_name_or_path} holds no processor: {VOCABULARY_FILE} is missing; load the processor from the "
-                "checkpoint that the model was trained as, and give it as processor="
+                f"{pretrained_model_name_or_path} holds no processor: {VOCABULARY_FILE} is missing; load the processor from "
+                "the checkpoint that training saved, and pass it as processor="
             )
         tokenizers = [None]
         if processor_dict is None or processor_dict.pop("has_text", True):
@@ -526,10 +526,10 @@ def warn_of_fields(reports: Sequence[FieldReport], known: Collection[str | None]
     fields = [report.field for report in reports]
     left_out = [f"{f.name!r} ({f.reason})" for f in fields if f.kind == "ignored" and f.name not in known]
     if left_out:
-        logger.warning(f"left out: {', '.join(left_out)}; name a column in fields to use it all the same")
+        logger.warning(f"left out: {', '.join(left_out)}; name a column in fields to use it anyway")
     for report in reports:
         if report.warning:
-            logger.warning(f"field {report.field.name!r} is used though: {report.warning}")
+            logger.warning(f"field {report.field.name!r} is used, but check it: {report.warning}")
 
 
 def check_fields(schema: Sequence[Field]) -> None:

@@ -1,7 +1,7 @@
 """One reading of rows, for training and for scoring: any container, each cell as its field's type says.
 
-A value's text is a function of the value and its field's type alone. It does not depend on the values beside it, nor on the
-container that it comes in: the integer 7, "007" of a CSV, 7.0 of a pandas column with a gap and Decimal("7.00") are all "7" in a
+A value's text is a function of the value and its field's type alone. It depends neither on the values beside it nor on the
+container it comes in: the integer 7, "007" of a CSV, 7.0 of a pandas column with a gap and Decimal("7.00") are all "7" in a
 field of integers. Identifiers stay text to the digit.
 """
 
@@ -37,7 +37,7 @@ INTEGER = r"^[+-]?[0-9]+(\.0*)?$"
 INFINITY = r"^[+-]?(?i:inf(inity)?)$"
 NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 ISO = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([ T][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?)?$"
-# What else is read as a moment all at once, and not one by one.
+# Other spellings of a moment that are read in bulk, not one by one.
 ZONED = (
     r"^[12][0-9]{3}-[0-9]{2}-[0-9]{2}[ T][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?"
     r"(Z|[+-]([01][0-9]|2[0-3]):?[0-5][0-9])$"
@@ -45,16 +45,16 @@ ZONED = (
 SINCE_1970 = r"^[1-9][0-9]{8,17}$"
 # Between the members of a list in its canonical text; no member holds it.
 MEMBER_SEPARATOR = "\x1f"
-# Moments are from so many seconds before 1970 to so many after, some 28,000 years; Arrow writes no others.
+# Moments lie within this many seconds of 1970, some 28,000 years in all; Arrow writes no others.
 LAST_SECOND = 9 * 10**11
 MOST_DIGITS = 4300  # as Python has it for integers
-# Below so much a float holds every whole number.
+# Below this, a float holds every whole number exactly.
 EXACT = 2.0**53
 OF_LISTS = "declare it as kind: list, whose members are single values"
 
 
 class UnreadableError(TypeError, ValueError):
-    """Rows, or a cell of them, of a type that has no text."""
+    """Rows, or a cell, of a type that cannot be written as text."""
 
 
 def read_columns(
@@ -93,15 +93,15 @@ def read_columns(
         columns[field.name] = read_column(values, field)
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
-        raise ValueError(f"columns differ in length: {lengths}; give every row a value, None where it has none")
+        raise ValueError(f"columns differ in length: {lengths}; give every row a value, or None")
     return columns, absent
 
 
 def open_rows(rows: Any, schema: Sequence[Field] | None = None) -> tuple[Sequence[Any], int, Callable[[str], Any]]:
-    """The names of a table's columns, how many rows it has, and what gives a column as it is.
+    """The names of a table's columns, its number of rows, and a function that returns a raw column.
 
     Raises:
-        TypeError: it is no table.
+        TypeError: it is not a table.
         ValueError: it has two columns of one name.
     """
     if hasattr(rows, "with_format"):  # datasets.Dataset
@@ -142,8 +142,8 @@ def _check_unique(names: Sequence[Any]) -> None:
 
 
 def _holds_columns(rows: Mapping[str, Any], of_lists: Mapping[str, bool]) -> bool:
-    """Whether a dict holds columns; otherwise it is one row, in which a list is the members of a list field (of which
-    `of_lists` tells)."""
+    """Whether a dict holds columns; otherwise it is one row, in which a list is the members of a list field (`of_lists` names
+    those)."""
     arrays = (pa.Array, pa.ChunkedArray)
     wanted = [(rows[name], is_list) for name, is_list in of_lists.items() if name in rows]
     scalars = [values for values, is_list in wanted if not is_list]
@@ -168,7 +168,7 @@ def read_clicks(rows: Any, name: str) -> np.ndarray:
     """(N,) float32 clicks of a column that holds 0 and 1, or false and true.
 
     Raises:
-        ValueError: the column is absent, or a value missing or another.
+        ValueError: the column is absent, or a value is missing or not a label.
     """
     columns, _ = read_columns(rows, [Field(name=name)])
     column = _mapped(columns[name], pc.utf8_lower)
@@ -189,19 +189,19 @@ def read_clicks(rows: Any, name: str) -> np.ndarray:
 
 
 def arrow_or_cells(values: Any) -> pa.Array | list[Any]:
-    """A column as one Arrow array where it has one type already; otherwise its cells."""
+    """A column as one Arrow array if it has one type; otherwise its cells."""
     if isinstance(values, pa.ChunkedArray):
         values = pa.concat_arrays([_plain(chunk) for chunk in values.chunks] or [pa.nulls(0, values.type)])
     if isinstance(values, pa.ExtensionArray) and values.type.extension_name == "arrow.uuid":
         return values.to_pylist()
     if isinstance(values, pa.Array):
         kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
-        # With these Arrow computes little.
+        # Arrow supports few computations on these types.
         if pa.types.is_decimal32(kind) or pa.types.is_decimal64(kind):
             return _plain(values).cast(pa.decimal128(kind.precision, kind.scale))
         return _plain(values).cast(pa.string()) if pa.types.is_string_view(kind) else values
     if hasattr(values, "cat") and len(set(map(type, values.cat.categories))) > 1:
-        values = values.astype(object)  # Arrow would make all categories one type
+        values = values.astype(object)  # Arrow would cast all categories to one type
     if hasattr(values, "dtype") and hasattr(values, "array") and values.dtype != object:  # pandas.Series
         try:
             return arrow_or_cells(pa.Array.from_pandas(values))
@@ -218,7 +218,7 @@ def arrow_or_cells(values: Any) -> pa.Array | list[Any]:
 
 
 def _pieces(values: Any, field: Field) -> list[tuple[pa.Array, np.ndarray | None]]:
-    """A column as Arrow arrays of one type each, and which rows each of them is; None where it is all of them."""
+    """A column as Arrow arrays of one type each, with the rows that each holds; None for all rows."""
     values = arrow_or_cells(values)
     if isinstance(values, pa.Array):
         return [(values, None)]
@@ -264,7 +264,7 @@ def to_arrow(values: Sequence[Any], field: Field) -> pa.Array:
             return pa.array([None if v is None else str(int(v)) for v in values], pa.string())
         except ValueError:
             raise UnreadableError(
-                f"field {field.name!r} holds an integer of too many digits; turn it into text first"
+                f"field {field.name!r} holds an integer with too many digits; turn it into text first"
             ) from None
     if isinstance(first, (float, np.floating)):
         wide = isinstance(first, float) or first.dtype.itemsize > 4
@@ -301,7 +301,7 @@ def _decimal_text(number: decimal.Decimal, field: Field) -> str | None:
     if not number:
         return "0"
     if abs(number.adjusted()) > MOST_DIGITS:
-        raise UnreadableError(f"field {field.name!r} holds a number of too many digits; turn it into text first")
+        raise UnreadableError(f"field {field.name!r} holds a number with too many digits; turn it into text first")
     return format(number, "f")
 
 
@@ -314,7 +314,7 @@ def _moments_of(values: np.ndarray) -> pa.Array:
 
 
 def _microseconds_since_1970(moment: datetime.datetime) -> int:
-    """In UTC, where it may be of the year 0 or 10000, which no `datetime` is."""
+    """In UTC, where the year may be 0 or 10000, which `datetime` does not allow."""
     since = moment.replace(tzinfo=None) - datetime.datetime(1970, 1, 1)
     return (since - (moment.utcoffset() or datetime.timedelta())) // datetime.timedelta(microseconds=1)
 
@@ -342,7 +342,7 @@ def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
-# What the values of an Arrow type must be to have a text.
+# The Arrow types that can be written as text.
 KINDS_OF_TEXT = (
     *(_is_text, pa.types.is_null, pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal),
     *(pa.types.is_date, pa.types.is_timestamp, pa.types.is_time),
@@ -356,7 +356,7 @@ def _read_scalars(values: Any, field: Field) -> pa.DictionaryArray:
 
 
 def _joined(columns: Sequence[pa.DictionaryArray], rows: Sequence[np.ndarray | None]) -> pa.DictionaryArray:
-    """Columns that are each some of the rows, as one."""
+    """Joins columns that each hold some of the rows."""
     if len(columns) == 1:
         return columns[0]
     back = np.argsort(np.concatenate([r for r in rows if r is not None]), kind="stable")
@@ -367,7 +367,7 @@ def _encoded(values: pa.Array, field: Field) -> pa.DictionaryArray:
     """Dictionary-encoded, so that each distinct value is read once; without entries that no row has.
 
     Raises:
-        TypeError: the values have no text: lists, structs, bytes, durations, or text that is none.
+        TypeError: the values cannot be written as text: lists, structs, bytes, durations, or invalid text.
     """
     kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
     if not any(is_kind(kind) for is_kind in KINDS_OF_TEXT):
@@ -387,7 +387,7 @@ def _encoded(values: pa.Array, field: Field) -> pa.DictionaryArray:
 
 
 def _mapped(column: pa.DictionaryArray, read: Callable[[pa.Array], pa.Array]) -> pa.DictionaryArray:
-    """The column with `read` of its distinct values; those that become the same are one, those that become null are missing."""
+    """Applies `read` to the distinct values of a column; equal results are merged, nulls become missing."""
     texts = read(column.dictionary).dictionary_encode()
     indices = texts.indices.take(column.indices)
     return pa.DictionaryArray.from_arrays(indices.cast(pa.int32()), texts.dictionary)
@@ -396,7 +396,7 @@ def _mapped(column: pa.DictionaryArray, read: Callable[[pa.Array], pa.Array]) ->
 def canonical_text(values: pa.Array, field: Field) -> pa.Array:
     """(N,) values of any Arrow type that has a text → (N,) their text as the field's type writes it, null where missing.
 
-    What cannot be read as that type keeps its own text: it is a value never seen in training.
+    What cannot be read as that type keeps its own text, and so counts as an unseen value.
     """
     kind = values.type
     is_text = _is_text(kind)
@@ -445,7 +445,7 @@ def _is_whole(values: pa.Array) -> pa.Array:
 
 
 def _where(mask: pa.Array, read: Callable[[pa.Array], pa.Array], values: pa.Array) -> pa.Array:
-    """`values` with `read` of those where `mask` is true."""
+    """Applies `read` to the values where `mask` is true."""
     mask = pc.fill_null(mask, False)
     return pc.replace_with_mask(values, mask, read(values.filter(mask)))
 
@@ -611,7 +611,7 @@ def as_numbers(texts: pa.Array, kind: str) -> np.ndarray:
 
 
 def _cut_words(texts: pa.Array, max_words: int) -> pa.Array:
-    """The first so many words, with one space between them; nothing but spaces is missing."""
+    """The first words, at most this many, with one space between them; only spaces count as missing."""
     words = pc.utf8_split_whitespace(pc.utf8_trim_whitespace(texts))
     return _nothing_is_missing(pc.binary_join(pc.list_slice(words, 0, max_words), " "))
 
@@ -651,7 +651,7 @@ def _from_lists(lists: pa.Array, field: Field) -> pa.Array:
     """(N,) Arrow lists → (N,) text."""
     if pa.types.is_fixed_size_list(lists.type):
         lists = lists.cast(pa.list_(lists.type.value_type))
-    # A null may have members behind it, which `list_flatten` leaves out, and `list_parent_indices` does not.
+    # A null may hide members, which `list_flatten` leaves out but `list_parent_indices` does not.
     lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
     parents = np.repeat(np.arange(len(lists)), lengths)
     return _from_members(read_column(pc.list_flatten(lists), _member(field)), parents, len(lists), field)

@@ -156,7 +156,7 @@ def _suffix(name: str) -> str | None:
 def _kind(path: Path) -> str:
     suffix = _suffix(path.name)
     if suffix is None:
-        raise ValueError(f"{path} ends in {path.suffix or 'no suffix'!r}, which is not read; what is: {READ}")
+        raise ValueError(f"{path} ends in {path.suffix or 'no suffix'!r}, which is not supported; supported are {READ}")
     return KINDS[suffix]
 
 
@@ -177,21 +177,21 @@ def _split_files(folder: Path) -> dict[str | None, list[Path]]:
     else:
         names = {p: p.name for p in files}
     if not files:
-        raise ValueError(f"{folder} holds no file that is read ({READ}); it holds {[p.name for p in inside][:10]}")
+        raise ValueError(f"{folder} holds no supported file ({READ}); it holds {[p.name for p in inside][:10]}")
     found: dict[str | None, list[Path]] = {}
     for file in files:
         found.setdefault(split_of(names[file]), []).append(file)
     if None in found and len(found) > 1:
         one = next(file for file in files if split_of(names[file]))
         raise ValueError(
-            f"{folder} holds {one.name}, which is named for a split, and {found[None][0].name}, which is not: move one of "
+            f"{folder} holds {one.name}, which is named after a split, and {found[None][0].name}, which is not: move one of "
             "them out"
         )
     for split, named in found.items():
         words = {names[file].lower().partition(".")[0].rstrip("-_0123456789of"): names[file] for file in named}
         if split is not None and len(words) > 1:
             raise ValueError(
-                f"{folder} holds {' and '.join(words.values())}, all named for {split}: move one of them out"
+                f"{folder} holds {' and '.join(words.values())}, all named after split {split}: move one of them out"
             )
     order = ["train", "validation", "test", None]
     return {split: found[split] for split in order if split in found}
@@ -231,7 +231,7 @@ def _one_after_the_other(tables: list[TableFile], path: Path) -> TableFile:
                 raise ValueError(f"{table.path} has no column {name!r}, which {first.path} has{near}")
         for field in table.schema:
             if field.name not in fields:
-                raise ValueError(f"{table.path} has a column {field.name!r}, which {first.path} has not")
+                raise ValueError(f"{table.path} has a column {field.name!r}, which {first.path} does not have")
             try:
                 both = pa.unify_schemas(
                     [pa.schema([pa.field(f.name, f.type)]) for f in (fields[field.name], field)],
@@ -300,14 +300,14 @@ def _encoding(encoding: str | None) -> str | None:
         return encoding and codecs.lookup(encoding).name
     except (LookupError, ValueError) as error:
         raise ValueError(
-            f"encoding is {encoding!r}, which Python does not know; say utf-8, utf-16, cp1252, …"
+            f"encoding is {encoding!r}, which Python does not know; use utf-8, utf-16, cp1252, …"
         ) from error
 
 
 def _delimiter(delimiter: str | None) -> str | None:
     delimiter = {"\\t": "\t", "tab": "\t"}.get(delimiter or "", delimiter)
     if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n\0' or not delimiter.isascii()):
-        raise ValueError(f"delimiter is {delimiter!r}; it must be one character of ASCII, such as , ; | or tab")
+        raise ValueError(f"delimiter is {delimiter!r}; it must be one ASCII character, such as , ; | or tab")
     return delimiter
 
 
@@ -318,7 +318,7 @@ def _bytes_of(path: Path) -> Iterator[BinaryIO]:
 
 
 def _not_gzip(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path} is not a whole gzip file ({error}): copy or download it again")
+    return ValueError(f"{path} is not a complete gzip file ({error}): copy or download it again")
 
 
 def detect_encoding(path: Path) -> str:
@@ -337,7 +337,7 @@ def detect_encoding(path: Path) -> str:
                         if chunk.startswith(mark):
                             return encoding
                     if chunk.count(0) > len(chunk) // 4:
-                        raise ValueError(f"{path} is no text in UTF-8: say its encoding, such as utf-16-le")
+                        raise ValueError(f"{path} is not UTF-8: set its encoding, such as utf-16-le")
                 size += len(chunk)
                 decoder.decode(chunk)
             if size < ENCODING_SAMPLE:
@@ -345,7 +345,7 @@ def detect_encoding(path: Path) -> str:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise _not_gzip(path, error) from error
     except UnicodeDecodeError:
-        logger.warning(f"{path} is not UTF-8: it is read as cp1252 (Windows); if that is wrong, say its encoding")
+        logger.warning(f"{path} is not UTF-8 and is read as cp1252 (Windows); if that is wrong, set its encoding")
         return "cp1252"
     if size == 0:
         raise ValueError(f"{path} is empty")
@@ -392,11 +392,11 @@ class _Utf8(io.RawIOBase):
             wrong = error.object[error.start : error.start + 1].hex()
             other = "cp1252" if self.encoding == "utf-8" else "latin-1"
             raise ValueError(
-                f"{self.path}, line {line} (byte {offset}): 0x{wrong} is not {self.encoding}; say the file's encoding, such as "
+                f"{self.path}, line {line} (byte {offset}): 0x{wrong} is not {self.encoding}; set the file's encoding, such as "
                 f"{other}"
             ) from error
         except UnicodeError as error:  # such as a byte order mark that is not there
-            raise ValueError(f"{self.path} is not {self.encoding} ({error}); say the file's encoding") from error
+            raise ValueError(f"{self.path} is not {self.encoding} ({error}); set the file's encoding") from error
         self.offset += len(chunk)
         if not self.started and text:
             self.started, text = True, text.removeprefix("\ufeff")
@@ -534,7 +534,7 @@ def _csv_error(path: Path, encoding: str, delimiter: str, names: list[str], erro
                         hint = "; a quote in it may not be closed" if any("\n" in cell for cell in row) else ""
                         return ValueError(
                             f"{path}, line {line}: {len(row)} cells where the header has {len(names)}: {shown}{hint}; quote "
-                            f"cells that hold {delimiter!r}, or say the delimiter"
+                            f"cells that hold {delimiter!r}, or set the delimiter"
                         )
                 start = line
             except csv.Error:
@@ -604,11 +604,12 @@ def _json_row(line: bytes, path: Path, number: int) -> dict[str, Any]:
         row = json.loads(line.decode())
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"{path}, line {number}: {_shown(line)} is no JSON object ({getattr(error, 'msg', error)}); write one object a line"
+            f"{path}, line {number}: {_shown(line)} is not a JSON object ({getattr(error, 'msg', error)}); write one object a "
+            "line"
         ) from error
     if not isinstance(row, dict):
         raise ValueError(
-            f"{path}, line {number}: {_shown(line)} is no JSON object but {_json_word(row)}; write one object a line"
+            f"{path}, line {number}: {_shown(line)} is not a JSON object but {_json_word(row)}; write one object a line"
         )
     return row
 
@@ -703,7 +704,7 @@ def _open_parquet(path: Path, columns: Sequence[str] | None) -> TableFile:
         if path.stat().st_size == 0:
             raise ValueError(f"{path} is empty") from error
         raise ValueError(
-            f"{path} is not a whole Parquet file ({_one_line(error)}): copy or download it again"
+            f"{path} is not a complete Parquet file ({_one_line(error)}): copy or download it again"
         ) from error
     _check_names(schema.names, path)
     if columns is not None:

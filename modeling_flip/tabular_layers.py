@@ -1,7 +1,7 @@
 """Layers that the tabular towers share. B rows, F fields, D embedding size.
 
-A layer with parameters of its own, beside those of the layers in it, fills them in `init_parameters`, with the functions of
-`transformers.initialization`. Models call it when they are made, and in `from_pretrained` where a checkpoint lacks one of them.
+A layer with parameters of its own, outside of its sublayers, initialises them in `init_parameters`, with the functions of
+`transformers.initialization`. Models call it when they are created, and in `from_pretrained` if a checkpoint lacks one of them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .configuration_flip import FlipConfig
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """nn.BatchNorm1d that also trains on a batch of one row, by its running statistics: one row has no variance."""
+    """nn.BatchNorm1d that also trains on a batch of one row, which has no variance: it then uses the running statistics."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training and len(x) == 1:
@@ -38,7 +38,7 @@ class BatchNorm(nn.BatchNorm1d):
 class MLP(nn.Sequential):
     """Linear, batch norm, activation and dropout for each hidden size: (B, input_size) → (B, hidden_sizes[-1]).
 
-    `batch_norm` decides whether there is one where the configuration leaves it open.
+    `batch_norm` applies if the configuration leaves it open.
     """
 
     def __init__(self, input_size: int, config: FlipConfig, batch_norm: bool = False):
@@ -52,7 +52,7 @@ class MLP(nn.Sequential):
 
 
 class Biases(nn.ParameterList):
-    """Zeros at first. (transformers never asks a module without parameters of its own, and a list's are not its holder's.)"""
+    """Starts at zero. (transformers initialises only modules that hold parameters directly, and these belong to the list.)"""
 
     def init_parameters(self) -> None:
         for bias in self:
@@ -106,7 +106,7 @@ class MixtureCrossNetwork(nn.Module):
         x = x0
         for gate, down, inner, up in zip(self.gates, self.down, self.inner, self.up, strict=True):
             experts = inner(down(x).tanh().unflatten(1, (self.num_experts, -1))).tanh()  # (B, K, rank)
-            # The gates weigh the experts before U, which then is one product; they add to one, so b comes out whole.
+            # The gates are applied before U, so U is a single product; they sum to one, so b is added in full.
             x = torch.addcmul(x, x0, up((gate(x).softmax(1).unsqueeze(2) * experts).flatten(1)))
         return x
 
@@ -134,7 +134,7 @@ class CompressedInteractionNetwork(nn.Module):
 class LogarithmicLayer(nn.Module):
     """AFN's logarithmic neurons (Cheng et al., AAAI '20, Eq. 6): (B, F, D) → (B, num_neurons, D).
 
-    y_j = exp(Σ_i w_ij ln |e_i|), batch norm before and behind, as in the paper's §3.4; |e| is at least 1e-5.
+    y_j = exp(Σ_i w_ij ln |e_i|), batch norm before and after, as in the paper's §3.4; |e| is at least 1e-5.
     """
 
     def __init__(self, num_fields: int, num_neurons: int):

@@ -1,7 +1,7 @@
 """The tabular towers: published ID models, each a short class over shared layers, and their registry.
 
-A tower maps the embeddings of a row's fields (B, F, D) to its representation (B, representation_size), which pretraining
-aligns with the text, and to the published model's own logit (B,). The embeddings are not its own (feature_embeddings.py).
+A tower maps the embeddings of a row's fields (B, F, D) to its representation (B, representation_size), which pretraining aligns
+with the text, and to the published model's own logit (B,). The model owns the embeddings (feature_embeddings.py).
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ TABULAR_TOWERS: dict[str, type[TabularTower]] = {}
 
 @dataclass(frozen=True)
 class NoSettings:
-    """Of a tower that leaves nothing to set."""
+    """Settings of a tower that has none."""
 
 
 class TabularTower(nn.Module):
     """Base of all towers.
 
-    A tower sets `representation_size` and defines `forward(embeddings)`: (B, F, D) → representation
-    (B, representation_size), logit (B,). It is made with the configuration and its settings.
-    Parameters of its own, beside those of layers, it fills in `init_parameters` (tabular_layers.py).
+    A tower sets `representation_size` and defines `forward(embeddings)`: (B, F, D) → representation (B, representation_size),
+    logit (B,). It is created with the configuration and its settings. It initialises parameters of its own, outside of layers,
+    in `init_parameters` (tabular_layers.py).
 
     Attributes:
         first_order: whether the model adds Σ_f w_f to the logit, w a weight of each feature.
@@ -67,13 +67,13 @@ def register_tabular_tower(
     """Class decorator: makes a tower available as `FlipConfig(tabular_tower=name)`.
 
     Args:
-        name: of the tower.
-        settings: a frozen dataclass of what can be set of this tower, each with a default, and a line in the docstring's Args
-            for --help; its `__post_init__` refuses what cannot be. The tower is made with the configuration and one of these.
-            They are given as `FlipConfig(tower_settings={…})`, and in a recipe's section `model`.
+        name: the name of the tower.
+        settings: a frozen dataclass of the tower's settings, each with a default and a line in the docstring's Args for --help;
+            its `__post_init__` refuses impossible values. Settings are given as `FlipConfig(tower_settings={…})`, and in a
+            recipe's section `model`.
 
     Raises:
-        ValueError: the name is taken, or that of a setting is.
+        ValueError: the name of the tower, or of a setting, is taken.
     """
 
     def register(tower: type[TabularTower]) -> type[TabularTower]:
@@ -82,7 +82,7 @@ def register_tabular_tower(
         taken = {field.name for field in dataclasses.fields(settings)} & set(FlipConfig.__annotations__)
         if taken:
             raise ValueError(
-                f"{sorted(taken)[0]} is a setting of FlipConfig already; call that of tower {name!r} otherwise"
+                f"{sorted(taken)[0]} is already a setting of FlipConfig; rename the setting of tower {name!r}"
             )
         tower.settings_class = settings
         TABULAR_TOWERS[name] = tower
@@ -92,8 +92,8 @@ def register_tabular_tower(
 
 
 def create_tabular_tower(config: FlipConfig) -> TabularTower:
-    """The tower that `config.tabular_tower` names. `config.tower_settings` then has all its settings, defaults too: a
-    checkpoint says what it was made with.
+    """The tower that `config.tabular_tower` names. It sets `config.tower_settings` to all settings, defaults included, so that
+    a checkpoint records them.
 
     Raises:
         ValueError: there is no such tower, or its settings cannot be.
@@ -105,10 +105,11 @@ def create_tabular_tower(config: FlipConfig) -> TabularTower:
     }  # as JSON has them
     tower = TABULAR_TOWERS[config.tabular_tower](config, settings)
     for name, _ in tower.named_children():
-        if name in ("embedding", "first_order"):  # names that checkpoints of format 1 have for the tables of features
+        if name in ("embedding", "first_order"):  # names of the feature tables in checkpoints of format 1
             raise ValueError(
-                f"{type(tower).__name__} has a module {name!r}: features' embeddings and first-order weights are not a tower's "
-                "own (it gets the ones, and sets first_order = True for the others); call any other module otherwise"
+                f"{type(tower).__name__} has a module {name!r}: the model owns embeddings and first-order weights (a tower is "
+                "given the embeddings, and asks for the weights with first_order = True); rename a module that is something "
+                "else"
             )
     return tower
 
@@ -137,7 +138,7 @@ def setting_names(name: str) -> list[str]:
 
 
 def check_whole_numbers(settings: Any, minimum: int, *names: str) -> None:
-    """Raises ValueError where a setting is no whole number, or below the minimum."""
+    """Raises ValueError if a setting is not a whole number, or below the minimum."""
     for name in names:
         value = getattr(settings, name)
         if not isinstance(value, int) or value < minimum:
@@ -171,7 +172,7 @@ class WideDeep(TabularTower):
 class PNNSettings:
     """
     Args:
-        pnn_product: of PNN, "inner" or "outer".
+        pnn_product: PNN's product of two embeddings, "inner" or "outer".
     """
 
     pnn_product: str = "inner"
@@ -236,7 +237,7 @@ class DeepFM(TabularTower):
 class AFMSettings:
     """
     Args:
-        attention_size: of AFM's attention, and of one head of AutoInt.
+        attention_size: size of AFM's attention, and of one attention head of AutoInt.
     """
 
     attention_size: int = 32
@@ -276,7 +277,7 @@ class AFM(TabularTower):
 class CrossSettings:
     """
     Args:
-        num_cross_layers: of DCN, DCNv2 and DCN-Mix.
+        num_cross_layers: number of cross layers of DCN, DCNv2 and DCN-Mix.
     """
 
     num_cross_layers: int = 3
@@ -323,9 +324,9 @@ class DCNv2(ParallelCross):
 class DCNMixSettings(CrossSettings):
     """
     Args:
-        num_cross_layers: of DCN, DCNv2 and DCN-Mix.
-        num_experts: of a cross layer of DCN-Mix.
-        cross_rank: of an expert's matrices.
+        num_cross_layers: number of cross layers of DCN, DCNv2 and DCN-Mix.
+        num_experts: number of experts in a cross layer of DCN-Mix.
+        cross_rank: rank of an expert's matrices.
     """
 
     num_experts: int = 4
@@ -356,7 +357,7 @@ class XDeepFMSettings:
 
     def __post_init__(self) -> None:
         if not self.cin_sizes:
-            raise ValueError("cin_sizes is empty; one layer or more is needed")
+            raise ValueError("cin_sizes is empty; give at least one layer")
 
 
 @register_tabular_tower("xdeepfm", settings=XDeepFMSettings)
@@ -384,7 +385,7 @@ class XDeepFM(TabularTower):
 class AFNSettings:
     """
     Args:
-        num_logarithmic_neurons: of AFN.
+        num_logarithmic_neurons: number of logarithmic neurons of AFN.
     """
 
     num_logarithmic_neurons: int = 64
@@ -418,9 +419,9 @@ class AFN(TabularTower):
 class AutoIntSettings:
     """
     Args:
-        num_attention_layers: of AutoInt.
-        num_attention_heads: of AutoInt.
-        attention_size: of AFM's attention, and of one head of AutoInt.
+        num_attention_layers: number of attention layers of AutoInt.
+        num_attention_heads: number of attention heads of AutoInt.
+        attention_size: size of AFM's attention, and of one attention head of AutoInt.
         deep: whether AutoInt has an MLP beside its attention (AutoInt+).
     """
 

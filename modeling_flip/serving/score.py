@@ -2,13 +2,13 @@
 
 The input is CSV, TSV, JSON lines (all of these also gzipped) or Parquet. The output, Parquet or CSV, has the same columns and
 rows in the same order, and a column `probability`. Types stay too; the cells of CSV and TSV are text, exactly as it is written.
-The file is opened as training opens it (`table_files`), and each cell read as its field's type, which the checkpoint holds: the
-same row gets the same probability from whatever kind of file.
+The file is opened as in training (`table_files`), and each cell is read by its field's type, which the checkpoint holds: the
+same row gets the same probability from any kind of file.
 
-Files may be of any size: rows are read, scored and written in parts. Finished parts stand in OUTPUT.parts until all are there, so
-that the same command, given again, continues after an interruption. Beside them stands what they depend on: the model, the
-settings, and the SHA-256 of the input. Where only the input's content is another, it was corrected, and all of it is scored anew;
-parts of another model or file are left to whoever began them.
+Files may be of any size: rows are read, scored and written in parts. Finished parts stay in OUTPUT.parts until all are there,
+so that the same command continues after an interruption. A record beside them names what they depend on: the model, the
+settings, and the SHA-256 of the input. If only the content of the input has changed, all of it is scored again; parts of
+another model or file are refused.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ def open_input(path: Path, delimiter: str | None = None, encoding: str | None = 
         ValueError, FileNotFoundError: as `open_table`; or it is a folder.
     """
     if path.is_dir():
-        raise ValueError(f"{path} is a folder; name one file, and score one after the other")
+        raise ValueError(f"{path} is a folder; score one file at a time")
     table = open_table(path, delimiter=delimiter, encoding=encoding)
-    if path.suffix.lower() == ".parquet":  # notes beside the rows, such as pandas' index, are no rows, but are kept
+    if path.suffix.lower() == ".parquet":  # metadata such as pandas' index is not rows, but is kept
         return replace(table, schema=table.schema.with_metadata(pq.read_schema(path).metadata))
     return table
 
@@ -89,14 +89,14 @@ def score_file(
     Args:
         pipe: the model and its processor.
         table: the rows, of `open_input`; at least one column must be a field of the model.
-        output: a .parquet or .csv file that does not exist yet; it comes into being whole. Where this very run has written it,
-            and was killed before it had cleared up, it is left as it is.
-        batch_size: rows to a batch.
+        output: a .parquet or .csv file that does not exist yet; it appears only when complete. If this same run has already
+            written it, and was killed while cleaning up, it stays as it is.
+        batch_size: rows per batch.
         return_towers: write the towers' probabilities too.
         run: what these scores depend on. Parts left by a run that differs in it are not continued.
 
     Returns:
-        How many rows there are.
+        The number of rows.
 
     Raises:
         ValueError: a file cannot be read or written, a column is missing or in the way, or parts of another run are.
@@ -115,9 +115,7 @@ def score_file(
         check_csv_holds(schema)
 
     folder = parts_folder(output)
-    with open(
-        table.path, "rb"
-    ) as file:  # size and time say too little: those of a file that was written anew can be the same
+    with open(table.path, "rb") as file:  # size and time are not enough: a rewritten file can have the same
         content = hashlib.file_digest(file, "sha256").hexdigest()
     settings = {"batch_size": batch_size, "return_towers": return_towers, "rows_per_part": ROWS_PER_PART}
     this_run = {"input": str(table.path.resolve()), INPUT_CONTENT: content, **settings, **(run or {})}
@@ -143,7 +141,7 @@ def score_file(
                     pq.write_table(rows, file)
                 bar.update(len(rows))
     except Exception:
-        if not any(folder.glob("part-*.parquet")):  # there is nothing to go on with
+        if not any(folder.glob("part-*.parquet")):  # there is nothing to continue
             finish(folder)
         raise
     if num_rows == 0:
@@ -152,7 +150,7 @@ def score_file(
     made = folder / f"output{output.suffix}"
     with whole(made) as file:
         write_output(parts, schema, file, output.suffix)
-    # Should the run be killed before all of its parts are deleted, the record tells that this output is its own.
+    # If the run is killed before all of its parts are deleted, the record shows that this output is its own.
     write_record(folder, this_run | {OUTPUT: {"rows": num_rows} | identity(made)})
     made.replace(output)
     finish(folder)
@@ -164,7 +162,7 @@ def added_columns(return_towers: bool) -> list[str]:
 
 
 def check_output(output: Path, schema: pa.Schema, added: Iterable[str]) -> None:
-    """Raises ValueError where the output is there already, has no folder, or a column to be added is in the input."""
+    """Raises ValueError if the output exists, its folder does not, or the input already has a column to be added."""
     check_output_is_new(output, read_record(parts_folder(output)))
     if not output.parent.is_dir():
         raise ValueError(f"folder {output.parent} does not exist; make it first")
@@ -178,7 +176,7 @@ def check_csv_holds(schema: pa.Schema) -> None:
     for field in schema:
         try:
             if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type):
-                raise pa.ArrowTypeError("bytes are no text")
+                raise pa.ArrowTypeError("bytes are not text")
             csv.write_csv(pa.schema([field]).empty_table(), pa.BufferOutputStream())
         except pa.ArrowException as error:
             raise ValueError(
@@ -187,15 +185,15 @@ def check_csv_holds(schema: pa.Schema) -> None:
 
 
 def check_output_is_new(output: Path, record: Mapping[str, Any]) -> None:
-    """Raises ValueError where the output is there already, unless it is the one that the record tells of."""
+    """Raises ValueError if the output exists, unless it is the one in the record."""
     if output.exists() and not identity(output).items() <= record.get(OUTPUT, {}).items():
         with contextlib.suppress(OSError):
-            parts_folder(output).rmdir()  # it is empty: the run was killed when only this was left to do
+            parts_folder(output).rmdir()  # it is empty: the run was killed just before removing it
         raise ValueError(f"{output} exists; delete it or choose another name")
 
 
 def identity(path: Path) -> dict[str, int]:
-    """What a file keeps when it is renamed, and loses when another takes its name."""
+    """Identifies a file: stays the same when it is renamed, and changes when another file takes its name."""
     status = path.stat()
     return {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
 
@@ -208,14 +206,14 @@ def parts_folder(output: Path) -> Path:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What the parts in a folder depend on, and the output that was made of them; {} where nothing is noted."""
+    """What the parts in a folder depend on, and the output made from them; {} if nothing is recorded."""
     path = folder / RUN_FILE
     if not path.exists():
         return {}
     try:
         return dict(json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is no record of a run ({error}); delete the folder {folder}") from error
+        raise ValueError(f"{path} is not a record of a run ({error}); delete the folder {folder}") from error
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
@@ -225,7 +223,7 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write: one that has its name is whole, and on the disk."""
+    """A file to write; it gets its name only when it is complete and on the disk."""
     unfinished = path.with_name(f"{path.name}.tmp")
     with open(unfinished, "wb") as file:
         yield file
@@ -235,8 +233,8 @@ def whole(path: Path) -> Iterator[BinaryIO]:
 
 
 def begin_or_continue(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
-    """Make the folder of parts, or see that those in it are of the same run; those of an input that has since been corrected are
-    of no use, and deleted.
+    """Make the folder of parts, or check that its parts belong to the same run; parts of an input that has since changed are
+    deleted.
 
     Returns:
         the record of the run.
@@ -246,20 +244,22 @@ def begin_or_continue(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
     """
     if not (folder / RUN_FILE).exists():
         if folder.exists() and any(p.name != f"{RUN_FILE}.tmp" for p in folder.iterdir()):
-            raise ValueError(f"{folder} holds other files, and parts would be written there; choose another output")
+            raise ValueError(
+                f"{folder} holds other files, but it is where parts would be written; choose another output"
+            )
         folder.mkdir(exist_ok=True)
         write_record(folder, run)
     record = read_record(folder)
     differing = [name for name in sorted((record.keys() | run.keys()) - {OUTPUT}) if record.get(name) != run.get(name)]
     if differing == [INPUT_CONTENT]:
-        logger.warning(f"{run['input']} has changed since a part of it was scored: all of it is scored anew")
+        logger.warning(f"{run['input']} has changed since part of it was scored: all of it is scored again")
         delete_parts(folder)
         write_record(folder, run)
         return dict(run)
     if differing:
         raise ValueError(
-            f"{folder} holds parts of a run that differs in {', '.join(differing)}; give that run's command again to "
-            "finish it, delete the folder, or choose another output"
+            f"{folder} holds parts of a run that differs in {', '.join(differing)}; repeat that run's command to finish it, "
+            "delete the folder, or choose another output"
         )
     return record
 
@@ -270,7 +270,7 @@ def write_output(parts: Iterable[Path], schema: pa.Schema, file: BinaryIO, suffi
     with writer:
         for part in parts:
             columns = zip(pq.read_table(part).columns, schema.types, strict=True)
-            # A cast to the type that is there already is no harm but in Arrow's lists of nothing.
+            # A cast to the same type is harmless, except for Arrow's lists of null.
             cast = [column if column.type == kind else column.cast(kind) for column, kind in columns]
             writer.write_table(pa.Table.from_arrays(cast, schema=schema))
 
@@ -279,7 +279,7 @@ def finish(folder: Path) -> None:
     """Remove what stands in the folder of parts, and the folder."""
     delete_parts(folder)
     (folder / RUN_FILE).unlink()
-    with contextlib.suppress(OSError):  # something else has been put there: it stays
+    with contextlib.suppress(OSError):  # other files are in it: it stays
         folder.rmdir()
 
 
@@ -299,7 +299,7 @@ def load_pipeline(
 
 
 def model_version(model: str, revision: str | None) -> dict[str, Any]:
-    """What tells one version of a model from another: a Hub repo's commit, or size and time of a folder's files.
+    """Identifies a version of a model: a Hub repo's commit, or size and time of a folder's files.
 
     Raises:
         OSError: there is no such model.
@@ -336,9 +336,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="score",
         usage="python -m modeling_flip.score --model ID_OR_FOLDER --input FILE --output FILE [options]",
-        description="Read a file of rows, and write them with one more column: `probability`, that of a click. Columns and "
-        "order stay, and so do types; the cells of CSV and TSV are text, as it is written. If it is interrupted, give the same "
-        "command again, and it continues.",
+        description=(
+            "Score a file: write its rows to a new file with one more column, `probability`, that of a click. Rows, columns "
+            "and types stay as they are; cells of CSV and TSV are copied as text. If it is interrupted, run the same command "
+            "again to continue."
+        ),
     )
     parser.add_argument("--model", required=True, metavar="ID_OR_FOLDER", help="a model on the Hub, or a folder")
     parser.add_argument("--input", required=True, type=Path, metavar="FILE", help=f"rows to score: {READ}")
@@ -347,29 +349,33 @@ def make_parser() -> argparse.ArgumentParser:
         required=True,
         type=_output,
         metavar="FILE",
-        help="a new file, .parquet or .csv (with commas, in UTF-8, whatever the input has)",
+        help="the file to write, .parquet or .csv (always with commas, in UTF-8)",
     )
     parser.add_argument(
-        "--delimiter", help=r"between the cells of a CSV, such as ';' or '\t' (the one of , ; tab | that fits)"
+        "--delimiter",
+        help=r"character between the cells of a CSV, such as ';' or '\t' (default: detected among , ; tab |)",
+    )
+    parser.add_argument("--encoding", help="encoding of a text file, such as utf-16 or cp1252 (default: detected)")
+    parser.add_argument(
+        "--batch_size", type=_positive, default=DEFAULT_BATCH_SIZE, help="rows per batch (default: %(default)s)"
     )
     parser.add_argument(
-        "--encoding", help="of text, such as utf-16 or cp1252 (what its first bytes say, UTF-8 if it is, else cp1252)"
-    )
-    parser.add_argument(
-        "--batch_size", type=_positive, default=DEFAULT_BATCH_SIZE, help="rows to a batch (%(default)s)"
-    )
-    parser.add_argument(
-        "--towers", choices=("both", "tabular", "text"), help="load only these (those of the checkpoint)"
+        "--towers", choices=("both", "tabular", "text"), help="which towers to load (default: those of the checkpoint)"
     )
     parser.add_argument(
         "--return_towers",
         action="store_true",
-        help="also write `tabular_probability` and `text_probability`, of each tower alone",
+        help="also write the probability from each tower alone, `tabular_probability` and `text_probability`",
     )
-    parser.add_argument("--revision", help="of a model on the Hub: branch, tag or commit (main)")
-    parser.add_argument("--device", type=_device, help="cpu, cuda, cuda:1, … (the first accelerator, else the CPU)")
+    parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub (default: main)")
     parser.add_argument(
-        "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="of the weights (as saved)"
+        "--device", type=_device, help="cpu, cuda, cuda:1, … (default: the first accelerator, else the CPU)"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="type of the weights (default: auto, as saved)",
     )
     return parser
 

@@ -32,27 +32,34 @@ class FlipTrainingArguments(TrainingArguments):
     """
 
     learning_rate: float = field(  # type: ignore[assignment]  # until __post_init__
-        default=None, metadata={"help": "Of everything but the text tower; default: 1e-3."}
+        default=None, metadata={"help": "For everything except the text tower; default: 1e-3."}
     )
     text_learning_rate: float | None = field(
-        default=None, metadata={"help": "Of the text tower; default: 5e-5, or a learning_rate that is given."}
+        default=None, metadata={"help": "For the text tower; default: 5e-5, or learning_rate if that is set."}
     )
-    early_stopping_patience: int | None = field(default=None, metadata={"help": "Evaluations without a better metric."})
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stop after this many evaluations without a better metric."}
+    )
     text_mask_ratio: float = field(default=0.15, metadata={"help": "Share of fields masked in the text."})
     tabular_mask_ratio: float = field(default=0.15, metadata={"help": "Share of fields masked in the table."})
     num_noise_features: int = field(default=25, metadata={"help": "Noise features drawn per masked field for MTM."})
-    text_masking: str = field(default="field", metadata={"help": "Mask whole fields' values, or random tokens: token."})
-    train_sampling_strategy: str = field(default="group_by_length", metadata={"help": "Or random."})
+    text_masking: str = field(
+        default="field", metadata={"help": "field masks whole fields; token masks single tokens."}
+    )
+    train_sampling_strategy: str = field(default="group_by_length", metadata={"help": "group_by_length or random."})
     float32_matmul_precision: str | None = field(
-        default=None, metadata={"help": "torch's: highest, high, or medium (bf16 products, faster on new CPUs)."}
+        default=None,
+        metadata={"help": "highest, high (TF32 on a GPU) or medium (bf16 products, on CPUs that have them)."},
     )
     per_device_train_batch_size: int = field(default=256, metadata={"help": "Rows per step and device."})
     per_device_eval_batch_size: int = field(default=1024, metadata={"help": "Rows per evaluation step and device."})
     dataloader_pin_memory: bool = field(
-        default_factory=torch.accelerator.is_available, metadata={"help": "For the GPU."}
+        default_factory=torch.accelerator.is_available, metadata={"help": "Speeds up copies to a GPU."}
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Batches are not columns of a Dataset."})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "It would hide a loss that is not finite."})
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Filtering would hide a loss that is not finite."}
+    )
 
     def __post_init__(self) -> None:
         if self.learning_rate is None:
@@ -60,7 +67,9 @@ class FlipTrainingArguments(TrainingArguments):
             self.text_learning_rate = TEXT_LEARNING_RATE if self.text_learning_rate is None else self.text_learning_rate
         super().__post_init__()
         if self.float32_matmul_precision not in (None, "highest", "high", "medium"):
-            raise ValueError(f"float32_matmul_precision is {self.float32_matmul_precision!r}: highest, high or medium")
+            raise ValueError(
+                f"float32_matmul_precision is {self.float32_matmul_precision!r}; it must be highest, high or medium"
+            )
         check_masking(self.text_mask_ratio, self.tabular_mask_ratio, self.text_masking)
         if self.early_stopping_patience is not None and self.eval_strategy == "no":
             raise ValueError(

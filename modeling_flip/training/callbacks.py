@@ -1,4 +1,4 @@
-"""What runs beside a training: a clock, and a line of the log at each save."""
+"""Callbacks of a training: a clock, and a log line at each save."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from transformers import TrainerCallback, TrainerControl
 
 
 class LogAtSave(TrainerCallback):
-    """Logs whenever a checkpoint is saved: the losses since the last line are in no checkpoint, and a resumed run would log
-    others."""
+    """Logs whenever a checkpoint is saved: checkpoints do not hold the losses since the last line, so a resumed run would log
+    different ones."""
 
     def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
         control.should_log |= control.should_save
@@ -20,7 +20,7 @@ class LogAtSave(TrainerCallback):
 
 
 class EpochClock(TrainerCallback):
-    """Training speed of each epoch: Trainer's own figure counts the epochs that early stopping left out, and evaluations.
+    """Training speed of each epoch: Trainer's own figure includes evaluations, and epochs that early stopping skipped.
 
     Attributes:
         samples_per_second: of each epoch that this process has trained.
@@ -38,5 +38,5 @@ class EpochClock(TrainerCallback):
 
     @property
     def median(self) -> float | None:
-        """Of all epochs; None where none was trained."""
+        """The median over all epochs; None if none was trained."""
         return float(np.median(self.samples_per_second)) if self.samples_per_second else None

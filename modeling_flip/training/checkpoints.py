@@ -1,4 +1,4 @@
-"""The checkpoints of a training: one that is whole can be told from one that is not, and only such a one is gone on from."""
+"""Checkpoints of a training: complete ones can be told from incomplete ones, and training resumes only from the former."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ T = TypeVar("T")
 logger = logging.get_logger(__name__)
 
 STATE_FILE = "trainer_state.json"
-# What of a checkpoint only a resumed training reads. Its checksums are written last of all: without them it is half-written.
+# The part of a checkpoint that only a resumed training reads. Its checksums are written last: without them the checkpoint is
+# incomplete.
 STATE = Part(
     "state.sha256",
     ("optimizer.*", "scheduler.*", "scaler.*", "rng_state*", STATE_FILE),
@@ -32,7 +33,7 @@ FOREIGN = ("*.bin", "*.pkl", "adapter_*")
 
 
 def seal(checkpoint: Path) -> None:
-    """Say that all of a checkpoint is written, when it is on the disk."""
+    """Mark a checkpoint as complete, once it is on the disk."""
     for path in (*checkpoint.iterdir(), checkpoint, checkpoint.parent):
         _sync(path)
     write_checksums(checkpoint, STATE)
@@ -58,24 +59,24 @@ def check_weights(checkpoint: Path) -> None:
 
 def _check_part(checkpoint: Path, part: Part) -> None:
     if not (checkpoint / part.checksums).is_file():
-        raise ValueError(f"{checkpoint} holds no {part.checksums}")
+        raise ValueError(f"{checkpoint} has no {part.checksums}")
     check_files(checkpoint, part)
 
 
 def check(checkpoint: Path) -> None:
-    """Raises ValueError where a checkpoint is not as it was saved, or was not written to its end."""
+    """Raises ValueError where a checkpoint is not as it was saved, or is incomplete."""
     if not (checkpoint / STATE.checksums).is_file():
-        raise ValueError(f"{checkpoint} was not written to its end")
+        raise ValueError(f"{checkpoint} is incomplete")
     check_weights(checkpoint)
     for part in (PROCESSOR, STATE):
         _check_part(checkpoint, part)
 
 
 def last_checkpoint(args: TrainingArguments) -> str | None:
-    """The last checkpoint of an interrupted stage that is whole, and whose best one so far is whole where that is loaded at the
-    end; the same on every process.
+    """The last complete checkpoint of an interrupted stage, whose best checkpoint so far is complete too if that is loaded at
+    the end; the same on every process.
 
-    Those behind it are deleted, which is said: training comes by there again, to the same bits.
+    Later ones are deleted, with a warning: training reaches them again, with the same bits.
 
     Raises:
         ValueError: it was written by another number of processes.
@@ -92,14 +93,14 @@ def _last_checkpoint(folder: Path, needs_best: bool) -> str | None:
             if needs_best and best is not None:
                 check_weights(folder / Path(best).name)
         except (ValueError, OSError) as error:
-            logger.warning(f"{checkpoint} is passed over: {fact(error)}")
+            logger.warning(f"skipping {checkpoint}: {fact(error)}")
             continue
         _check_number_of_processes(checkpoint)
         break
     else:
         checkpoint = None
         if saved:
-            logger.warning(f"no checkpoint in {folder} is whole: training begins anew")
+            logger.warning(f"no checkpoint in {folder} is complete: training starts from the beginning")
     for behind in saved[: saved.index(checkpoint) if checkpoint else None]:
         shutil.rmtree(behind)
     if checkpoint is not None:
@@ -111,8 +112,8 @@ def _check_number_of_processes(checkpoint: Path) -> None:
     before, now = len([*checkpoint.glob("rng_state*")]), PartialState().num_processes
     if before != now:
         raise ValueError(
-            f"{checkpoint} was written by {before} processes, and now there are {now}: rows would be read in another order. "
-            f"Start as many again, or delete {checkpoint.parent} to begin this stage anew"
+            f"{checkpoint} was written by {before} processes, but now there are {now}, which would change the order of the "
+            f"rows. Start {before} processes, or delete {checkpoint.parent} to restart this stage"
         )
 
 
@@ -125,12 +126,12 @@ def step_of(checkpoint: str | os.PathLike | None) -> int | None:
 
 
 def fact(error: Exception) -> str:
-    """What an error says, without the remedy for a checkpoint that was downloaded."""
+    """The text of an error, without the remedy for downloaded checkpoints."""
     return " ".join(str(error).split()).removesuffix(f"; {REMEDY}")
 
 
 def decided_once(decide: Callable[[], T]) -> T:
-    """What `decide` returns, or the ValueError that it raises, on the main process; on every process."""
+    """Runs `decide` on the main process, and returns its result, or raises its ValueError, on every process."""
     decided: list[T | ValueError | None] = [None]
     if PartialState().is_main_process:
         try:

@@ -1,4 +1,4 @@
-"""What can be wrong with a recipe, or with its data: said before anything is trained."""
+"""Checks of a recipe and its data, before anything is trained."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ logger = logging.get_logger(__name__)
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Raises ValueError where the recipe asks for something that cannot be."""
+    """Raises ValueError if the recipe asks for something impossible."""
     if recipe.tabular_tower not in TABULAR_TOWERS:
         raise ValueError(
             f"tabular_tower is {recipe.tabular_tower!r}; it must be one of {', '.join(TABULAR_TOWERS)}"
@@ -50,19 +50,19 @@ def check_recipe(recipe: Recipe) -> None:
     pretrains = recipe.pretraining is not None or recipe.pretrained_model_name_or_path is not None
     if recipe.model_type != "flip" and pretrains:
         raise ValueError(
-            f"pretraining aligns FLIP's two towers; model_type {recipe.model_type!r} has none: leave it out"
+            f"pretraining aligns FLIP's two towers; model_type {recipe.model_type!r} has none: leave pretraining out"
         )
     if recipe.model_type != "flip" and recipe.towers != Recipe.towers:
         raise ValueError(
-            f"towers is {recipe.towers!r}, but model_type {recipe.model_type!r} is whole: leave towers out"
+            f"towers is {recipe.towers!r}, but model_type {recipe.model_type!r} has no separate towers: leave towers out"
         )
     if recipe.model_type != "morec" and "freeze_text_tower" in recipe.model:
         raise ValueError(
-            "freeze_text_tower is morec's; to hold another text tower still, set its text_learning_rate to 0"
+            "freeze_text_tower works only with model_type morec; to freeze another text tower, set text_learning_rate to 0"
         )
     for key in ("max_train_samples", "max_eval_samples"):
         if (most := getattr(recipe, key)) is not None and most < 1:
-            raise ValueError(f"{key} is {most}; it must be 1 or more, or left out for all rows")
+            raise ValueError(f"{key} is {most}; it must be 1 or more; leave it out to use all rows")
     if recipe.num_proc is not None and recipe.num_proc < 1:
         raise ValueError(f"num_proc is {recipe.num_proc}; it must be 1 or more")
     settings = model_settings(recipe)
@@ -97,8 +97,8 @@ def check_recipe(recipe: Recipe) -> None:
             text_config = load_text_config(text_model)
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"text model {text_model!r} cannot be loaded: it is no folder with a config.json, and the Hub does not give "
-                f"it ({str(error).splitlines()[0]}); set --text_model_name_or_path to a Hub id or a folder that exists"
+                f"text model {text_model!r} cannot be loaded: it is not a folder with a config.json, and loading it from the "
+                f"Hub fails ({str(error).splitlines()[0]}); set --text_model_name_or_path to a Hub id or a folder that exists"
             ) from error
         FlipConfig(text_config=text_config, **settings)
         if recipe.model_type == "p5":
@@ -114,23 +114,23 @@ def check_recipe(recipe: Recipe) -> None:
             if key in ours and key not in FREE_MODEL_KEYS and ours[key] != theirs.get(key):
                 raise ValueError(
                     f"{key} is {ours[key]!r}, but {pretrained} was pretrained with {theirs.get(key)!r}; "
-                    "take that, or pretrain anew"
+                    "use that, or pretrain again"
                 )
 
 
 def known_metrics(recipe: Recipe) -> list[str]:
-    """What validation tells of the model that the recipe asks for."""
+    """The metrics that validation computes for the recipe's model."""
     towers = ("", "tabular_", "text_") if recipe.model_type == "flip" and recipe.towers == "both" else ("",)
     return ["loss", *(f"{tower}{metric}" for tower in towers for metric in METRICS)]
 
 
 def check_license(identifier: str) -> None:
-    """Raises ValueError where the Hub knows no such license; where it cannot be reached, the first push will ask."""
+    """Raises ValueError if the Hub does not know the license. If the Hub cannot be reached, the first push will check."""
     try:
         ModelCard(f"---\n{yaml.safe_dump({'license': identifier})}---\n").validate()
     except ValueError as error:
         raise ValueError(
-            f"license is {identifier!r}, which the Hub does not take ({' '.join(str(error).split())}); give one of the "
+            f"license is {identifier!r}, which the Hub does not accept ({' '.join(str(error).split())}); give one of the "
             "identifiers in https://huggingface.co/docs/hub/repositories-licenses"
         ) from error
     except Exception as error:  # each layer below has exceptions of its own
@@ -161,7 +161,7 @@ def check_data(tables: Mapping[str, pa.Table | SplitRows], recipe: Recipe) -> di
         "item_fields": recipe.item_fields or [],
     }
     in_any = list(dict.fromkeys(name for table in tables.values() for name in table.column_names))
-    for column in recipe.exclude_fields or []:  # one that only some splits have can be left out
+    for column in recipe.exclude_fields or []:  # a column that only some splits have may be excluded
         if column not in in_any:
             raise ValueError(
                 f"column {column!r} is missing in every split (exclude_fields); the columns are {in_any}"
@@ -195,13 +195,13 @@ def check_data(tables: Mapping[str, pa.Table | SplitRows], recipe: Recipe) -> di
 
 
 def check_columns(tables: Mapping[str, pa.Table | SplitRows], schema: Sequence[Field]) -> None:
-    """Raises ValueError where a field of the training rows is no column of another split."""
+    """Raises ValueError if a field of the training rows is missing in another split."""
     for split in SPLITS:
         columns = tables[split].column_names
         for field in used(schema):
             if field.name not in columns:
                 raise ValueError(
-                    f"column {field.name!r} is missing in split {split!r}, and split 'train' has it; its columns are {columns}"
+                    f"column {field.name!r} is missing in split {split!r}, but not in split 'train'; its columns are {columns}"
                     f"{did_you_mean(field.name, columns)}: add it there, or leave it out with exclude_fields"
                 )
 
@@ -225,9 +225,9 @@ def item_fields(recipe: Recipe, schema: Sequence[Field]) -> list[str]:
         )
     if recipe.model_type in ("ctr_bert", "morec") and not named:
         raise ValueError(
-            f"{recipe.model_type} keeps users and items apart, and nothing says which fields are the item's: name them with "
+            f"{recipe.model_type} keeps users and items apart, but no field is marked as the item's: name those with "
             "item_fields"
         )
     if named and set(named) == set(fields):
-        raise ValueError(f"item_fields names all fields ({', '.join(fields)}): none is left for the user")
+        raise ValueError(f"item_fields names all fields ({', '.join(fields)}); leave at least one for the user")
     return named

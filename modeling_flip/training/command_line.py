@@ -19,7 +19,7 @@ from ..tabular_towers import TABULAR_TOWERS, setting_names
 from .arguments import LEARNING_RATE, TEXT_LEARNING_RATE, FlipTrainingArguments
 from .recipe import MODEL_KEYS, STAGE_DEFAULTS, Recipe, check_yaml
 
-# Training arguments that --help names; the others work all the same.
+# Training arguments that --help shows; the others work too.
 SHOWN = {
     "num_train_epochs": "passes over the training rows",
     "max_steps": "stop after this many steps",
@@ -28,14 +28,14 @@ SHOWN = {
     "learning_rate": f"for everything except the text tower (default: {LEARNING_RATE})",
     "text_learning_rate": f"for the text tower (default: {TEXT_LEARNING_RATE}, or learning_rate if that is set)",
     "lr_scheduler_type": "linear, cosine, constant, …",
-    "warmup_steps": "a number of steps, or below 1 a share of all steps",
-    "weight_decay": "of AdamW; it applies to feature embeddings too",
+    "warmup_steps": "number of steps; below 1, the share of all steps",
+    "weight_decay": "weight decay of AdamW, for feature embeddings too",
     "max_grad_norm": "clip gradients to this norm",
     "bf16": "compute in bfloat16 where that is safe",
     "float32_matmul_precision": "highest, high (TF32 on a GPU) or medium (bf16 products, on CPUs that have them)",
     "train_sampling_strategy": "group_by_length (sentences of similar length share a batch) or random",
-    "logging_steps": "log every so many steps",
-    "eval_steps": "evaluate every so many steps, with eval_strategy steps",
+    "logging_steps": "number of steps between two logs",
+    "eval_steps": "number of steps between two evaluations, with eval_strategy steps",
     "early_stopping_patience": "stop after this many evaluations without a better validation AUC",
     "text_mask_ratio": "share of fields to mask in the sentence",
     "tabular_mask_ratio": "share of fields to mask in the table",
@@ -43,7 +43,7 @@ SHOWN = {
     "text_masking": "field masks whole fields; token masks single tokens (the ablation)",
 }
 PRETRAINING_ONLY = {"text_mask_ratio", "tabular_mask_ratio", "num_noise_features", "text_masking"}
-DRY_RUN = "--dry_run"  # of the command, not of the recipe: it says nothing of the model
+DRY_RUN = "--dry_run"  # belongs to the command, not to the recipe
 OUR_MODULES = ("modeling_flip", "data_scripts", "train", "__main__")
 FINETUNING_ONLY = {"early_stopping_patience"}
 
@@ -76,8 +76,8 @@ class RecipeParser(jsonargparse.ArgumentParser):
             key, value = unquoted.groups()
             quoted = {"True": "yes", "False": "no"}.get(value, value)
             text = (
-                f"{key} is {value}, and must be text: YAML reads yes, no and numbers so unless they are quoted, as in "
-                f"{key}: '{quoted}'"
+                f"{key} is {value}, and must be text: YAML takes yes, no and numbers for something else unless they are "
+                f"quoted, as in {key}: '{quoted}'"
             )
         if text.startswith("Value not boolean"):
             text += " use_cpu and push_to_hub are true or false"
@@ -96,11 +96,11 @@ def recipe_parser() -> RecipeParser:
         allow_abbrev=False,
         exit_on_error=True,
     )
-    parser.add_argument("--recipe", action="config", help="the YAML file; may be written first, without --recipe")
+    parser.add_argument("--recipe", action="config", help="the YAML file; as the first argument it needs no --recipe")
     parser.add_class_arguments(
         Recipe, as_group=False, skip={"use_cpu", "push_to_hub", "model", "pretraining", "finetuning"}
     )
-    parser.add_argument("--use_cpu", action=jsonargparse.ActionYesNo, help="train on the CPU even where there is a GPU")
+    parser.add_argument("--use_cpu", action=jsonargparse.ActionYesNo, help="train on the CPU, even if there is a GPU")
     parser.add_argument(
         "--push_to_hub", action=jsonargparse.ActionYesNo, help="push to the Hub, while training and at the end"
     )
@@ -179,9 +179,8 @@ def without_null(arguments: list[str], option: str) -> tuple[list[str], bool]:
 
 
 def is_expected(error: Exception) -> bool:
-    """Whether an error is one that a person can mend, and that says how, rather than a mistake in the code.
-
-    Such are those that this project itself raises with `raise`, and what the system says of a file or the disk.
+    """Whether an error tells the user what to fix, rather than being a bug: errors that this project raises itself, and those
+    of the system about a file or the disk.
     """
     if isinstance(error, OSError) and error.errno is not None:
         return True

@@ -91,7 +91,7 @@ def _since_1970(numbers: np.ndarray, name: str, where: str) -> np.ndarray:
         numbers.dtype.kind == "f" and not (in_range := np.abs(numbers) < 2.0**63).all()
     ):  # neither infinite nor no number
         at = int(np.argmin(in_range))
-        raise ValueError(f"time column {name!r} of {where} holds {numbers[at]} in row {at}, which is no time")
+        raise ValueError(f"time column {name!r} of {where} holds {numbers[at]} in row {at}, which is not a time")
     year, month, day = numbers // 10_000, numbers // 100 % 100, numbers % 100
     if ((year >= 1900) & (year <= 2100) & (month >= 1) & (month <= 12) & (day >= 1) & (day <= 31)).all():
         months = ((year - 1970) * 12 + month - 1).astype(np.int64).astype("datetime64[M]")
@@ -163,16 +163,16 @@ def _other_times(values: pa.Array, name: str, where: str) -> np.ndarray:
     if wrong.any():
         at = int(np.argmax(wrong))
         raise ValueError(
-            f"time column {name!r} of {where} holds {values[at].as_py()!r} in row {at}, which is no date or time that can be "
-            "read: write it as 2024-04-25 or 2024-04-25T13:00:00, or as seconds since 1970"
+            f"time column {name!r} of {where} holds {values[at].as_py()!r} in row {at}, which is not a date or time that can "
+            "be read: write it as 2024-04-25 or 2024-04-25T13:00:00, or as seconds since 1970"
         )
     if day_first is None and month_first is None and numeric.null_count < len(numeric):
         other = np.argsort(parse(True), kind="stable")
         if not np.array_equal(np.argsort(times, kind="stable"), other):
             at = next(i for i in range(len(values)) if numeric[i].is_valid)
             raise ValueError(
-                f"time column {name!r} of {where}: {values[at].as_py()!r} in row {at} has the day first or the month first, and "
-                "no other date of the column tells which: write dates as 2024-04-25"
+                f"time column {name!r} of {where}: {values[at].as_py()!r} in row {at} has the day first or the month first, "
+                "and no other date in the column settles it: write dates as 2024-04-25"
             )
     return times
 
@@ -205,9 +205,13 @@ def read_labels(
     """
     here = f"label column {name!r} of {split}"
     if positive_label is not None and positive_above is not None:
-        raise ValueError(f"positive_label is {positive_label!r} and positive_above {positive_above}: give one of them")
+        raise ValueError(
+            f"positive_label is {positive_label!r} and positive_above is {positive_above}: give only one of them"
+        )
     if positive_label is not None and not positive_label.strip():
-        raise ValueError(f"positive_label is {positive_label!r}, which is no word: give the one that is a click")
+        raise ValueError(
+            f"positive_label is {positive_label!r}, which is not a label: give the label that means a click"
+        )
     values = _decoded(column)
     if pa.types.is_nested(values.type) or pa.types.is_binary(values.type):
         raise ValueError(f"{here} has type {values.type}; labels are numbers, booleans or text")
@@ -227,7 +231,7 @@ def read_labels(
             )
         alike = pc.and_(pc.equal(pc.utf8_lower(texts), wanted.lower()), pc.invert(clicks))
         if (at := _first(alike)) is not None:
-            logger.warning(f"{here} holds {texts[at].as_py()!r} (row {at}) beside {wanted!r}: it is taken for no click")
+            logger.warning(f"{here} holds {texts[at].as_py()!r} (row {at}) besides {wanted!r}: it counts as no click")
     elif positive_above is not None:
         clicks = pc.greater(_numbers(values, texts, here), float(positive_above))
     else:
@@ -238,7 +242,10 @@ def read_labels(
         known = pc.or_(clicks, pc.if_else(is_number, pc.equal(numbers, 0.0), pc.equal(lower, "false")))
         at = _first(pc.invert(known))
         if at is not None:
-            examples = "--positive_above 3 (greater ones are clicks)", "--positive_label yes (the others are none)"
+            examples = (
+                "--positive_above 3 (labels above 3 are clicks)",
+                "--positive_label yes (the others are no clicks)",
+            )
             first, second = examples if is_number[at].as_py() else examples[::-1]
             raise ValueError(
                 f"{here} holds {texts[at].as_py()!r} (row {at}); labels are 0 or 1, and these are {_seen(texts)}: say which "
@@ -252,8 +259,8 @@ def _numbers(values: pa.Array, texts: pa.Array, here: str) -> pa.Array:
         at = _first(pc.invert(pc.match_substring_regex(texts, NUMBER)))
         if at is not None:
             raise ValueError(
-                f"{here} holds {texts[at].as_py()!r} (row {at}), which is no number: positive_above is for ratings; for words "
-                "give positive_label"
+                f"{here} holds {texts[at].as_py()!r} (row {at}), which is not a number: positive_above is for ratings; for "
+                "words give positive_label"
             )
     return (texts if pa.types.is_string(values.type) else values).cast(pa.float64())
 

@@ -1,4 +1,4 @@
-"""A run without its training: what is read from the data, how large the model is, and how long training would take."""
+"""A dry run: how the data are read, how large the model is, and how long training would take."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ from .stages import make_model
 from .trainer import FlipTrainer
 
 MIN_COUNTS = (1, 2, 5, 10)
-# A field is spoken of when more of the test rows than this have a value that training never saw.
+# Warn of a field if more than this share of the test rows has a value that training never saw.
 MOSTLY_UNSEEN = 0.5
-# A share of unknown tokens that is spoken of; it is looked for in so many training rows.
+# Warn if more than this share of tokens is unknown, among this many training rows.
 MANY_UNKNOWN_TOKENS, ROWS_TO_READ = 0.05, 1000
 NUM_EXAMPLES, LONGEST_EXAMPLE = 3, 600
-# Steps that are timed after one to warm up; fewer, but at least two, where they take longer than so many seconds.
+# Steps to time after a warm-up step; fewer, but at least two, if they take longer than this many seconds.
 TIMED_STEPS, TIMED_SECONDS = 10, 10.0
 TIMED_EVALUATION_BATCHES = 2
 PARTS = {
@@ -50,7 +50,7 @@ PARTS = {
     "text_tower.": "text tower",
 }
 HEADS = "heads"
-# What makes a training a few steps that leave nothing behind. The rates are 0: the steps are not the first of a schedule.
+# Training arguments for a few steps that leave nothing behind, with learning rates of 0.
 FEW_STEPS: dict[str, Any] = {
     "max_steps": 1 + TIMED_STEPS,
     "learning_rate": 0.0,
@@ -72,9 +72,9 @@ class SplitFacts:
     Attributes:
         rows: how many.
         click_rate: share of clicks.
-        unseen: share of rows with a category, or member of a list, that no training row has; None of the training rows.
-        begins: the first moment of the time column; None where there is none. Likewise `ends`, the last.
-        groups: distinct values of the group column; None where there is none.
+        unseen: share of rows with a category, or list member, that no training row has; None for the training rows.
+        begins: the first time in the time column; None without one. Likewise `ends`, the last.
+        groups: distinct values of the group column; None without one.
         ranked: share of rows whose group has both clicks and non-clicks: those that gAUC counts.
     """
 
@@ -92,10 +92,10 @@ class SentenceFacts:
     """The sentences of the training rows, as the text tower reads them.
 
     Attributes:
-        quantiles: tokens of the median, of the 95th percentile and of the longest, special tokens included.
-        max_length: tokens that are read.
-        share_cut: of the rows whose sentence is longer.
-        cut_fields: of each field that loses words by that, in how many of the rows, as a share.
+        quantiles: number of tokens: median, 95th percentile and maximum, special tokens included.
+        max_length: the number of tokens that are read.
+        share_cut: share of rows whose sentence is longer.
+        cut_fields: for each field that loses words, the share of rows in which it does.
         examples: the tokens of a few rows, as text.
         unknown_tokens: share of tokens that the text model does not know.
     """
@@ -116,15 +116,15 @@ class StageFacts:
         name: "pretraining" or "finetuning".
         parameters: how many each part has.
         weights: bytes; likewise `gradients` and `optimizer_state`.
-        peak_memory: bytes in use at most: on an accelerator, of it; else of this process, rows included. None where the
-            system does not say.
+        peak_memory: peak bytes in use, on the accelerator if there is one, else in this process, rows included. None if
+            unknown.
         rows_per_step: over all processes.
-        steps: of the whole stage.
-        may_stop_early: whether `steps` is the most that can be.
-        seconds_per_step: the median of the timed ones.
-        timed_steps: how many were.
+        steps: number of steps of the whole stage.
+        may_stop_early: whether `steps` is only an upper bound.
+        seconds_per_step: the median over the timed steps.
+        timed_steps: number of timed steps.
         evaluated_rows: rows that are scored while training and at the end.
-        evaluated_rows_per_second: measured; None where none are.
+        evaluated_rows_per_second: measured; None if no rows are evaluated.
     """
 
     name: str
@@ -156,17 +156,17 @@ class DryRun:
 
     Attributes:
         splits: by name.
-        group_column: of the recipe.
+        group_column: the recipe's group column.
         sentences: None where no tower reads whole rows.
-        features: how many there would be with each `min_count`.
+        features: the number of features for each `min_count`.
         min_count: the recipe's.
-        hints: what a person should look at, a sentence or two each.
+        hints: what to look at, a sentence or two each.
         stages: in their order.
-        preparation_seconds: that it took to infer the fields and encode the rows.
+        preparation_seconds: time to infer the fields and encode the rows.
         device: "cpu", "cuda", …
         processes: how many share the work.
         output_dir: where the run would write.
-        is_begun: whether it is there already, begun or finished.
+        is_begun: whether that folder already holds the run, finished or not.
     """
 
     splits: Mapping[str, SplitFacts]
@@ -186,10 +186,10 @@ class DryRun:
 def inspect(
     recipe: Recipe, tables: Mapping[str, Any], kinds: Mapping[str, str] | None = None, *, scratch: Path
 ) -> DryRun:
-    """What `run` would do with the same arguments; nothing is trained, and nothing written but to `scratch` and to the cache of
-    encoded rows, where the run will find them.
+    """What `run` would do with the same arguments, without training. It writes only to `scratch` and to the cache of encoded rows,
+    where the run will find them.
 
-    The fields are shown as in a run. Of each stage a few steps are taken, by the real trainer, with a learning rate of 0.
+    The fields are shown as in a run. The real trainer takes a few steps of each stage, with a learning rate of 0.
 
     Args:
         recipe: what is asked for. A text model that was made for this in `scratch` counts as the run's own.
@@ -239,7 +239,7 @@ def facts_of_splits(recipe: Recipe, tables: RawSplits, prepared: Prepared) -> di
         if split != "train":
             facts = replace(facts, unseen=float(rows.has_unseen_value.mean()))
         if time_column is not None and time_column in tables[split].column_names:
-            with contextlib.suppress(ValueError):  # where all splits are given a run does not read the times
+            with contextlib.suppress(ValueError):  # if all splits are given, a run does not read the times
                 times = read_times(tables[split][time_column], time_column, f"split {split!r}")
                 facts = replace(facts, begins=times.min(), ends=times.max())
         if split in prepared.groups:
@@ -258,7 +258,7 @@ def facts_of_sentences(prepared: Prepared) -> SentenceFacts:
     assert tokenizer is not None and max_length is not None
     some = spread(rows, ROWS_TO_READ)
     read = processor.sentences(some)
-    has_table = rows.token_tables is not None  # without, the rows that are looked at must do
+    has_table = rows.token_tables is not None  # without one, use the sampled rows
     lengths = rows.lengths + processor.num_special_tokens if has_table else uncut_lengths(processor, some)
     shown = processor.sentences(spread(rows, NUM_EXAMPLES))
     examples = [
@@ -285,12 +285,12 @@ def uncut_lengths(processor: FlipProcessor, rows: FlipDataset) -> np.ndarray:
 
 
 def spread(rows: FlipDataset, count: int) -> FlipDataset:
-    """At most so many of the rows, evenly spread over all."""
+    """At most this many rows, evenly spread."""
     return rows.__getitems__(np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64)))
 
 
 def features_at(vocabulary: FeatureVocabulary, min_count: int) -> int:
-    """How many features there would be with this `min_count` for all fields."""
+    """The number of features with this `min_count` for all fields."""
     has_it = {name for name, options in OPTIONS_OF_KIND.items() if "min_count" in options}
     bare = [replace(field, min_count=1) if field.kind in has_it else field for field in vocabulary.schema]
     return replace(vocabulary, schema=tuple(with_min_count(bare, min_count)), token_table=None).num_features
@@ -316,8 +316,8 @@ def hints_of_splits(splits: Mapping[str, SplitFacts]) -> list[str]:
     if train.ends is None or test.begins is None or test.begins >= train.ends:
         return []
     return [
-        f"test begins ({moment(test.begins)}) before train ends ({moment(train.ends)}): where later clicks tell of earlier ones, "
-        "figures come out too high"
+        f"test begins ({moment(test.begins)}) before train ends ({moment(train.ends)}): if later clicks give away earlier "
+        "ones, the metrics come out too high"
     ]
 
 
@@ -325,8 +325,8 @@ def hints_of_sentences(sentences: SentenceFacts | None) -> list[str]:
     if sentences is None or sentences.unknown_tokens <= MANY_UNKNOWN_TOKENS:
         return []
     return [
-        f"{sentences.unknown_tokens:.0%} of the tokens are unknown to the text model, as in the sentences above: name one of "
-        "your language with text_model_name_or_path"
+        f"{sentences.unknown_tokens:.0%} of the tokens are unknown to the text model, as in the sentences above: choose one "
+        "for your language with text_model_name_or_path"
     ]
 
 
@@ -334,7 +334,7 @@ def hints_of_sentences(sentences: SentenceFacts | None) -> list[str]:
 
 
 def time_stages(recipe: Recipe, prepared: Prepared, scratch: Path) -> list[StageFacts]:
-    """Of each stage that the recipe has a few steps, and what they took."""
+    """Runs a few steps of each of the recipe's stages, and measures them."""
     processor, stages = prepared.processor, []
     if needs_pretraining(recipe):
         text_model = recipe.text_model_name_or_path
@@ -402,7 +402,7 @@ class ShortTrainer(FlipTrainer):
 
 
 class StepTimer(TrainerCallback):
-    """The moments at which steps ended; it ends the training where enough were seen.
+    """Records when steps ended, and stops the training after enough of them.
 
     Attributes:
         moments: the first is the end of the step to warm up.
@@ -415,7 +415,7 @@ class StepTimer(TrainerCallback):
         if torch.accelerator.is_available():
             torch.accelerator.synchronize()
         self.moments.append(time.perf_counter())
-        # All processes must come to the same end.
+        # All processes must stop at the same step.
         seconds = torch.tensor(self.moments[-1] - self.moments[0], device=PartialState().device)
         mean = float(reduce(seconds, reduction="mean"))
         control.should_training_stop |= len(self.moments) > 2 and mean > TIMED_SECONDS
@@ -427,7 +427,7 @@ class StepTimer(TrainerCallback):
 
 
 def time_evaluation(trainer: FlipTrainer, rows: FlipDataset) -> float:
-    """Rows that are scored in a second."""
+    """Rows scored per second."""
     some = spread(rows, TIMED_EVALUATION_BATCHES * trainer.args.eval_batch_size * trainer.args.world_size)
     began = time.perf_counter()
     trainer.predict_logits(some, "validation")  # metrics need clicks and non-clicks, which few rows may not have
@@ -480,7 +480,7 @@ def show(report: DryRun, command: str) -> str:
     if report.sentences is not None:
         parts.append(show_sentences(report.sentences))
     parts += [show_features(report), show_hints(report.hints), show_size(report), show_time(report)]
-    begun = f"{report.output_dir} holds this run already, begun or finished: it would go on with it.\n"
+    begun = f"{report.output_dir} already holds this run, finished or not: train.py would continue it.\n"
     parts.append(
         f"Nothing was trained or saved. {begun if report.is_begun else ''}To train, run the same without --dry_run:\n  {command}"
     )
@@ -507,14 +507,14 @@ def show_splits(report: DryRun) -> str:
 
 def show_sentences(sentences: SentenceFacts) -> str:
     median, most, longest = sentences.quantiles
-    cut = f"{percent(sentences.share_cut)} of the sentences are longer and lose their end."
+    cut = f"{percent(sentences.share_cut)} of the sentences are longer and are cut."
     lines = [
         "Sentences, as the text tower reads them",
         f"  tokens: {median:,.0f} (median), {most:,.0f} (95th percentile), {longest:,.0f} (longest)",
         f"  max_length: {sentences.max_length:,} tokens. " + (cut if sentences.share_cut else "None is cut."),
     ]
     for name, share in sorted(sentences.cut_fields.items(), key=lambda item: -item[1]):
-        lines.append(f"    {name!r} loses words, or is left out, in {percent(share)} of the training rows")
+        lines.append(f"    {name!r} loses words or is dropped in {percent(share)} of the training rows")
     for i, example in enumerate(sentences.examples, 1):
         shown = example if len(example) <= LONGEST_EXAMPLE else f"{example[:LONGEST_EXAMPLE]} …"
         lines.append(f"  example {i}: {shown}")
@@ -527,8 +527,8 @@ def show_features(report: DryRun) -> str:
         ["features", *(f"{n:,}" for n in report.features.values())],
     ]
     return (
-        "Features (rows of the embedding table) by min_count: values seen less often share their field's unknown feature. It is "
-        f"{report.min_count} now\n" + aligned(table)
+        "Features (rows of the embedding table) by min_count: values seen less often share their field's unknown feature. It "
+        f"is {report.min_count} now\n" + aligned(table)
     )
 
 
@@ -546,9 +546,9 @@ def show_size(report: DryRun) -> str:
     table.append(["all parameters", *(f"{sum(stage.parameters.values()):,}" for stage in stages)])
     for name in ("weights", "gradients", "optimizer_state"):
         table.append([name.replace("_", " "), *(amount(getattr(stage, name)) for stage in stages)])
-    of = "this process, rows and libraries included" if report.device == "cpu" else f"the {report.device} device"
+    of = "this process, with its rows and libraries" if report.device == "cpu" else f"the {report.device} device"
     table.append(["peak memory", *(amount(stage.peak_memory) for stage in stages)])
-    return f"Parameters and memory (the peak was measured, of {of})\n{aligned(table)}"
+    return f"Parameters and memory (peak memory was measured for {of})\n{aligned(table)}"
 
 
 def show_time(report: DryRun) -> str:

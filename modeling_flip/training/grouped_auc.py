@@ -1,4 +1,4 @@
-"""AUC within groups: how well the rows of one user are put in order, whatever the users' own click rates are."""
+"""AUC within groups: how well the rows of each user are ranked, whatever the click rates of the users."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import numpy as np
 def gauc(logits: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
     """The mean of the AUCs within groups, weighted by their rows (Zhou et al., Deep Interest Network, KDD '18, Eq. 7).
 
-    Groups whose labels are all alike have no AUC and are left out, and so are rows of negative groups, which have none.
+    Groups with a single label have no AUC and are left out, and so are rows without a group (negative).
 
     Args:
-        logits: (N,) scores; any that grow with the probability.
+        logits: (N,) scores, increasing with the probability.
         labels: (N,) 0 or 1.
         groups: (N,) integers.
 
     Returns:
-        gAUC, and the share of the rows that it is of; (nan, 0.0) where no group has both labels.
+        gAUC, and the share of the rows that it covers; (nan, 0.0) where no group has both labels.
 
     Example:
         >>> gauc(np.array([0.1, 0.9, 0.7, 0.3, 0.5]), np.array([0, 1, 0, 1, 1]), np.array([0, 0, 1, 1, 2]))

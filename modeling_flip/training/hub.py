@@ -1,4 +1,4 @@
-"""A push that is whole and tries again."""
+"""Pushes in one commit, with retries."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def create_repo(repo_id: str, private: bool | None = None, token: str | bool | N
     def attempt() -> str:
         api = HfApi(token=token)
         full_id = _existing_repo(api, repo_id, private)
-        # The client takes a repo that exists for its own, whosever it is.
+        # The client treats any existing repo as its own, whoever owns it.
         api.auth_check(full_id, write=True)
         return full_id
 
@@ -44,7 +44,7 @@ def _existing_repo(api: HfApi, repo_id: str, private: bool | None) -> str:
     full_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     if private and not api.model_info(full_id).private:
         raise HFValidationError(
-            f"{full_id} is to be private, and exists in public; choose another id, or make it private"
+            f"{full_id} should be private, but exists and is public; choose another id, or make it private"
         )
     return full_id
 
@@ -64,8 +64,8 @@ def upload(
 ) -> CommitInfo:
     """Create the repo if need be and bring `folder` there in one commit.
 
-    The same commit deletes weights that lie beside weights of `folder` and are none of them: an earlier push's, in another
-    number of shards. It deletes what matches `delete_patterns` too. Other files of the repo stay.
+    The same commit deletes weights of an earlier push with another number of shards, and files that match `delete_patterns`.
+    Other files of the repo stay.
 
     Raises:
         HfHubHTTPError, OSError, ValueError: the Hub refuses it, or could not be reached in four attempts.
@@ -99,7 +99,7 @@ def _is_weights(path: Path) -> bool:
 
 
 def with_retries(attempt: Callable[[], T]) -> T:
-    """What `attempt` returns; where the Hub fails or cannot be reached, it is tried again, three times, ever later."""
+    """Returns the result of `attempt`. If the Hub fails or cannot be reached, retries three times with growing pauses."""
     for pause in PAUSES:
         try:
             with patient_client():
@@ -107,7 +107,7 @@ def with_retries(attempt: Callable[[], T]) -> T:
         except Exception as error:
             if is_final(error):
                 raise
-            logger.warning(f"the Hub did not take it ({first_line(error)}); trying again in {pause} s")
+            logger.warning(f"a request to the Hub failed ({first_line(error)}); trying again in {pause} s")
             time.sleep(pause)
     with patient_client():
         return attempt()
@@ -115,7 +115,7 @@ def with_retries(attempt: Callable[[], T]) -> T:
 
 @contextmanager
 def patient_client() -> Iterator[None]:
-    """The client waits PATIENCE for an answer, and after that as long as before."""
+    """Limits the client's wait for an answer to PATIENCE, and restores the limit afterwards."""
     session = get_session()
     before, session.timeout = session.timeout, PATIENCE
     try:
@@ -125,8 +125,8 @@ def patient_client() -> Iterator[None]:
 
 
 def is_final(error: BaseException) -> bool:
-    """Whether the same request would fail again. Only a busy server, a lost connection or an answer that is cut short may pass;
-    a refusal, a mistake in the request or in the code, or a fault of this machine's disk does not."""
+    """Whether the same request would fail again. A busy server, a lost connection or a truncated answer may pass; a refusal, a
+    bad request, a bug or a disk error does not."""
     if isinstance(error, OfflineModeIsEnabled):
         return True
     if isinstance(error, LocalEntryNotFoundError):  # neither here nor, for another reason, there
@@ -138,7 +138,7 @@ def is_final(error: BaseException) -> bool:
         return 400 <= error.code < 500 and error.code not in (408, 429)
     if isinstance(error, (ConnectionError, TimeoutError, httpx2.RequestError, json.JSONDecodeError)):
         return False
-    # The client's own words for an answer that is cut short have no number; RuntimeError is hf_xet's for all that it meets.
+    # The client's errors for a truncated answer have no status code; hf_xet raises RuntimeError for everything.
     return not (isinstance(error, OSError) and error.errno is None) and type(error) is not RuntimeError
 
 

@@ -1,10 +1,10 @@
-"""Which fields a model needs: what is lost when the values of one field are shuffled among the rows.
+"""Which fields a model needs: how much worse it gets when the values of one field are shuffled among the rows.
 
     python -m modeling_flip.training.importance --model FOLDER --data rows.csv --label_column clicked
 
-Permutation importance (Breiman, Random Forests, 2001): the drop of AUC and the rise of logloss, mean and standard deviation over
-several shuffles. The values are shuffled before either tower reads them, so a field's feature and its words move together.
-A field that another one repeats looks less important than it is: the model reads the other.
+Permutation importance (Breiman, Random Forests, 2001): the drop of AUC and the rise of logloss, mean and standard deviation
+over several shuffles. The values are shuffled before either tower reads them, so a field's feature and its words move together.
+If two fields hold the same information, both look less important than they are.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def field_importance(
         rows: anything that the processor encodes, with a column for each field.
         clicks: (N,) 0 or 1, both present.
         repeats: how often each field is shuffled.
-        seed: of the shuffles.
+        seed: seed of the shuffles.
 
     Raises:
         ValueError: a column is absent, or the clicks are all the same.
@@ -62,7 +62,7 @@ def field_importance(
         metrics = ctr_metrics(score.logits(replace(encoded, value_ids=value_ids)), clicks)
         return {"auc": metrics["auc"], "logloss": -metrics["logloss"]}
 
-    never_fitted = SimpleNamespace(fit=len)  # scikit-learn wants an estimator, and hands it to `figures` alone
+    never_fitted = SimpleNamespace(fit=len)  # scikit-learn needs an estimator, but only passes it to `figures`
     found = permutation_importance(
         never_fitted, encoded.value_ids, clicks, scoring=figures, n_repeats=repeats, random_state=seed
     )
@@ -111,28 +111,37 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="importance",
         usage="python -m modeling_flip.training.importance --model ID_OR_FOLDER --data FILE --label_column NAME [options]",
-        description="Which fields a model needs: shuffles one after the other among the rows of a file, and says how much AUC "
-        "and logloss suffer. Use rows that the model was not trained on.",
+        description=(
+            "Measure which fields a model needs: shuffle the values of one field at a time among the rows of a file, and "
+            "print how much AUC drops and logloss rises. Use rows that the model was not trained on."
+        ),
     )
     parser.add_argument("--model", required=True, metavar="ID_OR_FOLDER", help="a model on the Hub, or a folder")
     parser.add_argument("--data", required=True, type=Path, metavar="FILE", help=f"rows with clicks: {READ}")
     parser.add_argument(
         "--label_column", required=True, metavar="NAME", help="the column of clicks: 0 and 1, or booleans"
     )
-    parser.add_argument("--positive_label", metavar="WORD", help="the word in it that is a click, such as yes")
-    parser.add_argument("--positive_above", type=float, metavar="NUMBER", help="ratings above this are clicks")
-    parser.add_argument("--delimiter", help="between the cells of a CSV, where it is not detected")
-    parser.add_argument("--encoding", help="of a text file, where it is not detected")
-    parser.add_argument("--rows", type=int, default=20_000, help="at most so many, drawn at random (%(default)s)")
-    parser.add_argument("--repeats", type=int, default=5, help="shuffles of each field (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the draw and the shuffles (%(default)s)")
-    parser.add_argument("--output", type=Path, metavar="FILE.png", help="a plot of the table")
-    parser.add_argument("--json", type=Path, metavar="FILE.json", help="the table for programs")
+    parser.add_argument("--positive_label", metavar="WORD", help="the label that means a click, such as yes")
+    parser.add_argument(
+        "--positive_above",
+        type=float,
+        metavar="NUMBER",
+        help="labels are ratings, and a rating above this number means a click",
+    )
+    parser.add_argument("--delimiter", help="character between the cells of a CSV (default: detected)")
+    parser.add_argument("--encoding", help="encoding of a text file (default: detected)")
+    parser.add_argument(
+        "--rows", type=int, default=20_000, help="how many rows to draw at random, at most (default: %(default)s)"
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="how often to shuffle each field (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draw and the shuffles (default: %(default)s)")
+    parser.add_argument("--output", type=Path, metavar="FILE.png", help="also plot the table")
+    parser.add_argument("--json", type=Path, metavar="FILE.json", help="also write the table as JSON")
     return parser
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Raises ValueError where one cannot be; before anything is read."""
+    """Raises ValueError if an argument is impossible, before anything is read."""
     for name in ("rows", "repeats"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} is {getattr(args, name)}; it must be 1 or more")

@@ -1,6 +1,6 @@
 """What went into each stage of a run and what came out of it: `manifests/STAGE.json` in the run's folder.
 
-Written when the stage begins, and again when it is complete. A run that is begun again compares what goes in with what went in.
+Written when the stage begins, and again when it is complete. A resumed run compares its inputs with the recorded ones.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ TEXT_MODEL_PARTS = {
     "tokenizer_sha256": "another tokenizer",
     "weights_sha256": "other weights",
 }
-DELETED = "{} was deleted or replaced while this run went on: delete what is left of it, and run again"
+DELETED = "{} was deleted or replaced during this run: delete what is left of it, and run again"
 REMEDY = (
-    "weights of the one would go on with the other. Give the run what it began with, or choose another --output_dir or "
-    "delete the folder to begin anew"
+    "a run must finish with the inputs it began with. Restore them, choose another --output_dir, or delete the folder to "
+    "start again"
 )
 
 
@@ -47,7 +47,7 @@ REMEDY = (
 
 
 def write(path: Path, text: str) -> None:
-    """Whole or not at all, and on the disk."""
+    """Writes a file atomically, and syncs it to the disk."""
     temporary = path.with_name(f".{path.name}")
     with open(temporary, "w") as file:
         file.write(text)
@@ -62,7 +62,7 @@ def path_of(run_folder: Path, stage: str) -> Path:
 
 @dataclass
 class Outputs:
-    """What comes out of a stage: figures, and files of the run's folder."""
+    """The outputs of a stage: figures, and files in the run's folder."""
 
     figures: dict[str, Any] = field(default_factory=dict)
     files: list[Path] = field(default_factory=list)
@@ -70,10 +70,10 @@ class Outputs:
 
 @contextmanager
 def recorded(run_folder: Path, stage: str, inputs: Mapping[str, Any]) -> Iterator[Outputs]:
-    """Note on the main process what goes into a stage when it begins, and when it ends what it has put into the outputs.
+    """Record, on the main process, the inputs of a stage when it begins, and its outputs when it ends.
 
     Raises:
-        ValueError: somebody has deleted or replaced the run's folder while the stage went on.
+        ValueError: the run's folder was deleted or replaced during the stage.
     """
     outputs, path = Outputs(), path_of(run_folder, stage)
     content = {"stage": stage, "complete": False, "inputs": dict(inputs)}
@@ -93,7 +93,7 @@ def recorded(run_folder: Path, stage: str, inputs: Mapping[str, Any]) -> Iterato
 
 
 def is_complete(run_folder: Path, stage: str) -> bool:
-    """Whether a stage was recorded, to its end."""
+    """Whether a stage was recorded as complete."""
     try:
         return bool(json.loads(path_of(run_folder, stage).read_text())["complete"])
     except (OSError, ValueError, TypeError, KeyError):
@@ -101,8 +101,7 @@ def is_complete(run_folder: Path, stage: str) -> bool:
 
 
 def check_outputs(run_folder: Path, stage: str) -> None:
-    """Raises ValueError where a stage that is complete has lost a file, or one is no longer as it was; nothing of a stage that
-    was not recorded, or not to its end."""
+    """Raises ValueError if a file of a complete stage is missing or has changed; ignores stages that are not complete."""
     path = path_of(run_folder, stage)
     if not path.exists():
         return
@@ -110,7 +109,7 @@ def check_outputs(run_folder: Path, stage: str) -> None:
         content = json.loads(path.read_text())
         files = dict(content["outputs"]["files"]) if content["complete"] else {}
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} is no manifest ({error!r})") from error
+        raise ValueError(f"{path} is not a manifest ({error!r})") from error
     for name, saved in files.items():
         file = run_folder / name
         if not file.is_file():
@@ -120,8 +119,7 @@ def check_outputs(run_folder: Path, stage: str) -> None:
 
 
 def check_same_inputs(run_folder: Path, stage: str, inputs: Mapping[str, Any]) -> None:
-    """Raises ValueError where the data, the vocabulary or the text model are others than when the stage was begun in this
-    folder; nothing where it was not."""
+    """Raises ValueError if the data, the vocabulary or the text model have changed since the stage began in this folder."""
     path = path_of(run_folder, stage)
     if not path.exists():
         return
@@ -129,7 +127,9 @@ def check_same_inputs(run_folder: Path, stage: str, inputs: Mapping[str, Any]) -
         before = json.loads(path.read_text())["inputs"]
         changed = [*_changes(before, json.loads(_json(inputs)))]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} is no manifest ({error!r}); delete the folder {run_folder} to begin anew") from error
+        raise ValueError(
+            f"{path} is not a manifest ({error!r}); delete the folder {run_folder} to start again"
+        ) from error
     if changed:
         raise ValueError(f"{run_folder} was begun with other inputs: {'; '.join(changed)}; {REMEDY}")
 
@@ -138,13 +138,13 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]
     for split, ours in now["data"].items():
         theirs = before["data"][split]
         if theirs["rows"] != ours["rows"]:
-            yield f"split {split!r} had {theirs['rows']:,} rows, it has {ours['rows']:,}"
+            yield f"split {split!r} had {theirs['rows']:,} rows and now has {ours['rows']:,}"
             continue
         for what in ("labels", "values"):
             if theirs[f"{what}_sha256"] != ours[f"{what}_sha256"]:
                 yield f"split {split!r} had other {what}"
     if before["vocabulary"] != now["vocabulary"]:
-        yield "the training rows gave another vocabulary"
+        yield "the training rows had another vocabulary"
     ours, theirs = now["text_model"] or {}, before["text_model"] or {}
     for key, what in TEXT_MODEL_PARTS.items():
         if theirs.get(key, ours.get(key)) != ours.get(key):
@@ -177,7 +177,7 @@ def describe_rows(rows: FlipDataset) -> dict[str, Any]:
 
 
 def _bytes_of(texts: pa.Array) -> bytes:
-    """The texts end to end, behind where each of them ends."""
+    """The end offsets of the texts, then the texts end to end."""
     texts = texts.cast(pa.large_string())
     offsets = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
     data = texts.buffers()[2]
@@ -188,7 +188,7 @@ def _bytes_of(texts: pa.Array) -> bytes:
 def describe_text_model(
     name: str, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase | None
 ) -> dict[str, str | None]:
-    """Its name, and the SHA-256 of its settings, of its tokenizer, and, of a folder, of its weights."""
+    """Name of the text model, SHA-256 of its settings and tokenizer, and of its weights if it is a folder."""
     settings = {k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
     sha256: dict[str, str | None] = {"config": _sha256_of_json(settings), "tokenizer": None, "weights": None}
     if tokenizer is not None:
@@ -227,14 +227,15 @@ def environment() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """Of modeling-flip's own checkout, if the package is in one: inside another repository the commit would be that one's."""
+    """The commit of modeling-flip's own checkout, if the package is in one; inside another repository it would be that
+    one's."""
     root = PACKAGE.parent
     try:
         if "name = modeling-flip" not in (root / "setup.cfg").read_text().splitlines():
             return None
         if Path(_git("rev-parse", "--show-toplevel")).resolve() != root.resolve():
             return None
-        # Of the code alone: benchmarks write results and the README between two runs.
+        # Changes of the code only: benchmarks write results and the README between runs.
         changed = _git("status", "--porcelain", "-uno", "--", ":/*.py")
         return _git("rev-parse", "HEAD") + (" with uncommitted changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):

@@ -1,4 +1,4 @@
-"""How well click probabilities rank, and how well they are calibrated."""
+"""Metrics of click probabilities: ranking and calibration."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ METRICS = ("auc", "logloss", "ne", "ece")
 class CtrMetrics(evaluate.Metric):
     """AUC, logloss, normalised entropy and expected calibration error of click probabilities.
 
-    `compute(predictions=probabilities, references=clicks)` → `auc`, `logloss` (natural logarithm), `ne`: the logloss as a share
-    of what the click rate alone would give, and `ece`: the mean distance between click rate and mean probability over 20 bins
+    `compute(predictions=probabilities, references=clicks)` → `auc`, `logloss` (natural logarithm), `ne`: the logloss divided by
+    that of always predicting the click rate, and `ece`: the mean distance between click rate and mean probability over 20 bins
     of equal width, weighted by their rows.
 
     Raises:
-        ValueError: a prediction is no probability, or the clicks are all the same, so that AUC is not defined.
+        ValueError: a prediction is not a probability, or the clicks are all the same, so that AUC is not defined.
     """
 
     def __init__(self, **kwargs: Any):
@@ -59,7 +59,7 @@ class CtrMetrics(evaluate.Metric):
 
 
 def normalised_entropy(logloss: float, clicks: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """Logloss divided by the entropy of the click rate of (N,) clicks: below 1 where a model tells more than that rate alone
+    """Logloss divided by the entropy of the click rate of (N,) clicks: below 1 if a model is better than predicting that rate
     (He et al., Practical Lessons from Predicting Clicks on Ads at Facebook, ADKDD '14, §3).
 
     Example:
@@ -71,7 +71,7 @@ def normalised_entropy(logloss: float, clicks: np.ndarray, weights: np.ndarray |
 
 
 def calibration_error(probabilities: np.ndarray, clicks: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """The ECE of (N,) probabilities against (N,) clicks, each row as often as its weight says."""
+    """The ECE of (N,) probabilities against (N,) clicks, each row weighted."""
     weights = np.ones(len(clicks)) if weights is None else weights
     bins = np.minimum((probabilities * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     gaps = np.bincount(bins, weights=weights * (clicks - probabilities), minlength=CALIBRATION_BINS)
@@ -79,7 +79,7 @@ def calibration_error(probabilities: np.ndarray, clicks: np.ndarray, weights: np
 
 
 def named_logits(logits: np.ndarray | Iterable[np.ndarray]) -> dict[str, np.ndarray]:
-    """By the prefix of their metrics, "" for the model, "tabular_" and "text_" for its towers, (N,) float64 each."""
+    """Logits by the prefix of their metrics, "" for the model, "tabular_" and "text_" for its towers, (N,) float64 each."""
     parts = [logits] if isinstance(logits, np.ndarray) else list(logits)
     prefixes = ("", "tabular_", "text_")[: len(parts)]
     return {prefix: np.asarray(z, np.float64) for prefix, z in zip(prefixes, parts, strict=True)}
@@ -98,15 +98,15 @@ def ctr_metrics(
     """Metrics of a prediction: `auc`, `logloss`, `ne` (normalised entropy), `ece`, and for two towers also `tabular_auc`,
     `text_auc`, …
 
-    AUC and logloss are those of the logits: the probabilities of two logits of 40 are the same number.
+    AUC and logloss are computed from logits: as probabilities, large logits would be equal.
 
     Args:
         logits: (N,) of the click, or three of these: the model's, the tabular tower's and the text tower's.
         labels: (N,) clicks.
-        groups: (N,) integers, such as users, negative for none: then also `gauc`, and the share of rows that it is of,
+        groups: (N,) integers, such as users, negative for none: then also `gauc`, and the share of rows that it covers,
             `gauc_rows`.
-        weights: (N,) how many rows of the whole log each stands for, as where non-clicks were left out of it: of logloss, NE
-            and ECE. AUC needs none: it is the same whatever share of the non-clicks is there.
+        weights: (N,) how many rows of the whole log each row stands for, if non-clicks were downsampled; used by logloss, NE
+            and ECE. AUC does not depend on the share of non-clicks kept.
 
     Raises:
         ValueError: a logit is not finite, or the clicks are all the same.

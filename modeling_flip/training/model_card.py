@@ -1,4 +1,4 @@
-"""The model card of a checkpoint: what a reader of its Hub page needs, every figure measured or left out."""
+"""The model card of a checkpoint: what a reader of its Hub page needs. Every figure is measured or left out."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ USE = """
 This needs `transformers`, `torch` and `pyarrow`. `trust_remote_code=True` runs the Python files of this repository: read them
 first, and name a `revision`. With the package `modeling-flip` installed, write `import modeling_flip` and leave it out; then no
 code is loaded from here. Rows are a dict, a list of dicts, a DataFrame, an Arrow table, a `datasets.Dataset` or a generator.
-`return_towers=True` adds each tower's probability, {group_by} the rank among the rows of one {group}.
+`return_towers=True` adds each tower's probability, and {group_by} the rank within each {group}.
 """
 
 CITATION = """
@@ -91,10 +91,10 @@ def model_card(
         processor: its FlipProcessor.
         source: the Hub id or folder that loads it.
         results: of its training, as in all_results.json, or as much of it as has been measured.
-        hyperparameters: of its training.
-        curves: images of its training, beside the card.
-        reliability: the image of its reliability on the test set, beside the card.
-        tags: more than those that every such model has.
+        hyperparameters: those of its training.
+        curves: plots of its training, beside the card.
+        reliability: its reliability plot on the test set, beside the card.
+        tags: additional tags.
         revision: the branch that it is pushed to, if not main.
     """
     results = results or {}
@@ -155,7 +155,7 @@ def metadata(
 
 
 def is_hub_id(name: Any) -> bool:
-    """Whether a name may be a repo of the Hub: `owner/name`, and no file or folder here."""
+    """Whether a name may be a repo on the Hub: `owner/name`, and not a local file or folder."""
     return isinstance(name, str) and bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name)) and not Path(name).exists()
 
 
@@ -176,7 +176,7 @@ def introduction(
         text_model = results.get("text_model") or recipe.get("text_model_name_or_path") or family
         parts.append(f"Text tower: {code(text_model)}.")
     does = (
-        "Aligned, not yet finetuned: it predicts nothing before it is."
+        "Pretrained, not finetuned: it cannot predict clicks yet."
         if pretraining
         else (
             "It predicts the probability that a row of a click log is clicked, from "
@@ -190,13 +190,13 @@ def introduction(
 
 
 def how_to_use(processor: Any, source: str, revision: str | None) -> str:
-    """Code that runs as it stands: a row of the most frequent values, and one of values that nobody has seen."""
+    """Code that runs as it stands: one row of the most frequent values, and one with an unseen value."""
     known_row = {
         field.name: example
         for field in processor.vocabulary.columns
         if (example := example_value(processor, field)) is not None
     }
-    # Of a kind that can hold any word, and that rows are grouped by.
+    # A field that can hold any word and can group rows.
     columns = processor.vocabulary.columns
     new = next((f.name for f in columns if f.kind == "categorical"), columns[0].name)
     unknown_row = known_row | {new: "never seen before"}
@@ -207,7 +207,7 @@ def how_to_use(processor: Any, source: str, revision: str | None) -> str:
 
 
 def example_value(processor: Any, field: Any) -> Any:
-    """A cell that a row may hold: the most frequent value; None where training kept none, as of text."""
+    """A cell that a row may hold: the most frequent value; None if training kept no values, as for text."""
     values = top_values(processor, field.name)
     if not values:
         return None
@@ -225,7 +225,7 @@ def literal(row: dict[str, Any]) -> str:
 
 
 def top_values(processor: Any, field: str) -> list[str]:
-    """The values, or members of lists, seen most often in training; of text, which is not kept, none."""
+    """The values, or members of lists, seen most often in training; empty for text, which is not kept."""
     vocabulary = processor.vocabulary
     order = np.argsort(-vocabulary.counts[field], kind="stable")[:EXAMPLES]
     return [vocabulary.values[field][int(i)].as_py() for i in order]
@@ -250,7 +250,7 @@ def field_table(processor: Any) -> str:
             ", ".join(cell(cut(value)) for value in top_values(processor, field.name)),
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", f"{vocabulary.num_features:,} features in all, an unknown one for each field and one mask included."]
+    lines += ["", f"{vocabulary.num_features:,} features in all, including an unknown one for each field and one mask."]
     rare = {field.name: field.min_count for field in vocabulary.columns if field.min_count > 1}
     if rare:
         named = ", ".join(f"{count} times in {code(name)}" for name, count in rare.items())
@@ -264,17 +264,17 @@ def field_table(processor: Any) -> str:
     return "\n".join(lines)
 
 
-# ---- Markdown of what others have written: names, values, recipes
+# ---- Markdown of untrusted text: names, values, recipes
 
 
 def text(value: str) -> str:
-    """A value as text: what Markdown or HTML would read in it stands there as it is."""
+    """A value as plain text, with Markdown and HTML escaped."""
     escaped = re.sub(r"([\\`*_{}\[\]<>|~&#$])", r"\\\1", one_line(value))
     return re.sub(r"(?i):(?=//)|(?<=www)\.", r"\\\g<0>", escaped)  # no link, either
 
 
 def code(value: str) -> str:
-    """A value as inline code, in which nothing is read, delimited by more backticks than stand in it."""
+    """A value as inline code, delimited by more backticks than it contains."""
     value = one_line(value) or " "
     space = " " * (value.startswith("`") or value.endswith("`"))
     ticks = "`" * (_longest_run(value) + 1 if "`" in value else 1)
@@ -282,14 +282,14 @@ def code(value: str) -> str:
 
 
 def fenced(language: str, content: str) -> str:
-    """A block of code that no line of it can close."""
+    """A code block that its content cannot close."""
     fence = "`" * max(3, _longest_run(content) + 1)
     return f"{fence}{language}\n{content}\n{fence}"
 
 
 def cell(value: str) -> str:
-    """Inline code as a cell of a table, or a part of one: a pipe would end it, but where a backslash stands before; a second
-    backslash before that, some read as the first one's."""
+    """Inline code for a table cell: pipes are escaped, since they would end it, and a backslash before a pipe is kept apart,
+    since some renderers would take it as escaped."""
     return code(value.replace("\\|", "\\ |")).replace("|", "\\|")
 
 
@@ -298,7 +298,7 @@ def cut(value: str) -> str:
 
 
 def one_line(value: str) -> str:
-    """Without line breaks, control characters, and what turns the direction of the words behind it."""
+    """Removes line breaks, control characters, and characters that change the writing direction."""
     unseen = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
     words = " ".join(str(value).split())
     return "".join("\ufffd" if c in unseen or unicodedata.category(c) == "Cc" else c for c in words)
@@ -309,7 +309,7 @@ def _longest_run(content: str) -> int:
 
 
 def results_table(results: Mapping[str, Any]) -> str:
-    """A row for the model and for each of its towers, on each split where they were measured."""
+    """One row for the model and one for each tower, on each split where they were measured."""
     keys = [f"{split}_{prefix}" for split in SPLITS for prefix in ROWS]
     metrics = [metric for metric in METRICS if any(results.get(key + metric) is not None for key in keys)]
     if not metrics:
@@ -387,9 +387,7 @@ def shown(value: Any) -> str:
 
 
 def limits(processor: Any, results: Mapping[str, Any]) -> str:
-    unseen = (
-        "- **Unseen values** are no error: the tabular side reads the field's unknown feature, the text side the words."
-    )
+    unseen = "- **Unseen values** are not errors: the tabular side reads the field's unknown feature, the text side the words."
     if "test_unseen_auc" in results:
         unseen += (
             f" On test rows with such a value its AUC was {results['test_unseen_auc']:.4f}, on all rows "
@@ -413,9 +411,9 @@ def limits(processor: Any, results: Mapping[str, Any]) -> str:
         [
             unseen,
             calibration,
-            "- **Bias**: clicks tell of what was shown, where, and to whom; the model learns that too, and differences between "
-            f"groups of people where fields describe them. It reads: {', '.join(map(code, processor.fields))}. Look at such "
-            "groups apart before it decides anything about people.",
+            "- **Bias**: clicks depend on what was shown, where and to whom. The model learns that too, and differences "
+            f"between groups of people if fields describe them. It reads: {', '.join(map(code, processor.fields))}. Evaluate "
+            "such groups separately before it decides anything about people.",
             "- **Privacy**: `feature_vocab.parquet` holds every value of the training rows, IDs included, as plain text.",
         ]
     )

@@ -127,9 +127,9 @@ def prepare(
         reports["cut_fields"] = cut
         worst = sorted(cut.items(), key=lambda item: -item[1])[:5]
         logger.warning(
-            f"max_length is {processor.max_length} tokens, and cuts or leaves out the end of sentences: "
+            f"max_length is {processor.max_length} tokens, which is too short for some sentences; cut or dropped: "
             + ", ".join(f"{name!r} in {share:.1%} of the training rows" for name, share in worst)
-            + ". Give a larger --max_length, shorter fields, or with --fields another order: what matters first"
+            + ". Set a larger --max_length, shorten fields, or use --fields to put what matters first"
         )
     text_model = None
     if needs_text(recipe):
@@ -279,12 +279,12 @@ def watched_rows(recipe: Recipe, validation: FlipDataset) -> FlipDataset:
     rows = validation.__getitems__(np.sort(picked))
     if rows.labels is not None and len(np.unique(rows.labels)) == 1:
         raise ValueError(
-            f"max_eval_samples is {most}, and every label of these validation rows is {rows.labels[0]:.0f}: AUC needs clicks "
-            "and non-clicks; give more"
+            f"max_eval_samples is {most}, but every label of these validation rows is {rows.labels[0]:.0f}: AUC needs clicks "
+            "and non-clicks; set more"
         )
     logger.warning(
-        f"while training, {most:,} of {len(validation):,} validation rows are scored, drawn at random with seed {recipe.seed}; "
-        "at the end all are"
+        f"during training, {most:,} of {len(validation):,} validation rows are scored, drawn at random with seed "
+        f"{recipe.seed}; at the end all of them"
     )
     return rows
 
@@ -315,7 +315,7 @@ def pretrained_processor(recipe: Recipe) -> FlipProcessor | None:
         if value not in (None, Recipe.min_count if key == "min_count" else None, theirs[key]):
             raise ValueError(
                 f"{key} is {value}, but {recipe.pretrained_model_name_or_path} was pretrained with {theirs[key]}; "
-                "take that, or pretrain anew"
+                "use that, or pretrain again"
             )
     check_settings_of_fields(recipe, processor.schema)
     return processor
@@ -332,7 +332,7 @@ def check_settings_of_fields(recipe: Recipe, schema: Sequence[Field]) -> None:
             if value != pretrained:
                 raise ValueError(
                     f"{key} of field {name!r} is {value!r}, but {recipe.pretrained_model_name_or_path} was pretrained with "
-                    f"{pretrained!r}; take that, or pretrain anew"
+                    f"{pretrained!r}; use that, or pretrain again"
                 )
 
 

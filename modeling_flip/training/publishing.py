@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 RECIPE_FILE = "recipe.yaml"
-# Of an output folder, what stays here: the state of a training, files that are being written, and weights that are not ours.
+# Files of an output folder that are not pushed: training state, unfinished files, and foreign weights.
 UNPUSHED = ("checkpoints/*", "checkpoint-*/*", "runs/*", "manifests/*", ".*", "*/.*", *FOREIGN)
 LAST = "last-checkpoint"
 RESULTS_FILE, PRETRAINING_RESULTS_FILE = "all_results.json", "pretraining_results.json"
-# What a push takes from the repo unless it brings it: of an earlier run there, it would pass for this one's.
+# Files that a push deletes from the repo unless it replaces them: those of an earlier run would look like this one's.
 NOT_OF_THIS_RUN = (f"{LAST}/*", RESULTS_FILE, RELIABILITY_FILE, f"pretraining/{PRETRAINING_RESULTS_FILE}")
 CARD_ARGUMENTS = (
     "learning_rate",
@@ -60,8 +60,8 @@ CARD_ARGUMENTS = (
 
 
 class Publisher:
-    """A repo on the Hub and the pushes to it, one after another in the background. What fails is told and kept, and costs no
-    training.
+    """A repo on the Hub and the pushes to it, one after another in the background. Failures are logged and kept, and never stop
+    the training.
 
     Args:
         repo_id: where to push; without an owner, in the namespace of the token.
@@ -70,8 +70,8 @@ class Publisher:
         revision: the branch to push to.
 
     Attributes:
-        repo_id: with its owner, once the Hub has said it.
-        failures: what the Hub answered to each push that failed for good.
+        repo_id: with its owner, once known.
+        failures: the Hub's answer to each push that finally failed.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Publisher:
         self._last: threading.Thread | None = None
 
     def create(self) -> None:
-        """Create the repo, before anything is trained. A Hub that cannot be reached stops nothing: each push asks again.
+        """Create the repo, before anything is trained. If the Hub cannot be reached, training goes on: each push tries again.
 
         Raises:
             ValueError: the Hub refuses it, such as for a token without rights.
@@ -110,9 +110,9 @@ class Publisher:
 
         def push() -> None:
             if before is not None:
-                before.join()  # it would be overtaken
+                before.join()  # a later push would overtake it
             try:
-                with suppress_progress_bars():  # tqdm's in two threads get into each other's way
+                with suppress_progress_bars():  # tqdm bars of two threads interfere
                     commit = upload(
                         folder,
                         self.repo_id,
@@ -123,13 +123,13 @@ class Publisher:
                     )
                 arrived.set()
                 logger.warning(f"pushed to {commit.repo_url}: {message}")
-            except Exception as error:  # whatever it is, it must not cost the training
+            except Exception as error:  # no error may stop the training
                 self.note_failure(message, error)
             finally:
                 if delete_after:
                     shutil.rmtree(folder, ignore_errors=True)
 
-        # A daemon: a process that is told to end need not wait for the Hub, but for a request with a file that has begun.
+        # A daemon thread: a process that must end does not wait for the Hub, only for an upload that has started.
         self._last = threading.Thread(target=push, name="push", daemon=True)
         self._last.start()
         return arrived
@@ -142,7 +142,7 @@ class Publisher:
         """Wait until all pushes that were started have arrived or failed."""
         if self._last is not None:
             if self._last.is_alive():
-                logger.warning("waiting for the push that is under way")
+                logger.warning("waiting for the current push")
             self._last.join()
 
     def note_failure(self, message: str, error: Exception) -> None:
@@ -161,8 +161,8 @@ class PublishCallback(TrainerCallback):
         subfolder: folder of the repo where the model goes; by default its root.
         folders: further folders of the repo, and where they are here.
         state_files: files that a resumed training reads beside the state, and their names in it.
-        facts: what the card says of the run beside what its training knows; as in all_results.json.
-        always: whether a save waits for its turn while a push is under way, instead of being left out.
+        facts: further facts about the run for the card, as in all_results.json.
+        always: whether a save waits while another push is running, instead of being skipped.
     """
 
     def __init__(
@@ -194,21 +194,21 @@ class PublishCallback(TrainerCallback):
             return
         step = state.global_step
         if self.publisher.is_busy and not self.always:
-            logger.warning(f"the push before is still under way: step {step} is not pushed")
+            logger.warning(f"the previous push is still running: step {step} is not pushed")
             return
         staged = Path(str(args.output_dir), f".push-{step}")
         message = f"Training in progress, step {step}"
         try:
             shutil.rmtree(staged, ignore_errors=True)
             self._lay_out(staged, kwargs["model"], args, state)
-        except Exception as error:  # a full disk, a curve that cannot be drawn: the training is worth more
+        except Exception as error:  # such as a full disk, or a curve that cannot be drawn: training goes on
             self.publisher.note_failure(message, error)
             shutil.rmtree(staged, ignore_errors=True)
         else:
             self.publisher.push(staged, message, delete_after=True)
 
     def _lay_out(self, staged: Path, model: Any, args: FlipTrainingArguments, state: TrainerState) -> None:
-        """What the repo is to hold, in hard links: Trainer may delete a checkpoint while it is uploaded."""
+        """Hard links to the files to push, since Trainer may delete a checkpoint during its upload."""
         checkpoint = Path(str(args.output_dir), f"checkpoint-{state.global_step}")
         shown = checkpoint.with_name(f"checkpoint-{kept_step(args, state)}")
         if not shown.is_dir():
@@ -242,13 +242,13 @@ def push_model(
     max_shard_size: int | str,
     tags: Sequence[str],
 ) -> CommitInfo:
-    """What `model.push_to_hub` does."""
+    """Implements `model.push_to_hub`."""
     if processor is None:
-        raise ValueError("without its processor nobody can score a row: call model.push_to_hub(repo_id, processor)")
+        raise ValueError("a model cannot score rows without its processor: call model.push_to_hub(repo_id, processor)")
     processor.check_belongs_to(model.config)
     with TemporaryDirectory() as folder:
         model.save_pretrained(folder, processor=processor, max_shard_size=max_shard_size)
-        if not create_pr:  # which is how to push to a repo of somebody else
+        if not create_pr:  # needed for a repo of another owner
             repo_id = create_repo(repo_id, private, token)
         if not with_retries(lambda: HfApi(token=token).file_exists(repo_id, "README.md", revision=revision)):
             Path(folder, "README.md").write_text(model_card(model, processor, repo_id, tags=tags, revision=revision))
@@ -301,7 +301,7 @@ def kept_step(args: FlipTrainingArguments, state: TrainerState) -> int:
 
 
 def validation_of(log_history: Sequence[Mapping[str, float]], step: int | None) -> dict[str, float]:
-    """What validation gave at a step, named as in all_results.json."""
+    """Validation metrics at a step, named as in all_results.json."""
     at_step = [entry for entry in log_history if "eval_auc" in entry and entry["step"] == step]
     measured = at_step[-1] if at_step else {}
     return {k.replace("eval_", "validation_", 1): v for k, v in measured.items() if k.startswith("eval_")}
@@ -325,7 +325,7 @@ def write_curve(path: Path, log_history: Sequence[Mapping[str, float]]) -> None:
     panels = [(title, lines) for title, lines in (("training loss", losses), ("validation AUC", aucs)) if lines]
     if not panels:
         return
-    from matplotlib.figure import Figure  # here: it takes a second that scoring need not wait
+    from matplotlib.figure import Figure  # imported here: it takes a second that scoring need not wait for
 
     figure = Figure(figsize=(5 * len(panels), 3.2), layout="constrained")
     for axes, (title, lines) in zip(np.ravel(figure.subplots(1, len(panels))), panels, strict=True):
@@ -345,5 +345,5 @@ def curves_of(log_history: Sequence[Mapping[str, float]], pattern: str) -> dict[
         for name, value in entry.items():
             if re.fullmatch(pattern, name):
                 curves.setdefault(name, []).append((entry["epoch"], value))
-    # A saved state is sorted: in the order of the log, a resumed training would draw them in other colours.
+    # A saved state is sorted: in log order, a resumed training would draw other colours.
     return dict(sorted(curves.items(), key=lambda curve: (len(curve[0]), curve[0])))

@@ -1,4 +1,4 @@
-"""Recipes: what a run is asked for.
+"""Recipes: what a run should do.
 
 A recipe is one YAML file: shared keys, and a section of training arguments for each stage.
 """
@@ -17,9 +17,9 @@ from ..configuration_flip import FlipConfig, flat_settings
 from ..tabular_towers import setting_names, tower_settings
 from .arguments import FlipTrainingArguments
 
-# Where a run is pushed to. A run that differs in these alone is the same run.
+# Where a run is pushed. Runs that differ only in these are the same run.
 HUB_KEYS = ("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_revision", "license")
-# Those of a recipe's section `model` that are FlipConfig's; beside them stand the settings of the tower.
+# The keys of a recipe's section `model` that belong to FlipConfig; the others are settings of the tower.
 MODEL_KEYS = [
     name
     for name in (*FlipConfig.__annotations__, "freeze_text_tower")
@@ -30,8 +30,8 @@ MODEL_KEYS = [
         *("vocabulary_fingerprint", "format_version", "remote_classes"),
     )
 ]
-DEEPEST = 20  # nested sections and lists of a recipe
-# What finetuning may set otherwise than pretraining: it changes no weights.
+DEEPEST = 20  # levels of nested sections and lists in a recipe
+# Settings in which finetuning may differ from pretraining: pretrained weights stay valid.
 FREE_MODEL_KEYS = ("dropout", "embedding_l2", "text_pooling")
 # Where TrainingArguments' own defaults do not suit click logs. A recipe overrides them like any other.
 STAGE_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -44,7 +44,7 @@ STAGE_DEFAULTS: dict[str, dict[str, Any]] = {
         "metric_for_best_model": "auc",
         "greater_is_better": True,
         "early_stopping_patience": 2,
-        "restore_callback_states_from_checkpoint": True,  # a resumed run is as patient as an uninterrupted one
+        "restore_callback_states_from_checkpoint": True,  # so that early stopping resumes its count
         "logging_steps": 50,
     },
 }
@@ -75,15 +75,15 @@ class Recipe:
         exclude_fields: columns to leave out.
         item_fields: the fields that describe the item; the others describe the user. Used by ctr_bert and morec. By default the
             fields with side item.
-        delimiter: of CSV files. By default it is detected.
-        encoding: of text files. By default it is detected.
+        delimiter: the character between the cells of a CSV. By default it is detected.
+        encoding: the encoding of text files. By default it is detected.
         model_type: flip (FLIP and its towers, ID models, PTab, CTRL), ctr_bert, morec or p5.
         text_model_name_or_path: the language model to use as text tower, a Hub id or a folder.
         pretrained_model_name_or_path: a pretraining checkpoint to finetune, instead of pretraining.
         tabular_tower: the tabular tower (afm, pnn, wide_deep, dcn, deepfm, xdeepfm, afn, autoint, dcnv2 or dcn_mix).
         towers: what to finetune: both (FLIP), tabular (FLIP_ID, or without pretraining an ID model from scratch) or text
             (FLIP_PLM).
-        seed: of the weights, the order of the rows, the masks and the noise.
+        seed: seed of the weights, the order of the rows, the masks and the noise.
         max_train_samples: use only this many training rows, the first ones.
         max_eval_samples: during training, evaluate on only this many validation rows, drawn at random with the seed. At the end
             all validation and test rows are scored.
@@ -147,7 +147,7 @@ class Recipe:
         self.output_dir = str(Path(self.output_dir))  # "out/" is "out"
 
     def to_dict(self) -> dict[str, Any]:
-        """What differs from the defaults, as it would stand in the YAML."""
+        """The keys that differ from the defaults, as in the YAML."""
         given = {f.name: getattr(self, f.name) for f in fields(self)}
         defaults = {f.name: f.default for f in fields(self) if f.name in HUB_KEYS}
         return {k: v for k, v in given.items() if v not in (None, {}) and not (k in defaults and v == defaults[k])}
@@ -156,7 +156,7 @@ class Recipe:
         return to_yaml(self.to_dict())
 
 
-# ---- YAML, as anybody may hand it over
+# ---- YAML from untrusted sources
 
 
 def to_yaml(recipe: Mapping[str, Any]) -> str:
@@ -165,23 +165,23 @@ def to_yaml(recipe: Mapping[str, Any]) -> str:
 
 
 def read_yaml(text: str) -> Any:
-    """What `yaml.safe_load` gives; raises yaml.YAMLError as `check_yaml`."""
+    """`yaml.safe_load` with the checks of `check_yaml`; raises yaml.YAMLError."""
     check_yaml(text)
     return yaml.safe_load(text)
 
 
 def check_yaml(text: str) -> None:
-    """Raises yaml.YAMLError where a text is no YAML, has aliases, which let a few lines stand for more than any memory holds, or
-    is nested deeper than any recipe."""
+    """Raises yaml.YAMLError if a text is not YAML, is nested too deep, or has aliases, with which a few lines can fill any
+    memory."""
     depth = 0
     for event in yaml.parse(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         line = event.start_mark.line + 1 if event.start_mark else "?"
         if isinstance(event, yaml.AliasEvent):
             name = (event.anchor or "")[:40]
-            raise yaml.YAMLError(f"alias *{name} in line {line}: a recipe has none; write out what it stands for")
+            raise yaml.YAMLError(f"alias *{name} in line {line}: recipes may not use aliases; write the value out")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST:
-            raise yaml.YAMLError(f"line {line} is nested more than {DEEPEST} deep; no recipe is")
+            raise yaml.YAMLError(f"line {line} is nested more than {DEEPEST} levels deep; recipes may not be")
 
 
 class _PlainDumper(yaml.SafeDumper):
@@ -206,7 +206,7 @@ def model_settings(recipe: Recipe) -> dict[str, Any]:
     Raises:
         ValueError: a setting is not the tower's, or cannot be.
     """
-    # FlipConfig knows whose the flat ones are.
+    # FlipConfig assigns the flat ones to their tower.
     flat = flat_settings(set(recipe.model) - set(setting_names(recipe.tabular_tower)))
     own = {key: value for key, value in recipe.model.items() if key not in (*MODEL_KEYS, *flat)}
     tower_settings(recipe.tabular_tower, own)

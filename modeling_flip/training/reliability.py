@@ -17,13 +17,13 @@ COLOURS = {"": "C0", "tabular_": "C1", "text_": "C2"}
 
 @dataclass(frozen=True)
 class Reliability:
-    """Bins of rows, by growing probability: (bins,) each.
+    """Bins of rows by increasing probability; each attribute is (bins,).
 
     Attributes:
-        rows: how many each has.
+        rows: number of rows.
         probability: their mean probability.
         click_rate: the share of clicks.
-        error: of the click rate, one standard error.
+        error: standard error of the click rate.
     """
 
     rows: np.ndarray
@@ -35,7 +35,7 @@ class Reliability:
 def reliability(
     logits: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None, num_bins: int = NUM_BINS
 ) -> Reliability:
-    """Mean probability and click rate in bins of as many rows each; rows of the same logit share a bin.
+    """Mean probability and click rate in bins of equal size; rows with the same logit share a bin.
 
     Args:
         logits: (N,).
@@ -57,14 +57,14 @@ def reliability(
 def write_reliability(
     path: Path, logits: np.ndarray | Iterable[np.ndarray], labels: np.ndarray, weights: np.ndarray | None = None
 ) -> None:
-    """Draw click rate against mean probability, of the model and of each of its towers, and how many rows have which
-    probability; arguments as those of `ctr_metrics`."""
-    from matplotlib.figure import Figure  # here: it takes a second that scoring need not wait
+    """Plot click rate against mean probability for the model and each of its towers, and a histogram of the probabilities;
+    arguments as for `ctr_metrics`."""
+    from matplotlib.figure import Figure  # imported here: it takes a second that scoring need not wait for
 
     titles = {"": "model", "tabular_": "tabular tower", "text_": "text tower"}
     named = named_logits(logits)
     curves = {prefix: reliability(z, labels, weights) for prefix, z in named.items()}
-    # As far as the bins reach: where clicks are rare, all is near 0.
+    # Only as far as the bins reach: if clicks are rare, all of them are near 0.
     end = 1.05 * max(max(curve.probability.max(), (curve.click_rate + curve.error).max()) for curve in curves.values())
     figure = Figure(figsize=(5, 5.6), layout="constrained")
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])

@@ -1,4 +1,4 @@
-"""Going on with a run: what of it is in its output folder, or on the Hub, and how far it has come."""
+"""Resuming a run: what its output folder or the Hub holds, and how far it has come."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ STAGES = ("pretraining", "finetuning", "finished")
 
 
 def check_output_dir(recipe: Recipe, but: Sequence[str] = ()) -> bool:
-    """Whether the output folder holds this very run, begun or finished; the keys in `but` are not compared. A recipe alone, of
-    which nothing has been trained, is in nobody's way.
+    """Whether the output folder holds this same run, finished or not; the keys in `but` are not compared. A folder with only a
+    recipe, from which nothing has been trained, may be reused.
 
-    Hidden files do not count: a lock, or what was being written when a run was killed.
+    Hidden files do not count: locks, and files that a killed run was writing.
 
     Raises:
         ValueError: it holds something else.
@@ -56,24 +56,23 @@ def check_output_dir(recipe: Recipe, but: Sequence[str] = ()) -> bool:
 
 
 def check_same_run(recipe_file: Path, recipe: Recipe, what: str, remedy: str, but: Sequence[str] = ()) -> None:
-    """Raises ValueError where a run's recipe differs from this one in anything but where it is pushed to, and `but`."""
+    """Raises ValueError if a run's recipe differs from this one, except in where it is pushed and in the keys of `but`."""
     ours = recipe.to_dict()
     try:
         theirs = dict(read_yaml(recipe_file.read_text()))
     except (yaml.YAMLError, TypeError, ValueError) as error:
-        raise ValueError(f"{what}: its {RECIPE_FILE} is no recipe; {remedy}") from error
+        raise ValueError(f"{what}: its {RECIPE_FILE} is not a recipe; {remedy}") from error
     for key in sorted((theirs.keys() | ours.keys()) - {*HUB_KEYS, *but}):
         if theirs.get(key) != ours.get(key):
             raise ValueError(f"{what}: its {key} is {theirs.get(key)!r}, this run's is {ours.get(key)!r}; {remedy}")
 
 
 def restore_from_hub(recipe: Recipe) -> None:
-    """Bring what an earlier run of this recipe pushed with hub_strategy "checkpoint" into the output folder, all or nothing.
-
-    Where the run has begun in the folder it stays as it is.
+    """Download what an earlier run of this recipe pushed with hub_strategy "checkpoint" to the output folder, all or nothing. A
+    run that has begun in the folder is left as it is.
 
     Raises:
-        ValueError: the repo holds another run, or a later state of this one than the folder, or the Hub cannot say.
+        ValueError: the repo holds another run, or a later state of this run than the folder, or the Hub cannot be reached.
     """
     output_dir = Path(recipe.output_dir).resolve()
     restored = output_dir.with_name(f".{output_dir.name}.restored")
@@ -92,12 +91,12 @@ def restore_from_hub(recipe: Recipe) -> None:
                 logger.warning(f"cannot see how far {hub_repo(recipe)!r} is: {push_error(error)}")
                 return
             raise ValueError(
-                f"cannot see whether {hub_repo(recipe)!r} holds an earlier part of this run: {push_error(error)}; try again, or "
-                "leave out --hub_strategy checkpoint to begin anew"
+                f"cannot see whether {hub_repo(recipe)!r} holds an earlier part of this run: {push_error(error)}; try again, "
+                "or leave out --hub_strategy checkpoint to start from the beginning"
             ) from error
         if not (repo / RECIPE_FILE).exists():
             return
-        # Where it runs is no part of what it is; the demo makes its text model beside the output folder.
+        # The folder does not identify a run; the demo creates its text model beside the output folder.
         place = ["output_dir", *(["text_model_name_or_path"] if recipe.dataset_name == "demo" else [])]
         remedy = "choose another --hub_model_id"
         check_same_run(repo / RECIPE_FILE, recipe, f"{repo_id} on the Hub holds another model", remedy, place)
@@ -105,8 +104,8 @@ def restore_from_hub(recipe: Recipe) -> None:
         if begun:
             if there > progress_here(output_dir):
                 raise ValueError(
-                    f"{repo_id} on the Hub holds a later state of this run than {output_dir}, and would be overwritten: delete "
-                    f"the folder to go on from the Hub, or {remedy}"
+                    f"{repo_id} on the Hub is further along in this run than {output_dir}, and would be overwritten: delete "
+                    f"the folder to continue from the Hub, or {remedy}"
                 )
             return
         logger.warning(f"continuing from {repo_id} on the Hub")
@@ -140,7 +139,7 @@ def progress_on_hub(repo: Path) -> tuple[int, int]:
 
 
 def progress_here(output_dir: Path) -> tuple[int, int]:
-    """The same of an output folder."""
+    """How far the run in an output folder has come."""
     if (output_dir / RESULTS_FILE).exists():
         return STAGES.index("finished"), 0
     aligned = (output_dir / "pretraining" / PRETRAINING_RESULTS_FILE).exists()
@@ -156,11 +155,11 @@ def stage_on_hub(repo: Path) -> str:
 
 
 def restore_checkpoints(repo: Path, restored: Path, recipe: Recipe) -> None:
-    """Lay a repo's `last-checkpoint`, and the best model, which its root or `pretraining/` shows, where Trainer looks."""
+    """Put a repo's `last-checkpoint`, and the best model from its root or `pretraining/`, where Trainer looks for them."""
     stage = stage_on_hub(repo)
     folder = Path("checkpoints", stage)
     prepared = repo / LAST / "prepare.json"
-    if prepared.exists():  # what the run was begun with; compared with what it is to go on with
+    if prepared.exists():  # the recorded inputs of the run, to compare with the current ones
         (restored / manifest.FOLDER).mkdir()
         shutil.move(prepared, manifest.path_of(restored, "prepare"))
     state = json.loads((repo / LAST / STATE_FILE).read_text())
@@ -173,7 +172,7 @@ def restore_checkpoints(repo: Path, restored: Path, recipe: Recipe) -> None:
     if best != last:
         shown = repo / "pretraining" if stage == "pretraining" else repo
         link_files(shown, restored / folder / f"checkpoint-{best}", ("README.md", "*.png", "*.yaml"))
-    with contextlib.suppress(ValueError):  # a damaged one stays so, and is passed over
+    with contextlib.suppress(ValueError):  # a damaged one stays damaged, and is skipped later
         check(checkpoint)
         state["best_model_checkpoint"] = str(Path(recipe.output_dir) / folder / f"checkpoint-{best}")
         (checkpoint / STATE_FILE).write_text(json.dumps(state, indent=2))

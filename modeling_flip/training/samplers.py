@@ -1,4 +1,4 @@
-"""Orders in which rows are read, as arrays: a list of a split's rows takes four times the memory."""
+"""Row orders as arrays: a list of a split's rows would take four times the memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Sampler
 
 READ_AT_ONCE = 1 << 16
-MOST_BATCHES_SORTED = 50  # together, as transformers has it; fewer where there are few rows
+MOST_BATCHES_SORTED = 50  # batches per chunk, as in transformers; fewer if there are few rows
 
 
 class InOrder(Sampler[int]):
@@ -26,16 +26,16 @@ class InOrder(Sampler[int]):
 
 
 class Shuffled(Sampler[int]):
-    """All rows, in an order that depends on seed and epoch alone: every process, a resumed run, and whatever wraps the sampler
-    see the same.
+    """All rows, in an order that depends on seed and epoch alone: every process, a resumed run and any wrapper of the sampler
+    see the same order.
 
-    Row r of epoch e is read as e * N + r, from which a `FlipDataset` knows the epoch of its masks in every worker.
+    Row r of epoch e has index e * N + r, which tells a `FlipDataset` the epoch of its masks in every worker.
 
     Args:
         num_rows: N.
-        seed: of the order.
-        epoch: tells the epoch whenever an order begins. It is asked, not told: not every wrapper of accelerate passes on what
-            it is told.
+        seed: seed of the order.
+        epoch: returns the epoch, and is called whenever an order begins, because not every wrapper of accelerate passes
+            `set_epoch` on.
         lengths: (N,) tokens of each sentence; then sentences of like length share a batch, in the order of transformers'
             `LengthGroupedSampler`.
         batch_size: rows of a batch, of all processes together.
@@ -73,7 +73,7 @@ def group_by_length(order: np.ndarray, lengths: np.ndarray, batch_size: int) -> 
     for start in starts:
         part = order[start : start + size]
         part[:] = part[np.argsort(-lengths[part], kind="stable")]
-    # The longest sentence of all comes first: where memory is short, it shows at once.
+    # The longest sentence of all comes first, so that running out of memory shows at once.
     longest = starts[np.argmax(lengths[order[starts]])]
     order[[0, longest]] = order[[longest, 0]]
 

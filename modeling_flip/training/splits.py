@@ -269,15 +269,15 @@ def cut_missing_splits(
     train = given[0]
     size = len(train.codes)
     if size < 10:
-        raise ValueError(f"{what} has {size} rows to cut {' and '.join(missing)} from: 10 are the least")
+        raise ValueError(f"{what} has {size} rows; cutting off {' and '.join(missing)} takes at least 10")
     if time_column is not None:
         times = read_times(train.kept[time_column], time_column, "split 'train'")
         order = np.argsort(times, kind="stable")
     else:
         order = np.random.default_rng(seed).permutation(size)
         logger.warning(
-            f"no --time_column: {' and '.join(missing)} of {what} are drawn from its rows at random with seed {seed}; where "
-            "later clicks tell of earlier ones, figures come out too high"
+            f"no --time_column: {' and '.join(missing)} of {what} are drawn from its rows at random with seed {seed}; if later "
+            "clicks give away earlier ones, the metrics come out too high"
         )
     parts = {}
     for split in missing:
@@ -374,7 +374,7 @@ def _by_column(table: pa.Table, pick: Callable[[pa.ChunkedArray], pa.ChunkedArra
             columns.append(pick(column.cast(_pickable(column.type))))
         except pa.ArrowException as error:
             raise ValueError(
-                f"column {name!r} of {path} has type {column.type}, of which no rows can be taken; turn it into text or "
+                f"column {name!r} of {path} has type {column.type}, whose rows cannot be selected; turn it into text or "
                 "numbers first"
             ) from error
     return pa.Table.from_arrays(columns, table.column_names)

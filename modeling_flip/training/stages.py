@@ -291,7 +291,7 @@ def is_aligned(run_folder: Path, folder: Path) -> bool:
             check_files(folder, part)
         json.loads((folder / PRETRAINING_RESULTS_FILE).read_text())
     except (ValueError, OSError) as error:
-        logger.warning(f"the alignment in {folder} is not as it was saved ({fact(error)}): it is done again")
+        logger.warning(f"the pretraining checkpoint in {folder} is damaged ({fact(error)}): pretraining starts again")
         shutil.rmtree(folder)
         return False
     return True
@@ -384,7 +384,7 @@ def make_model(recipe: Recipe, processor: FlipProcessor, aligned: Aligned | None
             raise
         raise ValueError(
             f"a model of these sizes ({', '.join(f'{k} {v}' for k, v in recipe.model.items())}) does not fit in memory: lower "
-            "them, in the recipe's section model"
+            "them in the recipe's section model"
         ) from error
 
 
@@ -494,7 +494,7 @@ def publish(run: Run, prepared: Prepared, finetuned: Finetuned, results: Mapping
             logger.warning(f"{len(publisher.failures)} pushes failed:\n  " + "\n  ".join(publisher.failures))
         if not arrived.is_set():
             logger.error(
-                f"the finished model is whole in {run.folder}, not on the Hub: run the same command again to push it"
+                f"the finished model is complete in {run.folder}, but not on the Hub: run the same command again to push it"
             )
     shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
 

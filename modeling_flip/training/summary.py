@@ -1,4 +1,4 @@
-"""What a run ends with: a short table of test metrics, and the commands that come next."""
+"""Printed at the end of a run: a short table of test metrics, and the next commands."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from ..feature_vocabulary import VOCABULARY_FILE, FeatureVocabulary
 from .recipe import Recipe, hub_repo
 
-# Of the test set; a column that no row has is left out.
+# Metrics of the test set; a column without values is left out.
 COLUMNS = {"auc": "test AUC", "logloss": "logloss", "gauc": "gAUC", "ece": "calibration error"}
 MODELS = {"flip": "FLIP", "ctr_bert": "CTR-BERT", "morec": "MoRec", "p5": "P5"}
 TOWERS = {"tabular": "tabular tower", "text": "text tower"}

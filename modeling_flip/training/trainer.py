@@ -29,7 +29,7 @@ from .samplers import InOrder, Shuffled
 logger = logging.get_logger(__name__)
 
 
-REMEDY = "lower learning_rate or text_learning_rate and run again, with another output_dir or this one deleted"
+REMEDY = "lower learning_rate or text_learning_rate, and run again with another output_dir or after deleting this one"
 
 
 class FlipTrainer(Trainer):
@@ -99,14 +99,14 @@ class FlipTrainer(Trainer):
         config, args = self.model.config, self.args
         if random_text_towers(self.model):
             logger.warning(
-                "the text tower's weights are random: it has read nothing yet, whatever its configuration names. Start from a "
-                "language model with from_text_pretrained, or from a checkpoint with from_pretrained"
+                "the text tower starts from random weights, whatever model its configuration names. Use from_text_pretrained "
+                "to start from a language model, or from_pretrained to start from a checkpoint"
             )
         steps, rows = args.gradient_accumulation_steps, args.train_batch_size * args.world_size
         if isinstance(self.model, FlipForPreTraining) and config.icl_weight and steps > 1:
             logger.warning(
-                f"gradient_accumulation_steps is {steps}: the contrastive loss (ICL) compares the {rows} rows that are read at "
-                f"a time ({args.train_batch_size} × {args.world_size} processes), not all {rows * steps} of a step; a larger "
+                f"gradient_accumulation_steps is {steps}: the contrastive loss (ICL) compares only the {rows} rows of one "
+                f"batch ({args.train_batch_size} × {args.world_size} processes), not all {rows * steps} of a step; a larger "
                 "per_device_train_batch_size gives it more to compare"
             )
 
@@ -280,7 +280,7 @@ class FlipTrainer(Trainer):
             check_weights(Path(str(self.state.best_model_checkpoint)))
         except (ValueError, OSError) as error:
             raise ValueError(
-                f"the best checkpoint cannot be loaded: {fact(error)}; run again, which goes on from the last that is whole"
+                f"the best checkpoint cannot be loaded: {fact(error)}; run again to continue from the last complete one"
             ) from error
         super()._load_best_model()
 

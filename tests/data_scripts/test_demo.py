@@ -121,7 +121,7 @@ def test_written_folder_reloads(dataset: datasets.DatasetDict, written: Path, tm
 def test_private_without_a_push_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         demo.main(["--output_dir", str(tmp_path / "out"), "--private"])
-    assert "give --push_to_hub OWNER/NAME too" in capsys.readouterr().err
+    assert "--private needs --push_to_hub OWNER/NAME" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

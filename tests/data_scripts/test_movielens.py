@@ -252,7 +252,7 @@ def test_genres_that_are_not_the_published_ones(tmp_path: Path) -> None:
 def test_damaged_gzip_is_named(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
     file = write_files(tmp_path, files_1m(RATINGS), packed=True) / "ratings.dat.gz"
     file.write_bytes(damage(file.read_bytes()))
-    with pytest.raises(ValueError, match=r"ratings\.dat\.gz' is not a whole gzip file"):
+    with pytest.raises(ValueError, match=r"ratings\.dat\.gz' is not a complete gzip file"):
         movielens.load("movielens-1m", tmp_path)
 
 
@@ -432,7 +432,7 @@ def test_failed_push_is_one_line_and_loses_nothing(
     push_arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publishing, "HfApi", NotingHub(fault=RuntimeError("no\n\nroom")))
-    with pytest.raises(SystemExit, match=r"cannot push to 'me/ml' \(no room\): .*then give the same command again$"):
+    with pytest.raises(SystemExit, match=r"cannot push to 'me/ml' \(no room\): .*then run the same command again$"):
         movielens.main(push_arguments)
     assert datasets.load_dataset(str(tmp_path / "output"), cache_dir=str(tmp_path / "cache")).num_rows["train"] > 0
 
@@ -443,7 +443,7 @@ def test_what_is_no_dataset_id_is_refused_before_anything_is_done(
 ) -> None:
     with pytest.raises(SystemExit):
         movielens.main([*push_arguments[:-1], name])
-    assert f"{name!r} is no dataset id of the Hub: write OWNER/NAME" in capsys.readouterr().err
+    assert f"{name!r} is not a dataset id: write OWNER/NAME" in capsys.readouterr().err
     assert not (tmp_path / "output" / "train.parquet").exists()
 
 

@@ -44,11 +44,11 @@ KINDS = {
     "account": "categorical",
 }
 LEFT_OUT = {
-    "Row ID": "one value a row: it would only be memorised",
+    "Row ID": "every row has its own value: it would only be memorised",
     "notes": "no row has a value",
     "country": "constant: the same value in every row",
     "outcome": "identical to the label",
-    "dwell time": "there is a value in just the rows of one label: known only after the click",
+    "dwell time": "it has a value only in rows of one label: known only after the click",
 }
 CLICKS = ["--label_column", "Clicked?", "--positive_label", "yes"]
 
@@ -132,7 +132,9 @@ def test_the_table_says_what_each_column_is_and_why_it_is_left_out(trained: Any)
         assert lines[name].endswith(reason)
         assert f"{name!r} ({reason})" in printed.stderr
     assert lines["seen at"].endswith("the time column")
-    assert "has never read a word; for real use name a pretrained one with --text_model_name_or_path" in printed.stderr
+    assert (
+        "Its weights are random; for real use, choose a pretrained one with --text_model_name_or_path" in printed.stderr
+    )
     assert "clicks.csv' is split by seen at: train until 2024-01-13T11:05:00" in printed.stderr
     processor = FlipProcessor.from_pretrained(out)
     assert {field.name: field.kind for field in processor.schema if field.kind != "ignored"} == KINDS

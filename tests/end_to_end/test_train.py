@@ -164,7 +164,7 @@ def test_while_training_so_many_validation_rows_are_scored(
     original = stages.FlipTrainer
     monkeypatch.setattr(stages, "FlipTrainer", lambda *given: trainers.append(original(*given)) or trainers[-1])
     results = run_recipe(asked)
-    assert "while training, 9 of 18 validation rows are scored, drawn at random with seed 42" in caplog.text
+    assert "during training, 9 of 18 validation rows are scored, drawn at random with seed 42" in caplog.text
     (trainer,) = trainers
     rows = trainer.eval_dataset
     assert len(rows) == 9 and rows.row_ids.tolist() != list(range(9))
@@ -321,7 +321,7 @@ def test_a_run_ends_with_its_launcher_and_lets_no_other_into_its_folder(recipe_f
     assert f"out is being written by process {child} on " in main_ends(recipe_file, folder, *long)
     launcher.terminate()  # which it does not hand on
     launcher.wait()
-    told = "\ntrain.py: interrupted; the same command goes on from the last checkpoint\n"
+    told = "\ntrain.py: interrupted; run the same command again to continue from the last checkpoint\n"
     wait_until(lambda: told in log.read_text())
     assert "Traceback" not in log.read_text() and not lock.exists()
 
@@ -345,7 +345,7 @@ def test_interrupted_a_run_ends_with_one_line(
 ) -> None:
     monkeypatch.setattr(train, where, lambda *_: os.kill(os.getpid(), signum))
     assert main_ends(recipe_file, tmp_path / "runs" / "out") == 128 + signum
-    ended = "\ntrain.py: interrupted; the same command goes on from the last checkpoint\n"
+    ended = "\ntrain.py: interrupted; run the same command again to continue from the last checkpoint\n"
     assert capsys.readouterr().err.endswith(ended)
     assert not list(tmp_path.iterdir())  # neither the lock nor the folder that was made for it
 
@@ -388,7 +388,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
         patch.setattr(*patched, fail)
         told = main_ends(recipe_file, tmp_path / "out", *few)
     assert re.search(
-        r"train.py: error: no space left on the disk of \S+: make room, and give the same command again", told
+        r"train.py: error: no space left on the disk of \S+: free some, then run the same command again", told
     )
     assert "\n" not in told.strip()
     train.main([str(recipe_file), "--use_cpu", "--output_dir", str(tmp_path / "out"), *map(str, few)])
@@ -524,10 +524,10 @@ def killed_while(stage: str, recipe: Recipe, data: Any, monkeypatch: pytest.Monk
         (with_column("train", "clicked", lambda v: [str(1 - int(v[0])), *v[1:]]), "split 'train' had other labels"),
         (with_column("train", "genre", lambda v: v[::-1]), "split 'train' had other values"),
         (with_column("test", "genre", lambda v: ["Never Seen", *v[1:]]), "split 'test' had other values"),
-        (with_column("train", "title", lambda v: ["Heat", *v[1:]]), "the training rows gave another vocabulary"),
+        (with_column("train", "title", lambda v: ["Heat", *v[1:]]), "the training rows had another vocabulary"),
         (
             lambda data: data.update(train=data["train"].slice(0, 160)),
-            "split 'train' had 162 rows, it has 160; .*choose another --output_dir or delete the folder",
+            "split 'train' had 162 rows and now has 160; .*choose another --output_dir, or delete the folder",
         ),
     ],
 )
@@ -568,7 +568,7 @@ def test_a_damaged_alignment_is_done_again(
     before = {name: weight.clone() for name, weight in weights(damaged.parent).items()}  # they lie in the file
     damaged.write_bytes(damaged.read_bytes()[:100])
     run(begun, data)
-    assert f"{damaged} is cut short" in caplog.text and "it is done again" in caplog.text
+    assert f"{damaged} is cut short" in caplog.text and "pretraining starts again" in caplog.text
     after = weights(damaged.parent)
     assert all(torch.equal(after[name], before[name]) for name in before)
 

@@ -67,21 +67,24 @@ def of_text(**settings: Any) -> dict[str, Any]:
 
 
 CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
-    "features": ({"num_features": BIG}, "asks for .* numbers and more, its weights .* allow"),
-    "columns": ({"embedding_size": 10**9}, "asks for .* numbers and more"),
+    "features": ({"num_features": BIG}, "asks for at least .* numbers, but weights of .* bytes allow only"),
+    "columns": ({"embedding_size": 10**9}, "asks for at least .* numbers"),
     "both": ({"num_features": BIG, "embedding_size": BIG}, "cannot be loaded: .*overflow"),
     "fields": ({"num_fields": BIG}, "num_fields of config.json is 1,000,000,000,000; at most 100,000 are read"),
     "cross_layers": ({"num_cross_layers": 10**8}, "num_cross_layers of config.json is 100,000,000; at most 100,000"),
     "hidden_sizes": ({"hidden_sizes": [8] * 10**6}, "hidden_sizes of config.json has 1,000,000 entries"),
-    "hidden_layers": ({"hidden_sizes": [8] * 10**5}, "asks for .* tensors and more, its weights .* allow"),
+    "hidden_layers": (
+        {"hidden_sizes": [8] * 10**5},
+        "asks for at least .* tensors, but weights of .* bytes allow only",
+    ),
     "list_fields": ({"list_fields": [0] * 10**6}, "list_fields of config.json has 1,000,000 entries"),
     "name": ({"tabular_tower": "x" * 10**6}, "tabular_tower of config.json has 1,000,000 characters"),
     "text_layers": (of_text(num_hidden_layers=10**8), "num_hidden_layers of config.json is 100,000,000"),
-    "some_layers": (of_text(num_hidden_layers=10**5), "asks for .* tensors and more"),
+    "some_layers": (of_text(num_hidden_layers=10**5), "asks for at least .* tensors"),
     "text_labels": (of_text(num_labels=10**10), "num_labels of config.json is 10,000,000,000"),
-    "words": (of_text(vocab_size=BIG), "asks for .* numbers and more"),
-    "positions": (of_text(max_position_embeddings=BIG), "asks for .* numbers and more"),
-    "width": (of_text(intermediate_size=10**18), "asks for .* numbers and more|cannot be loaded"),
+    "words": (of_text(vocab_size=BIG), "asks for at least .* numbers"),
+    "positions": (of_text(max_position_embeddings=BIG), "asks for at least .* numbers"),
+    "width": (of_text(intermediate_size=10**18), "asks for at least .* numbers|cannot be loaded"),
 }
 # What holds any number of rows in a few bytes.
 ROWS = 10**6
@@ -205,9 +208,9 @@ ALIASES = "a: &a [x, x]\n" + "".join(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (ALIASES, r"alias \*a in line 2: a recipe has none"),
+        (ALIASES, r"alias \*a in line 2: recipes may not use aliases"),
         ("a: &a {<<: *a}", r"alias \*a in line 1"),
-        ("a: " + "[" * 10**5, "line 1 is nested more than 20 deep"),
+        ("a: " + "[" * 10**5, "line 1 is nested more than 20 levels deep"),
     ],
 )
 def test_a_recipe_that_unfolds(text: str, message: str) -> None:
@@ -228,5 +231,5 @@ def test_train_py_refuses_such_a_recipe(tmp_path: Path, capsys: pytest.CaptureFi
     with pytest.raises(SystemExit):
         parse_recipe([str(path)])
     assert capsys.readouterr().err.startswith(
-        "train.py: error: Problems parsing config: alias *a in line 2: a recipe has none"
+        "train.py: error: Problems parsing config: alias *a in line 2: recipes may not use aliases"
     )

@@ -194,7 +194,7 @@ print(json.dumps(said))
     assert "cannot push to 'you/ml' (You don't have the rights" in str(said["stranger's"])
     assert "cannot push to 'me/ml' (Invalid username or password.)" in str(said["no token"])
     for case in ("public", "stranger's", "no token"):
-        assert "\n" not in str(said[case]) and "give the same command again" in str(said[case])
+        assert "\n" not in str(said[case]) and "run the same command again" in str(said[case])
     assert not {name for name in hub.files("me/ml-public", "dataset") if name != ".gitattributes"}
     assert hub.repo("me/ml", "dataset").private
     assert len(hub.commits("me/ml", "dataset")) == 2  # the second push of the same files adds none

@@ -250,7 +250,10 @@ def test_no_failure_of_the_hub_costs_a_run(
         assert hub.commits(name)[0] == "End of training"
         return
     assert "pushes failed" in done.stderr
-    assert f"the finished model is whole in {out}, not on the Hub: run the same command again to push it" in done.stderr
+    assert (
+        f"the finished model is complete in {out}, but not on the Hub: run the same command again to push it"
+        in done.stderr
+    )
     assert hub.commits(name) == ["initial commit"]
     hub.fail = None
     again = run_training(hub, tmp_path, *arguments)
@@ -285,9 +288,14 @@ def test_one_lost_request_is_sent_again(hub: LoopbackHub, tabular_recipe_file: P
         ("me/model", "hf_wrong", [], "cannot push to 'me/model': .*401.* Log in with `hf auth login`"),
         # It exists and can be read; the client itself would notice at the first push.
         ("me/theirs", "hf_other", [], "cannot push to 'me/theirs': .*403.* Log in with `hf auth login`"),
-        ("me/theirs", "hf_test", ["--hub_private_repo", "true"], "me/theirs is to be private, and exists in public"),
+        (
+            "me/theirs",
+            "hf_test",
+            ["--hub_private_repo", "true"],
+            "me/theirs should be private, but exists and is public",
+        ),
         ("me/theirs", "hf_test", ["--hub_strategy", "checkpoint"], "holds another model: its recipe.yaml is no recipe"),
-        ("me/model", "hf_test", ["--license", "nonsense"], "license is 'nonsense', which the Hub does not take"),
+        ("me/model", "hf_test", ["--license", "nonsense"], "license is 'nonsense', which the Hub does not accept"),
     ],
 )
 def test_a_refusal_stops_before_training(
@@ -412,7 +420,7 @@ def test_a_folder_that_is_behind_the_hub_does_not_overwrite_it(
     before = hub.commits("me/twice", revision="seed7")
     done = run_training(hub, tmp_path, *second_run, "--output_dir", behind)
     assert done.returncode != 0
-    assert "me/twice on the Hub holds a later state of this run than" in done.stderr and "Traceback" not in done.stderr
+    assert "me/twice on the Hub is further along in this run than" in done.stderr and "Traceback" not in done.stderr
     assert hub.commits("me/twice", revision="seed7") == before
     hub.fail = lambda method, path: 500 if "/api/" in path else None  # what cannot be asked stops nothing
     done = run_training(hub, tmp_path, *second_run, "--output_dir", behind)
@@ -438,7 +446,7 @@ publishing.write_curve = draw
     arguments = [tabular_recipe_file, *FLIP, "--hub_model_id", "me/hangs", "--output_dir", tmp_path / "out"]
     done = run_training(hub, tmp_path, *arguments, prelude=prelude)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "no ink" in done.stderr and "the finished model is whole in" in done.stderr
+    assert "no ink" in done.stderr and "the finished model is complete in" in done.stderr
     assert (tmp_path / "out" / "all_results.json").exists() and (tmp_path / "out" / "README.md").exists()
     assert not (tmp_path / "out" / "checkpoints").exists()
 

@@ -179,7 +179,7 @@ def test_a_newer_format_is_refused_with_a_sentence(copy: Path) -> None:
     (copy / "config.json").write_text(json.dumps(newer))
     without_checksums(copy)
     reads = CALIBRATED_FORMAT_VERSION
-    message = f"config.json has format version {reads + 1}, this modeling_flip reads up to {reads}; upgrade"
+    message = f"config.json has format version {reads + 1}, but this modeling_flip reads up to {reads}; upgrade"
     for call in (FlipForCTR.from_pretrained, AutoConfig.from_pretrained):
         with pytest.raises(ValueError, match=message):
             call(copy)
@@ -203,14 +203,14 @@ def test_checksums_are_those_of_sha256sum(copy: Path) -> None:
 )
 def test_checksums_that_are_none_are_refused(part: Any, content: bytes, copy: Path) -> None:
     (copy / part.checksums).write_bytes(content)
-    with pytest.raises(ValueError, match=f"{part.checksums} (holds .* which is no line of checksums|is cut short)"):
+    with pytest.raises(ValueError, match=f"{part.checksums} (holds .* which is not a line of checksums|is cut short)"):
         load(copy)
 
 
 def test_a_line_cut_off_the_checksums_is_missed(copy: Path) -> None:
     path = copy / MODEL.checksums
     path.write_text("".join(path.read_text().splitlines(True)[1:]))
-    with pytest.raises(ValueError, match=r"model.sha256 is cut short: it lists no config.json"):
+    with pytest.raises(ValueError, match=r"model.sha256 is cut short: it does not list config.json"):
         load(copy)
 
 
@@ -454,7 +454,7 @@ def test_an_index_names_files_of_safetensors_beside_it_alone(
     name: str, copy: Path, tiny_text_model: Path, wordpiece: PreTrainedTokenizerFast, unread: list[str]
 ) -> None:
     name = name.replace("/ABSOLUTE", str(copy.parent))
-    message = rf"index\.json names '{name}' as a file of weights; only files of safetensors beside it are read"
+    message = rf"index\.json names '{name}' as a file of weights; only safetensors files beside it are read"
     weights_elsewhere(copy, name)
     without_checksums(copy)
     with pytest.raises(ValueError, match=message):

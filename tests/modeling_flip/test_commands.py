@@ -208,7 +208,7 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/runs/model.safete
     ],
 )
 def test_the_folder_of_the_file_that_had_no_room_is_named(error: Exception) -> None:
-    told = "no space left on the disk of /data/runs: make room, and give the same command again"
+    told = "no space left on the disk of /data/runs: free some, then run the same command again"
     assert no_space(error, "/data/other") == told
 
 

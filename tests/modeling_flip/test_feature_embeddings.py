@@ -123,7 +123,9 @@ def test_a_linear_term_is_there_only_where_a_tower_wants_it() -> None:
 
 def test_lists_that_are_missing_are_asked_for() -> None:
     features = make_features()
-    with pytest.raises(ValueError, match=r"list_feature_ids is missing; fields \[0, 2\] are lists: pass all that"):
+    with pytest.raises(
+        ValueError, match=r"list_feature_ids is missing; fields \[0, 2\] are lists: pass everything that"
+    ):
         features(ROWS)
     with pytest.raises(ValueError, match=r"list_feature_ids is of shape \(2, 1, 3\); fields \[0, 2\] are lists"):
         features(ROWS, LISTS[:, :1])

@@ -110,7 +110,9 @@ def test_merge_is_associative(a: dict[str, list[Any]], b: dict[str, list[Any]], 
     "other", [FeatureVocabulary.fit(COLUMNS, ["gender"]), FeatureVocabulary.fit(COLUMNS, FIELDS, min_count=2)]
 )
 def test_merge_refuses_other_fields_or_min_count(other: FeatureVocabulary) -> None:
-    with pytest.raises(ValueError, match=r"cannot merge vocabularies of other fields \(.*\); fit both with the same"):
+    with pytest.raises(
+        ValueError, match=r"cannot merge vocabularies of different fields \(.*\); fit both with the same"
+    ):
         FeatureVocabulary.merge([fit(COLUMNS), other])
 
 
@@ -586,14 +588,14 @@ def test_the_token_table_loads_identical(saved: Path) -> None:
 @pytest.mark.parametrize("kept", [0.0, 0.01, 0.5, 0.999])
 def test_a_truncated_file_is_refused_with_its_path(saved: Path, kept: float) -> None:
     saved.write_bytes(saved.read_bytes()[: int(kept * saved.stat().st_size)])
-    with pytest.raises(ValueError, match=r"feature_vocab\.parquet is not a whole feature vocabulary"):
+    with pytest.raises(ValueError, match=r"feature_vocab\.parquet is not a complete feature vocabulary"):
         FeatureVocabulary.load(saved)
 
 
 @pytest.mark.parametrize("write", [pq.write_table, lambda table, path: table.to_pandas().to_parquet(path)])
 def test_a_foreign_parquet_file_is_refused(tmp_path: Path, write: Callable[[pa.Table, Path], None]) -> None:
     write(pa.table({"field": ["a"], "value": ["b"]}), tmp_path / "foreign.parquet")
-    with pytest.raises(ValueError, match=r"foreign\.parquet is not a whole feature vocabulary"):
+    with pytest.raises(ValueError, match=r"foreign\.parquet is not a complete feature vocabulary"):
         FeatureVocabulary.load(tmp_path / "foreign.parquet")
 
 

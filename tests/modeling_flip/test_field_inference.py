@@ -79,7 +79,7 @@ def test_constant() -> None:
 
 
 def test_one_value_a_row() -> None:
-    reason = "one value a row: it would only be memorised"
+    reason = "every row has its own value: it would only be memorised"
     assert ignored([f"row {i}" for i in range(N)]) == reason
     assert ignored(list(range(N)), "row_id") == ignored(list(range(N)), "index") == reason
     assert ignored([f"{i % (N - 8)}" for i in range(N)]) == reason  # 98 of 100
@@ -126,7 +126,7 @@ def test_the_label_in_more_words_than_two() -> None:
 
 
 def test_known_only_after_the_click_by_missing_values() -> None:
-    reason = "there is a value in just the rows of one label: known only after the click"
+    reason = "it has a value only in rows of one label: known only after the click"
     assert ignored([f"order {i}" if label else None for i, label in enumerate(LABELS)]) == reason
     assert ignored([i + 0.5 if label else None for i, label in enumerate(LABELS)], "price") == reason
     assert ignored([None if label else f"why not {i % 7}" for i, label in enumerate(LABELS)]) == reason
@@ -222,7 +222,7 @@ def test_values_that_come_a_few_times_do_not_give_their_few_clicks_away() -> Non
 
 
 def test_moments() -> None:
-    reason = "moments that never come again; name it as time_column to split by it"
+    reason = "points in time that never repeat; set time_column to split by it"
     start = dt.datetime(2024, 1, 1)
     # Three rows to a moment, or they would be one value a row.
     moments = [start + dt.timedelta(hours=i // 3) for i in range(N)]
@@ -332,7 +332,7 @@ TAGS = [[*COLOURS[i % 5 : i % 5 + 1 + i % 3], f"t{i % 23}"] for i in range(N)]
 )  # fmt: skip
 def test_kinds(name: str, values: list[Any], kind: str, type: str) -> None:
     report = infer(values, name, labels=None)
-    if report.field.reason.startswith("one value a row"):  # of such as 3,50: what it would be otherwise
+    if report.field.reason.startswith("every row has its own value"):  # of such as 3,50: what it would be otherwise
         report = infer([*values, *values], name, labels=None)
     assert (report.field.kind, report.field.type) == (kind, type)
 
@@ -412,17 +412,17 @@ def test_what_is_declared_is_taken_as_it_is() -> None:
     report = infer(COUNTS, "x", kind="categorical", min_count=2, words="views", side="item")
     assert report.field == Field(
         **{"name": "x", "kind": "categorical", "type": "integer", "min_count": 2, "words": "views", "side": "item"},
-        reason="said so",
+        reason="declared",
     )
     assert found(["1", "2"], kind="numeric", type="number") == ("numeric", "number")
     assert found(["1", "2"], type="string") == ("categorical", "string")
     assert found(SENTENCES, kind="categorical") == ("categorical", "string")
     assert found(["|".join(t) for t in TAGS], kind="categorical") == ("categorical", "string")
     assert found([f"{i % 9}|{i % 7}|1" for i in range(N)], kind="text") == ("text", "string")
-    assert infer(PRICES, kind="ignored").field.reason == "said so"
+    assert infer(PRICES, kind="ignored").field.reason == "declared"
     assert infer(PRICES, kind="ignored", reason="not ours").field.reason == "not ours"
     field = Field(name="x", kind="numeric", type="integer", num_buckets=3)
-    assert infer_fields({"x": COUNTS}, [field])[0].field == Field(**{**field.to_dict(), "reason": "said so"})
+    assert infer_fields({"x": COUNTS}, [field])[0].field == Field(**{**field.to_dict(), "reason": "declared"})
 
 
 def test_an_option_of_one_kind_says_the_kind() -> None:
@@ -445,7 +445,7 @@ def test_a_declared_column_is_never_left_out_but_warned_of() -> None:
     reports = infer_fields({"row": ids, "answer": words, "one": ["x"] * N}, ["row", "answer", "one"], labels=LABELS)
     assert [report.field.kind for report in reports] == ["categorical"] * 3
     assert [report.warning for report in reports] == [
-        "one value a row: it would only be memorised",
+        "every row has its own value: it would only be memorised",
         "identical to the label",
         "constant: the same value in every row",
     ]
@@ -454,14 +454,14 @@ def test_a_declared_column_is_never_left_out_but_warned_of() -> None:
 
 def test_what_is_not_read_as_a_person_would_is_warned_of() -> None:
     few, many = [f"{i % 40},{i % 40:02d}" for i in range(N)], [f"{i},50" for i in range(N)]
-    with_commas = "numbers with commas are words here: write 1234.5 to have them as numbers"
+    with_commas = "numbers with commas are read as words; write them as 1234.5"
     assert infer(few).warning == with_commas
     assert infer(few).field.kind == "categorical"
     # No value in a reason: it is saved with the checkpoint, and stands in its card.
-    assert ignored(many) == f"one value a row: it would only be memorised; {with_commas}"
+    assert ignored(many) == f"every row has its own value: it would only be memorised; {with_commas}"
     assert infer([text.replace(",", "/") for text in few]).warning == ""
     declared = infer(["3,50", "2.5", None, "4"] * (N // 4), kind="numeric", type="number")
-    assert declared.warning == "33.3% of its values, such as '3,50', are no numbers, and count as missing"
+    assert declared.warning == "33.3% of its values, such as '3,50', are not numbers and count as missing"
     assert infer(["2.5", None, "4"] * 100, kind="numeric", type="number", labels=None).warning == ""
     texts = [" ".join([f"n{i}", *(f"w{j}" for j in range(60 + (i % 4 == 0) * 8))]) for i in range(N)]
     assert infer(texts).field.kind == "text"
@@ -493,8 +493,8 @@ def test_excluded_columns_are_listed_with_their_reason() -> None:
         ([{"kind": "list"}], {}, "a field needs a name"),
         ([{"name": "city", "knd": "list"}], {}, r"field 'city' has no setting 'knd'; did you mean 'kind'\?"),
         ([{"name": "city", "kind": "numeric"}], {}, "field 'city' is numeric, but its type is string; set its type"),
-        ([{"name": "city", "kind": "text", "min_count": 2}], {}, "field 'city' is text: min_count is no option of that kind"),
-        (["city"], {"city": "the label"}, "column 'city' is declared as a field, and left out: the label; do one of both"),
+        ([{"name": "city", "kind": "text", "min_count": 2}], {}, "field 'city' is text: min_count is not an option of that kind"),
+        (["city"], {"city": "the label"}, r"column 'city' is declared as a field but also left out \(the label\): choose one"),
     ],
     ids=str,
 )  # fmt: skip
@@ -547,13 +547,13 @@ def test_the_printed_table() -> None:
 
 GOLDEN = """
 field      kind         type     side  distinct  missing  example                       why
-user_id    categorical  integer  user        99        0  0                             its name is an identifier's
+user_id    categorical  integer  user        99        0  0                             named like an identifier
 price (€)  numeric      number   item       300      100  0.25                          numbers with fractions
 tags       list         string   –           28        0  red, t0                       several values to a row
-👍          categorical  string   –            2        0  no                            values that come again; but: identical to the label
-review     text         string   –          400        0  brown far fox runs a jumps …  8 words on average, and hardly any text comes twice
-session    categorical  string   –          400        0  s0                            said so; but: one value a row: it would only be memorised
-two lines  categorical  string   –            2        0  a                             values that come again
+👍          categorical  string   –            2        0  no                            values that repeat; but: identical to the label
+review     text         string   –          400        0  brown far fox runs a jumps …  8 words on average, and hardly any text repeats
+session    categorical  string   –          400        0  s0                            declared; but: every row has its own value: it would only be memorised
+two lines  categorical  string   –            2        0  a                             values that repeat
 click      ignored      –        –            –        –                                the label
 """  # noqa: E501
 

@@ -125,7 +125,7 @@ def test_which_kinds_the_tabular_tower_reads() -> None:
         ),
         (
             {"kind": "list", "features_of": "movie", "min_count": 2},
-            "field 'a' shares the features of 'movie', and with them its min_count; leave it out",
+            "field 'a' shares the features of 'movie' and its min_count; leave min_count out",
         ),
         ({"knd": "list"}, r"field 'a' has no setting 'knd'; did you mean 'kind'\?"),
         ({"buckets": 3}, r"field 'a' has no setting 'buckets'; did you mean 'num_buckets'\?"),
@@ -152,7 +152,7 @@ def test_a_field_without_a_name_is_refused(declared: dict[str, Any]) -> None:
 )
 def test_an_option_of_another_kind_is_refused(kind: str, option: str) -> None:
     kept = {"type": "number"} if kind == "numeric" else {}
-    with pytest.raises(ValueError, match=f"field 'a' is {kind}: {option} is no option of that kind; leave it out"):
+    with pytest.raises(ValueError, match=f"field 'a' is {kind}: {option} is not an option of that kind; leave it out"):
         Field(name="a", kind=kind, **kept, **{option: OTHER_VALUES[option]})
 
 
@@ -183,20 +183,23 @@ def test_a_list_may_share_the_features_of_a_categorical_field_or_of_another_list
         ([MOVIE, MOVIE], "field 'movie' is declared twice; name each column once"),
         (
             [MOVIE, history(features_of="movies")],
-            r"field 'history' shares the features of 'movies', which is no categorical "
+            r"field 'history' shares the features of 'movies', which is not a categorical "
             r"field here; did you mean 'movie'\?",
         ),
-        ([history()], "'history' shares the features of 'movie', which is no categorical field here$"),
-        ([history(features_of="history")], "shares the features of 'history', which is no"),
+        ([history()], "'history' shares the features of 'movie', which is not a categorical field here$"),
+        ([history(features_of="history")], "shares the features of 'history', which is not a categorical field here"),
         ([MOVIE, history(), history(name="older", features_of="history")], "'older' shares the features of 'history'"),
         (
             [Field(name="movie", kind="numeric", type="integer"), history()],
-            "shares the features of 'movie', which is no",
+            "shares the features of 'movie', which is not a categorical field here",
         ),
-        ([Field(name="movie", kind="text", type="integer"), history()], "shares the features of 'movie', which is no"),
+        (
+            [Field(name="movie", kind="text", type="integer"), history()],
+            "shares the features of 'movie', which is not a categorical field here",
+        ),
         (
             [Field(name="movie", kind="ignored", type="integer"), history()],
-            "shares the features of 'movie', which is no",
+            "shares the features of 'movie', which is not a categorical field here",
         ),
         (
             [MOVIE, history(type="string")],

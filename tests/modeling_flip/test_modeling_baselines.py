@@ -580,11 +580,11 @@ def test_p5_draws_a_prompt_for_each_row_in_training_and_takes_the_first_in_scori
 
 def test_p5_needs_an_encoder_decoder(processors: dict[str, FlipProcessor], tiny_bert: Path) -> None:
     ids: dict[str, Any] = {"prompt_ids": [[5]], "answer_ids": [[5], [6]]}
-    with pytest.raises(ValueError, match="P5 writes its answer: text model 'bert' has no decoder; use a T5"):
+    with pytest.raises(ValueError, match="P5 generates its answer, but text model 'bert' has no decoder; use a T5"):
         P5ForCTR(P5Config(text_config=BertConfig(), **ids))
-    with pytest.raises(ValueError, match="P5 writes its answer: text model 'gpt2' has no decoder; use a T5"):
+    with pytest.raises(ValueError, match="P5 generates its answer, but text model 'gpt2' has no decoder; use a T5"):
         P5ForCTR(P5Config(text_config={"model_type": "gpt2"}, **ids))
-    with pytest.raises(ValueError, match="P5 writes its answer: text model 'bert' has no decoder; use a T5"):
+    with pytest.raises(ValueError, match="P5 generates its answer, but text model 'bert' has no decoder; use a T5"):
         P5ForCTR.from_text_pretrained(tiny_bert, processors["ctr_bert"])
 
 

@@ -464,8 +464,8 @@ def test_a_click_model_takes_the_towers_of_a_pretraining_checkpoint_and_says_its
     pretrained = make_model(FlipForPreTraining)
     with caplog.at_level(logging.WARNING):
         model, report = FlipForCTR.from_pretrained(saved(pretrained, tmp_path), towers=towers, output_loading_info=True)
-    assert f"pretraining checkpoint: towers ({towers}) loaded" in caplog.text
-    assert "click heads untrained; finetune before scoring" in caplog.text
+    assert f"pretraining checkpoint: its towers ({towers}) are loaded" in caplog.text
+    assert "the click heads are untrained; finetune before scoring" in caplog.text
     assert report["missing_keys"] == fresh
     assert not report["unexpected_keys"]
     for name, weight in model.flip.state_dict().items():
@@ -619,9 +619,9 @@ def test_model_and_processor_are_saved_in_one_call(tmp_path: Path, caplog: pytes
     model.save_pretrained(tmp_path / "both", processor=processor)
     assert FlipProcessor.from_pretrained(tmp_path / "both").fields == ["city"]
     model.save_pretrained(tmp_path / "both")  # again: there is one beside it
-    assert "holds the model alone" not in caplog.text
+    assert "without its processor" not in caplog.text
     model.save_pretrained(tmp_path / "alone")
-    assert f"{tmp_path / 'alone'} holds the model alone: without its processor nobody can score a row" in caplog.text
+    assert f"{tmp_path / 'alone'} holds the model without its processor, so it cannot score rows" in caplog.text
     other = FlipProcessor.fit({"city": ["Bern", "Oslo", "Paris"]})
     with pytest.raises(ValueError, match="the vocabulary does not belong to the weights"):
         model.save_pretrained(tmp_path / "other", processor=other)
@@ -671,7 +671,7 @@ def test_weights_that_should_be_there_and_those_that_should_not_are_named(
     model = FlipForCTR.from_pretrained(flip_folder / "ctr")
     lacking = "flip.text_tower.embeddings.word_embeddings.weight, text_classifier.bias"
     assert f"{flip_folder / 'ctr'} lacks weights, which are random: {lacking}\n" in caplog.text
-    assert f"{flip_folder / 'ctr'} has weights to spare: flip.a_stranger\n" in caplog.text
+    assert f"{flip_folder / 'ctr'} has weights that this model does not use: flip.a_stranger\n" in caplog.text
     assert "LOAD REPORT" not in caplog.text
     assert model.untrained_weights == tuple(lacking.split(", "))
     assert random_text_towers(model)

@@ -456,7 +456,7 @@ def test_a_stream_of_anything_else_is_refused(pipe: CtrPredictionPipeline) -> No
 )
 def test_columns_in_a_dict_are_refused(pipe: CtrPredictionPipeline, rows: Any) -> None:
     with pytest.raises(
-        TypeError, match=r"a dict is one row, and .* holds a .*; give columns as a DataFrame or an Arrow table"
+        TypeError, match=r"a dict is one row, and .* holds a .*; pass columns as a DataFrame or an Arrow table"
     ):
         pipe(rows)
 

@@ -392,7 +392,7 @@ def test_a_column_of_which_nearly_all_values_are_unseen_is_named(
     expected = (
         f"{share} of the values of 'city' were never seen in training, such as 'v0'; there they looked like 'Rome'."
     )
-    assert found == [f"{expected} Is it the same column, and no identifier of single rows?"] * warned
+    assert found == [f"{expected} Is it the same column, and not an identifier of single rows?"] * warned
 
 
 @pytest.mark.parametrize(
@@ -559,8 +559,9 @@ def test_fit_infers_the_fields_as_train_py_does(caplog: pytest.LogCaptureFixture
     frame, log = pd.DataFrame(a_log()), pa.table(a_log())
     processor = FlipProcessor.fit(frame, label="clicked")
     assert processor.fields == ["city", "price"]
-    assert "left out: 'row_id' (one value a row: it would only be memorised), 'bought' (identical to the label)" in (
-        caplog.text
+    assert (
+        "left out: 'row_id' (every row has its own value: it would only be memorised), 'bought' (identical to the label)"
+        in (caplog.text)
     )
     recipe = Recipe(dataset_name="a log", output_dir="unused", label_column="clicked", towers="tabular")
     train = RawSplits.of({"train": log})["train"]
@@ -577,12 +578,12 @@ def test_fit_takes_settings_of_single_fields() -> None:
 
 
 def test_a_label_is_never_a_field() -> None:
-    with pytest.raises(ValueError, match="'clicked' is declared as a field, and left out: the label"):
+    with pytest.raises(ValueError, match=r"'clicked' is declared as a field but also left out \(the label\)"):
         FlipProcessor.fit(a_log(), ["city", "clicked"], label="clicked")
     with pytest.raises(ValueError, match="label column 'city' holds 'city 0'"):
         FlipProcessor.fit(a_log(), label="city")
     forgotten = FlipProcessor.fit(a_log())
     with pytest.raises(ValueError, match="the label 'clicked' is a field of the processor: the model would read the"):
         forgotten.encode(a_log(), "clicked")
-    with pytest.raises(ValueError, match="no column is left to learn from: 'row_id': one value a row"):
+    with pytest.raises(ValueError, match="no column is left to learn from: 'row_id': every row has its own value"):
         FlipProcessor.fit({key: a_log()[key] for key in ("row_id", "bought", "clicked")}, label="clicked")

@@ -970,7 +970,7 @@ def test_decimals_are_one_text_from_arrow_and_from_python(type: str) -> None:
 
 @pytest.mark.parametrize("value", [D("1E+999999999"), D("1E-999999999")], ids=str)
 def test_decimals_of_very_many_digits_are_refused_by_name(value: D) -> None:
-    with pytest.raises(TypeError, match="field 'a' holds a number of too many digits; turn it into text first"):
+    with pytest.raises(TypeError, match="field 'a' holds a number with too many digits; turn it into text first"):
         texts_of([value])
 
 

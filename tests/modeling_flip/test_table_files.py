@@ -143,14 +143,14 @@ def test_a_delimiter_can_be_said_and_tsv_has_its_own(tmp_path: Path) -> None:
     assert rows_of(write(tmp_path / "rows.csv", "a:b\n1:2\n"), delimiter=":") == [{"a": "1", "b": "2"}]
     assert rows_of(write(tmp_path / "rows.csv", "a,b\tc\n1,2\t3\n"), delimiter="\\t") == [{"a,b": "1,2", "c": "3"}]
     assert rows_of(write(tmp_path / "rows.tsv", "a,b\n1,2\n")) == [{"a,b": "1,2"}]
-    with pytest.raises(ValueError, match="delimiter is 'ab'; it must be one character"):
+    with pytest.raises(ValueError, match="delimiter is 'ab'; it must be one ASCII character"):
         open_table(tmp_path / "rows.csv", delimiter="ab")
 
 
 def test_cp1252_is_found_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write(tmp_path / "rows.csv", "título,b\nprecio €,1\n", "cp1252")
     assert rows_of(path) == [{"título": "precio €", "b": "1"}]
-    assert "rows.csv is not UTF-8: it is read as cp1252" in caplog.text
+    assert "rows.csv is not UTF-8 and is read as cp1252" in caplog.text
     caplog.clear()
     assert rows_of(path, encoding="latin-1") == [{"título": "precio \x80", "b": "1"}]
     assert not caplog.text
@@ -203,14 +203,14 @@ def test_bytes_of_another_encoding_are_named_by_line_and_offset(
     path = tmp_path / "rows.csv"
     path.write_bytes(b"a,b\n" + b"1,2\n" * 500_000 + b"caf\xe9,2\n")
     with pytest.raises(
-        ValueError, match=r"rows.csv, line 500002 \(byte 2000007\): 0xe9 is not utf-8; say .* such as cp1252"
+        ValueError, match=r"rows.csv, line 500002 \(byte 2000007\): 0xe9 is not utf-8; set .* such as cp1252"
     ):
         open_table(path, encoding="utf-8").to_table()
     monkeypatch.setattr(table_files, "ENCODING_SAMPLE", 1 << 20)  # what lies behind the sample is found in reading
     with pytest.raises(ValueError, match="line 500002"):
         open_table(path).to_table()
     path.write_bytes("a,b\n1,2\n".encode("utf-16-le"))
-    with pytest.raises(ValueError, match=r"rows.csv is no text in UTF-8: say its encoding, such as utf-16-le"):
+    with pytest.raises(ValueError, match=r"rows.csv is not UTF-8: set its encoding, such as utf-16-le"):
         open_table(path)
     assert open_table(path, encoding="utf-16-le").to_table().to_pylist() == [{"a": "1", "b": "2"}]
     path.write_bytes(b"a,b\nx\x81,2\n")
@@ -228,7 +228,7 @@ def test_names_that_are_not_there(tmp_path: Path) -> None:
         open_table(tmp_path / "clicks.csv", columns=["usr"])
     for name in ("rows.xlsx", "rows", "rows.parquet.gz"):
         with pytest.raises(
-            ValueError, match=rf"{name} ends in .* which is not read; what is: \.csv, \.tsv, .* and \.parquet"
+            ValueError, match=rf"{name} ends in .* which is not supported; supported are \.csv, \.tsv, .* and \.parquet"
         ):
             open_table(write(tmp_path / name, "a"))
 
@@ -240,7 +240,7 @@ def test_names_that_are_not_there(tmp_path: Path) -> None:
 def test_damaged_gzip_is_named(name: str, damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
     lines = "".join(f'{{"a": {i}}}\n' for i in range(9_000))
     (tmp_path / name).write_bytes(damage(gzip.compress(lines.encode())))
-    with pytest.raises(ValueError, match=rf"{name} is not a whole gzip file .*: copy or download it again"):
+    with pytest.raises(ValueError, match=rf"{name} is not a complete gzip file .*: copy or download it again"):
         open_table(tmp_path / name).to_table()
 
 
@@ -307,12 +307,12 @@ def test_a_json_cell_is_the_same_value_or_its_text(rows: list[dict[str, Any]]) -
         ("\n\n", "rows.jsonl is empty: it has no JSON object"),
         (
             '{"a": 1}\n[1, 2]\n',
-            r"rows.jsonl, line 2: '\[1, 2\]' is no JSON object but an array; write one object a line",
+            r"rows.jsonl, line 2: '\[1, 2\]' is not a JSON object but an array; write one object a line",
         ),
-        ('{"a": 1}\n\n{"a": \n', r"rows.jsonl, line 3: '{\"a\":' is no JSON object \(Expecting value"),
-        ('[\n{"a": 1}\n]\n', r"rows.jsonl, line 1: '\[' is no JSON object .*; write one object a line"),
-        ('{"a": 1} {"a": 2}\n', r"rows.jsonl, line 1: .* is no JSON object \(Extra data"),
-        ("[" * 100_000, "rows.jsonl, line 1: .* is no JSON object"),
+        ('{"a": 1}\n\n{"a": \n', r"rows.jsonl, line 3: '{\"a\":' is not a JSON object \(Expecting value"),
+        ('[\n{"a": 1}\n]\n', r"rows.jsonl, line 1: '\[' is not a JSON object .*; write one object a line"),
+        ('{"a": 1} {"a": 2}\n', r"rows.jsonl, line 1: .* is not a JSON object \(Extra data"),
+        ("[" * 100_000, "rows.jsonl, line 1: .* is not a JSON object"),
     ],
     ids=lambda value: str(value)[:20],
 )
@@ -348,7 +348,7 @@ def test_broken_parquet_is_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": [f"value {i}" for i in range(5_000)]}), path)
     whole = path.read_bytes()
     for content, message in (
-        (whole[:-9], r"rows.parquet is not a whole Parquet file .*: copy or download it again"),
+        (whole[:-9], r"rows.parquet is not a complete Parquet file .*: copy or download it again"),
         (b"", "rows.parquet is empty"),
         (whole[:4] + bytes(200) + whole[204:], r"rows.parquet cannot be read .*: copy or download it again"),
     ):
@@ -397,14 +397,14 @@ def test_json_files_of_a_folder_agree_on_types(tmp_path: Path) -> None:
     ("files", "message"),
     [
         ({"a.csv": "x,y\n", "b.csv": "x,z\n"}, r"b\.csv has no column 'y', which .*a\.csv has"),
-        ({"a.csv": "x\n", "b.csv": "x,z\n"}, r"b\.csv has a column 'z', which .*a\.csv has not"),
+        ({"a.csv": "x\n", "b.csv": "x,z\n"}, r"b\.csv has a column 'z', which .*a\.csv does not have"),
         ({"a.csv": "title\n", "b.csv": "titel\n"}, r"b\.csv has no column 'title', .*did you mean 'titel'"),
         ({"a.csv": "x\n", "b.jsonl": "{}"}, r"holds a\.csv and b\.jsonl: one table is made of files of one kind"),
-        ({"dev.csv": "x\n", "valid.csv": "x\n"}, r"holds dev\.csv and valid\.csv, all named for validation"),
-        ({"a.md": "x\n"}, r"holds no file that is read \(\.csv.*it holds \['a\.md'\]"),
+        ({"dev.csv": "x\n", "valid.csv": "x\n"}, r"holds dev\.csv and valid\.csv, all named after split validation"),
+        ({"a.md": "x\n"}, r"holds no supported file \(\.csv.*it holds \['a\.md'\]"),
         (
             {"train.csv": "x\n", "more.csv": "x\n"},
-            r"train\.csv, which is named for a split, and more\.csv, which is not",
+            r"train\.csv, which is named after a split, and more\.csv, which is not",
         ),
         ({"train.csv": "x\n", "test/a.csv": "x\n"}, r"holds both train\.csv and a folder test"),
         ({"train.csv": "x\n", "test.csv": "x\n"}, r"holds the splits train, test, each a table of its own: name one"),
@@ -481,9 +481,9 @@ def test_text_of_parquet_that_is_not_utf_8_is_named_by_its_file(tmp_path: Path) 
     [
         ({"encoding": "base64"}, "encoding is 'base64', which Python does not know"),
         ({"encoding": "utf\x008"}, "which Python does not know"),
-        ({"encoding": "utf-16"}, r"rows.csv is not utf-16 \(.*BOM\); say the file's encoding"),
-        ({"delimiter": "§"}, "delimiter is '§'; it must be one character of ASCII"),
-        ({"delimiter": "\0"}, "it must be one character of ASCII"),
+        ({"encoding": "utf-16"}, r"rows.csv is not utf-16 \(.*BOM\); set the file's encoding"),
+        ({"delimiter": "§"}, "delimiter is '§'; it must be one ASCII character"),
+        ({"delimiter": "\0"}, "it must be one ASCII character"),
     ],
     ids=str,
 )

@@ -541,7 +541,7 @@ def test_a_towers_settings_are_nested_however_they_are_given() -> None:
 def test_a_setting_of_another_tower_is_not_read_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
     config = FlipConfig(tabular_tower="dcn", num_cross_layers=2, num_attention_heads=3)
     assert config.tower_settings == {"num_cross_layers": 2}
-    assert "num_attention_heads is not read: tabular tower 'dcn' has no such setting" in caplog.text
+    assert "num_attention_heads is ignored: tabular tower 'dcn' has no such setting" in caplog.text
 
 
 def test_a_checkpoint_says_the_settings_that_were_left_to_their_defaults(tmp_path: Path) -> None:
@@ -676,7 +676,7 @@ def test_a_setting_that_all_towers_have_is_refused() -> None:
         dropout: float = 0.5
 
     with pytest.raises(
-        ValueError, match="dropout is a setting of FlipConfig already; call that of tower 'new' otherwise"
+        ValueError, match="dropout is already a setting of FlipConfig; rename the setting of tower 'new'"
     ):
         register_tabular_tower("new", settings=Settings)(TabularTower)
     assert "new" not in TABULAR_TOWERS
@@ -693,7 +693,7 @@ def test_a_tower_with_a_table_of_features_is_refused(table: str) -> None:
             super().__init__(config, settings)
             setattr(self, table, torch.nn.Embedding(3, 1))
 
-    with pytest.raises(ValueError, match=f"Old has a module '{table}': features' embeddings"):
+    with pytest.raises(ValueError, match=f"Old has a module '{table}': the model owns embeddings"):
         FlipForCTR(config_of("old"))
 
 

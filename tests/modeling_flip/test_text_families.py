@@ -331,7 +331,7 @@ def test_of_an_encoder_decoder_only_the_encoder_is_kept(
 
 @pytest.mark.parametrize("family", DECODERS)
 def test_the_first_token_of_a_decoder_is_refused(text_model: Callable[[str], TextModel], family: str) -> None:
-    message = f"text model '{family}' is a decoder: its first token sees no other; set text_pooling to 'last' or 'mean'"
+    message = f"text model '{family}' is a decoder: its first token sees none of the others; set text_pooling to 'last' or 'mean'"
     source = text_model(family)
     with pytest.raises(ValueError, match=message):
         FlipConfig(text_config={"model_type": family}, text_pooling="cls")

@@ -390,10 +390,10 @@ def test_separators_and_encodings_are_found_or_said(
     assert np.array_equal(scores_of(found), expected)
     said = write_text(rows, tmp_path / "said.csv", "^", "utf-16-le")
     assert run(source=said, model=typed_checkpoint) == 2
-    assert "said.csv is no text in UTF-8: say its encoding" in error_of(capsys)
+    assert "said.csv is not UTF-8: set its encoding" in error_of(capsys)
     assert np.array_equal(scores_of(said, "--delimiter", "^", "--encoding", "utf-16-le"), expected)
     assert run("--delimiter", "ab", source=found, model=typed_checkpoint) == 2
-    assert "delimiter is 'ab'; it must be one character" in error_of(capsys)
+    assert "delimiter is 'ab'; it must be one ASCII character" in error_of(capsys)
 
 
 def test_json_lines_keep_their_types(run: Callable[..., int], typed_checkpoint: Path, tmp_path: Path) -> None:
@@ -588,7 +588,7 @@ def test_a_corrected_input_is_scored_anew_and_never_mixed_with_the_old(
     scored_rows.clear()
     write(2)
     assert run(source=source) == 0
-    assert "rows.csv has changed since a part of it was scored: all of it is scored anew" in caplog.text
+    assert "rows.csv has changed since part of it was scored: all of it is scored again" in caplog.text
     assert scored_rows == [16] * 6 + [4]
     assert (tmp_path / "scores.parquet").read_bytes() == straight
 
@@ -797,21 +797,21 @@ def test_input_that_cannot_be_read_is_refused(
     assert run(source=tmp_path / "none.parquet") == 2
     assert "none.parquet does not exist" in error_of(capsys)
     for name, content, message in (
-        ("cut.parquet", rows.read_bytes()[:-100], "is not a whole Parquet file"),
-        ("text.parquet", b"user_id,title\n1,a\n", "is not a whole Parquet file"),
+        ("cut.parquet", rows.read_bytes()[:-100], "is not a complete Parquet file"),
+        ("text.parquet", b"user_id,title\n1,a\n", "is not a complete Parquet file"),
         ("empty.parquet", b"", "is empty"),
         ("empty.csv", b"", "is empty"),
         ("open.csv", b'user_id,"title\n1,a\n', "line 1: a quote in the header is not closed"),
-        ("rows.json", b"[1]\n", "line 1: '[1]' is no JSON object but an array"),
-        ("cut.csv.gz", gzip.compress(b"user_id,title\n1,a\n")[:-9], "is not a whole gzip file"),
-        ("rows.xlsx", b"PK", "ends in '.xlsx', which is not read; what is: .csv, .tsv, .jsonl"),
+        ("rows.json", b"[1]\n", "line 1: '[1]' is not a JSON object but an array"),
+        ("cut.csv.gz", gzip.compress(b"user_id,title\n1,a\n")[:-9], "is not a complete gzip file"),
+        ("rows.xlsx", b"PK", "ends in '.xlsx', which is not supported; supported are .csv, .tsv, .jsonl"),
     ):
         (tmp_path / name).write_bytes(content)
         assert run(source=tmp_path / name) == 2
         error = error_of(capsys)
         assert error.startswith(f"score: error: {tmp_path / name}") and message in error
     assert run(source=tmp_path) == 2
-    assert "is a folder; name one file" in error_of(capsys)
+    assert "is a folder; score one file at a time" in error_of(capsys)
 
 
 def test_lists_of_nothing_are_written_as_they_were(run: Callable[..., int], tmp_path: Path) -> None:

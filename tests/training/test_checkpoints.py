@@ -115,7 +115,7 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over_whatever_is_wrong_with_it
         caplog.clear()
         seen.add(name)
         assert last_checkpoint(arguments) == str(folder / "checkpoint-2"), name
-        assert f"{folder / 'checkpoint-3'} is passed over: " in caplog.text
+        assert f"skipping {folder / 'checkpoint-3'}: " in caplog.text
         assert not (folder / "checkpoint-3").exists()
     assert seen >= {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "model.safetensors"}
     assert seen >= {"state.sha256", "model.sha256", "processor.sha256", "feature_vocab.parquet", "config.json"}
@@ -140,7 +140,7 @@ def test_where_no_checkpoint_is_whole_training_begins_anew(
     for checkpoint in folder.glob("checkpoint-*"):
         removed(checkpoint / "scheduler.pt")
     assert last_checkpoint(make().args) is None
-    assert "training begins anew" in caplog.text
+    assert "training starts from the beginning" in caplog.text
     assert not [*folder.glob("checkpoint-*")]
 
 
@@ -159,7 +159,7 @@ def test_another_number_of_processes_is_refused(make: Make) -> None:
     state.unlink()
     checkpoints.seal(state.parent)
     with pytest.raises(
-        ValueError, match=r"checkpoint-3 was written by 2 processes, and now there are 1.*Start as many"
+        ValueError, match=r"checkpoint-3 was written by 2 processes, but now there are 1.*Start 2 processes"
     ):
         last_checkpoint(make().args)
     assert state.parent.exists()
@@ -218,9 +218,7 @@ def test_a_best_checkpoint_that_is_damaged_while_training_goes_on_ends_it(
                 shutil.rmtree(state.best_model_checkpoint)
 
     training = make([Damage()], evaluated_on=spoiled_by_training(processor))
-    with pytest.raises(
-        ValueError, match=r"the best checkpoint cannot be loaded: .*checkpoint-\d holds no model.sha256"
-    ):
+    with pytest.raises(ValueError, match=r"the best checkpoint cannot be loaded: .*checkpoint-\d has no model.sha256"):
         training.train()
 
 

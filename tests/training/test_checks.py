@@ -33,7 +33,7 @@ def test_a_sound_recipe_of_each_model_passes(model_type: str, tiny_text_model: P
         settings["model"] = {"freeze_text_tower": True}
     text_model = tiny_text_model
     if model_type == "p5":
-        with pytest.raises(ValueError, match="P5 writes its answer: text model 'bert' has no decoder; use a T5"):
+        with pytest.raises(ValueError, match="P5 generates its answer, but text model 'bert' has no decoder; use a T5"):
             check_recipe(make_recipe(model_type=model_type, text_model_name_or_path=str(tiny_text_model)))
         T5Config().save_pretrained(tmp_path)
         text_model = tmp_path
@@ -57,20 +57,23 @@ def test_a_sound_recipe_of_each_model_passes(model_type: str, tiny_text_model: P
         ({"negative_sampling_rate": float("nan")}, "negative_sampling_rate is nan;"),
         (
             {"model_type": "ctr_bert", "pretraining": {}},
-            "pretraining aligns FLIP's two towers; model_type 'ctr_bert' has none: leave it out",
+            "pretraining aligns FLIP's two towers; model_type 'ctr_bert' has none: leave pretraining out",
         ),
         (
             {"model_type": "p5", "pretrained_model_name_or_path": "somewhere"},
-            "pretraining aligns FLIP's two towers; model_type 'p5' has none: leave it out",
+            "pretraining aligns FLIP's two towers; model_type 'p5' has none: leave pretraining out",
         ),
         (
             {"model": {"freeze_text_tower": True}},
-            "freeze_text_tower is morec's; .* set its text_learning_rate to 0",
+            "freeze_text_tower works only with model_type morec; .* set text_learning_rate to 0",
         ),
-        ({"model_type": "p5", "model": {"freeze_text_tower": False}}, "freeze_text_tower is morec's"),
+        (
+            {"model_type": "p5", "model": {"freeze_text_tower": False}},
+            "freeze_text_tower works only with model_type morec",
+        ),
         (
             {"model_type": "morec", "towers": "tabular"},
-            "towers is 'tabular', but model_type 'morec' is whole: leave towers out",
+            "towers is 'tabular', but model_type 'morec' has no separate towers: leave towers out",
         ),
         (
             {"model_type": "morec", "text_model_name_or_path": None},
@@ -94,7 +97,7 @@ SCHEMA.append(Field(name="day", kind="ignored", reason="constant"))
 @pytest.mark.parametrize("model_type", ["ctr_bert", "morec"])
 @pytest.mark.parametrize("named", [None, []])
 def test_a_model_of_users_and_items_needs_the_items_fields(model_type: str, named: list[str] | None) -> None:
-    with pytest.raises(ValueError, match=f"{model_type} keeps users and items apart, .* name them with item_fields"):
+    with pytest.raises(ValueError, match=f"{model_type} keeps users and items apart, .* name those with item_fields"):
         item_fields(make_recipe(model_type=model_type, item_fields=named), SCHEMA)
     assert item_fields(make_recipe(model_type="flip", item_fields=named), SCHEMA) == []
     assert item_fields(make_recipe(model_type=model_type, item_fields=["title"]), SCHEMA) == ["title"]
@@ -115,9 +118,9 @@ def test_a_model_of_users_and_items_needs_the_items_fields(model_type: str, name
         (
             None,
             ["user_id", "movie_id", "title"],
-            r"item_fields names all fields \(user_id, .*\): none is left for the user",
+            r"item_fields names all fields \(user_id, .*\); leave at least one for the user",
         ),
-        (["title"], ["title"], r"item_fields names all fields \(title\): none is left for the user"),
+        (["title"], ["title"], r"item_fields names all fields \(title\); leave at least one for the user"),
     ],
 )
 def test_item_fields_that_are_no_fields_are_refused(
@@ -155,7 +158,7 @@ def test_a_column_that_only_some_splits_have_is_refused_by_its_split_and_can_be_
     data["test"] = data["test"].drop_columns(["title"])
     schema = [Field(name="user_id"), Field(name="title")]
     with pytest.raises(
-        ValueError, match=r"'title' is missing in split 'test', and split 'train' has it; .*exclude_fields"
+        ValueError, match=r"'title' is missing in split 'test', but not in split 'train'; .*exclude_fields"
     ):
         check_columns(data, schema)
     check_data(data, make_recipe(exclude_fields=["title"]))

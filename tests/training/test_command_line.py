@@ -66,7 +66,7 @@ def test_a_setting_that_the_tower_has_not_is_refused_and_one_that_once_was_every
         check_recipe(recipe)
     recipe = parse_recipe([str(recipe_file), "--towers", "tabular", "--model.pnn_product", "outer"])
     check_recipe(recipe)
-    assert "pnn_product is not read: tabular tower 'dcnv2' has no such setting" in caplog.text
+    assert "pnn_product is ignored: tabular tower 'dcnv2' has no such setting" in caplog.text
     recipe = parse_recipe([str(recipe_file), "--towers", "tabular", "--model.num_cross_layers", "-1"])
     with pytest.raises(ValueError, match="num_cross_layers is -1; it must be a whole number of 0 or more"):
         check_recipe(recipe)

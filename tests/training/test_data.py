@@ -105,8 +105,8 @@ def test_given_splits_are_respected() -> None:
     ("tables", "options", "message"),
     [
         ({"test": log(20)}, {}, "it has no split 'train'; it has test"),
-        ({"train": log(9)}, {}, "it has 9 rows to cut test and validation from: 10 are the least"),
-        ({"train": log(9), "test": log(9)}, {}, "it has 9 rows to cut validation from"),
+        ({"train": log(9)}, {}, "it has 9 rows; cutting off test and validation takes at least 10"),
+        ({"train": log(9), "test": log(9)}, {}, "it has 9 rows; cutting off validation takes"),
         (
             {"train": log(20)},
             {"time_column": "dya"},
@@ -257,10 +257,10 @@ def test_numbers_keep_their_order_or_are_of_two_units(numbers: list[Any]) -> Non
         (["2024-01-01", None], "time column 't' of it has no value in row 1: drop such rows"),
         (["2024-01-01", " "], "has no value in row 1"),
         ([1.0, float("nan")], "has no value in row 1"),
-        ([1.0, float("inf")], "holds inf in row 1, which is no time"),
+        ([1.0, float("inf")], "holds inf in row 1, which is not a time"),
         (
             ["2024-01-01", "soon"],
-            "holds 'soon' in row 1, which is no date or time that can be read: write it as 2024-04-25",
+            "holds 'soon' in row 1, which is not a date or time that can be read: write it as 2024-04-25",
         ),
         (["2024-01-01", "2024-02-30"], "holds '2024-02-30' in row 1"),
         (["2024-01-01", "12:30"], "holds '12:30' in row 1"),
@@ -269,7 +269,10 @@ def test_numbers_keep_their_order_or_are_of_two_units(numbers: list[Any]) -> Non
             ["25/04/2024", "04/25/2024"],
             r"day first in row 0 \('25/04/2024'\) and the month first in row 1 \('04/25/2024'\)",
         ),
-        (["03/04/2024", "04/03/2024"], "'03/04/2024' in row 0 has the day first or the month first, and no other date"),
+        (
+            ["03/04/2024", "04/03/2024"],
+            "'03/04/2024' in row 0 has the day first or the month first, and no other date in the column settles it",
+        ),
         (
             [1_700_000_000, 0, 1_700_000_000_123],
             "holds 1700000000 in row 0, which are seconds since 1970, and 1700000000123 in row 2, which are milliseconds",
@@ -360,11 +363,15 @@ def test_words_and_ratings(values: list[Any], options: dict[str, Any], expected:
             {"positive_label": "click"},
             "never holds positive_label 'click'; it holds 'clicked', 'no'",
         ),
-        (["4", "good"], {"positive_above": 3}, r"holds 'good' \(row 1\), which is no number: .* give positive_label"),
+        (
+            ["4", "good"],
+            {"positive_above": 3},
+            r"holds 'good' \(row 1\), which is not a number: .* give positive_label",
+        ),
         (
             [1],
             {"positive_above": 3, "positive_label": "1"},
-            "positive_label is '1' and positive_above 3: give one of them",
+            "positive_label is '1' and positive_above is 3: give only one of them",
         ),
         ([[1]], {}, "has type list<.*>; labels are numbers, booleans or text"),
     ],
@@ -419,18 +426,18 @@ def test_gauc_is_the_weighted_mean_of_pairwise_aucs(rows: list[tuple[int, bool, 
 
 
 def test_a_number_too_large_for_a_time_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"holds 1e\+19 in row 1, which is no time"):
+    with pytest.raises(ValueError, match=r"holds 1e\+19 in row 1, which is not a time"):
         read_times(pa.array([1.0, 1e19]))
 
 
 def test_an_empty_positive_label_is_refused() -> None:
-    with pytest.raises(ValueError, match="positive_label is '', which is no word"):
+    with pytest.raises(ValueError, match="positive_label is '', which is not a label"):
         read_labels(pa.array(["", "yes"]), positive_label="")
 
 
 def test_a_word_that_differs_from_the_positive_label_in_case_alone_is_told(caplog: pytest.LogCaptureFixture) -> None:
     assert read_labels(pa.array(["no", "Yes", "yes"]), positive_label="yes").tolist() == [0, 0, 1]
-    assert "holds 'Yes' (row 1) beside 'yes': it is taken for no click" in caplog.text
+    assert "holds 'Yes' (row 1) besides 'yes': it counts as no click" in caplog.text
 
 
 def test_rows_of_any_arrow_type_are_split() -> None:

@@ -98,9 +98,9 @@ def test_what_is_found_in_an_advertising_log(
     assert not (tmp_path / "out").exists()
     # Before training, both in a dry run and in a run: a column that gives the click away, and texts and sentences that are cut.
     said, table = caplog.text, capsys.readouterr().out
-    assert "'spent' is used though: each of the" in said and "exclude_fields" in said
-    assert "'landing_page' is used though: 100.0% of its texts are cut to their first 64 words" in said
-    assert "cuts or leaves out the end of sentences: 'landing_page' in 100.0% of the training rows" in said
+    assert "'spent' is used, but check it: each of the" in said and "exclude_fields" in said
+    assert "'landing_page' is used, but check it: 100.0% of its texts are cut to their first 64 words" in said
+    assert "too short for some sentences; cut or dropped: 'landing_page' in 100.0% of the training rows" in said
     assert "100% of the values of 'session' were never seen in training" in said
     assert "is a click: if it is known only after the click" in table
 
@@ -130,9 +130,9 @@ def test_a_run_says_before_it_trains_what_a_dry_run_says(
     monkeypatch.setattr("modeling_flip.training.stages.align", stop)
     with pytest.raises(InterruptedError):
         run(ads, train.load_data(ads))
-    assert "'spent' is used though: each of the" in caplog.text
+    assert "'spent' is used, but check it: each of the" in caplog.text
     assert "of its texts are cut to their first 64 words" in caplog.text
-    assert "cuts or leaves out the end of sentences" in caplog.text
+    assert "too short for some sentences; cut or dropped" in caplog.text
 
 
 @pytest.fixture
@@ -278,7 +278,9 @@ def test_a_run_that_has_begun_is_told(clicks: Any, tmp_path: Path) -> None:
     run(alone, data)
     before = sorted(path.stat().st_mtime_ns for path in Path(recipe.output_dir).rglob("*"))
     report = inspected(alone, data, tmp_path / "scratch")
-    assert f"{recipe.output_dir} holds this run already" in show(report, "x")
+    assert f"{recipe.output_dir} already holds this run, finished or not: train.py would continue it" in show(
+        report, "x"
+    )
     assert sorted(path.stat().st_mtime_ns for path in Path(recipe.output_dir).rglob("*")) == before
 
 

@@ -63,7 +63,7 @@ def test_a_folder_that_is_deleted_while_the_run_goes_on_is_no_success(replaced: 
                 manifest.path_of(folder, "align").parent.mkdir(parents=True)
                 manifest.path_of(folder, "align").write_text("{}")
 
-    with pytest.raises(ValueError, match="run was deleted or replaced while this run went on"):
+    with pytest.raises(ValueError, match="run was deleted or replaced during this run"):
         stage()
 
 
@@ -83,7 +83,7 @@ def test_what_a_stage_has_made_is_looked_at_again(damage: str, tmp_path: Path) -
     with pytest.raises(ValueError, match=r"model.safetensors is (cut short or was changed|missing)"):
         manifest.check_outputs(tmp_path, "align")
     manifest.path_of(tmp_path, "align").write_text("{")
-    with pytest.raises(ValueError, match=r"align.json is no manifest"):
+    with pytest.raises(ValueError, match=r"align.json is not a manifest"):
         manifest.check_outputs(tmp_path, "align")
 
 
@@ -100,7 +100,8 @@ def test_what_a_stage_has_made_is_looked_at_again(damage: str, tmp_path: Path) -
         ({"user": ["a", "b", "a", "new"]}, "split 'train' had other values"),
         (
             {"user": ["a"], "price": [1.5], "label": [0]},
-            r"split 'train' had 4 rows, it has 1; weights of the one would go on .* choose another --output_dir",
+            r"split 'train' had 4 rows and now has 1; a run must finish with the inputs it began with.* "
+            "choose another --output_dir",
         ),
     ],
 )
@@ -128,7 +129,7 @@ def test_another_vocabulary_or_text_model_is_refused(processor: FlipProcessor, t
     manifest.check_same_inputs(tmp_path, "prepare", inputs(processor) | {"text_model": elsewhere})
     with pytest.raises(ValueError, match="the text model 'me/bert' had another configuration"):
         manifest.check_same_inputs(tmp_path, "prepare", inputs(processor) | {"text_model": large})
-    with pytest.raises(ValueError, match="the training rows gave another vocabulary"):
+    with pytest.raises(ValueError, match="the training rows had another vocabulary"):
         manifest.check_same_inputs(tmp_path, "prepare", inputs(processor) | {"text_model": small, "vocabulary": "w"})
 
 
@@ -137,7 +138,7 @@ def test_a_manifest_that_is_none_is_one_error(processor: FlipProcessor, tmp_path
     manifest.path_of(tmp_path, "prepare").parent.mkdir()
     for text in ("", "[]", "{}", '{"inputs": {"data": {}}}'):
         manifest.path_of(tmp_path, "prepare").write_text(text)
-        with pytest.raises(ValueError, match=r"prepare.json is no manifest .* delete the folder"):
+        with pytest.raises(ValueError, match=r"prepare.json is not a manifest .* delete the folder"):
             manifest.check_same_inputs(tmp_path, "prepare", inputs(processor))
 
 

@@ -197,14 +197,14 @@ def test_what_trains_badly_is_said(
     sound = make(FlipForPreTraining)
     assert caplog.text == ""
     make(FlipForPreTraining, gradient_accumulation_steps=4)
-    assert "(ICL) compares the 16 rows that are read at a time (16 × 1 processes), not all 64 of a step" in caplog.text
+    assert "(ICL) compares only the 16 rows of one batch (16 × 1 processes), not all 64 of a step" in caplog.text
     caplog.clear()
     # The configuration of a pretrained model names it, and yet nothing of it was loaded.
     text_config = AutoConfig.from_pretrained(tiny_text_model)
     assert text_config.name_or_path
     fresh = FlipForCTR(FlipConfig.from_processor(processor, text_config=text_config, **SIZES))
     trainer = FlipTrainer(fresh, make(max_steps=1).args, processor, data)
-    assert "the text tower's weights are random" in caplog.text
+    assert "the text tower starts from random weights" in caplog.text
     trainer.train()
     caplog.clear()
     FlipTrainer(fresh, sound.args, processor, data)  # it has read something by now
