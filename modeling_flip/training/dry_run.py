@@ -186,8 +186,8 @@ class DryRun:
 def inspect(
     recipe: Recipe, tables: Mapping[str, Any], kinds: Mapping[str, str] | None = None, *, scratch: Path
 ) -> DryRun:
-    """What `run` would do with the same arguments, without training. It writes only to `scratch` and to the cache of encoded rows,
-    where the run will find them.
+    """What `run` would do with the same arguments, without training. It writes only to `scratch` and to the cache of encoded
+    rows, where the run will find them.
 
     The fields are shown as in a run. The real trainer takes a few steps of each stage, with a learning rate of 0.
 

@@ -42,6 +42,10 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
     return run(recipe, train.load_data(recipe))
 
 
+def load_tables(recipe: Recipe) -> dict[str, pa.Table]:
+    return {split: rows.to_table() for split, rows in train.load_data(recipe).items()}
+
+
 def launch(*arguments: Any, processes: int = 1) -> list[str]:
     many = (
         ["--multi_gpu"] if processes > 1 else []
@@ -112,7 +116,7 @@ def test_results_can_be_computed_again_from_the_saved_model(flip: tuple[Recipe, 
     recipe, results = flip
     model = FlipForCTR.from_pretrained(recipe.output_dir).eval()
     processor = FlipProcessor.from_pretrained(recipe.output_dir)
-    test = train.load_data(recipe)["test"]
+    test = load_tables(recipe)["test"]
     with torch.no_grad():
         probabilities = model(**processor(test)).logits.sigmoid().double().numpy()
     clicks = np.asarray(test["clicked"]).astype(int)  # a CSV's cells are text
@@ -147,7 +151,7 @@ def test_validation_is_scored_again_only_where_the_log_does_not_tell(
 
     monkeypatch.setattr(stages, "evaluate_split", noted)
     asked = replace(recipe("--towers", "tabular", "--finetuning.learning_rate", "0.05", *arguments), pretraining=None)
-    results, data = run_recipe(asked), train.load_data(asked)
+    results, data = run_recipe(asked), load_tables(asked)
     assert [split for _, _, split in calls] == scored
     trainer = calls[-1][0]
     again = evaluate(trainer, trainer.processor.encode(data["validation"], "clicked"), "validation")
@@ -177,7 +181,7 @@ def test_while_training_so_many_validation_rows_are_scored(
 
 @pytest.mark.parametrize(
     ("most", "told"),
-    [(0, "max_eval_samples is 0; it must be 1 or more"), (1, "max_eval_samples is 1, and every label of these")],
+    [(0, "max_eval_samples is 0; it must be 1 or more"), (1, "max_eval_samples is 1, but every label of these")],
 )
 def test_too_few_validation_rows_are_refused_before_training(most: int, told: str, recipe: MakeRecipe) -> None:
     with pytest.raises(ValueError, match=told):
@@ -458,7 +462,7 @@ def test_bad_input_is_one_error_before_training(
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     bad = recipe(*arguments)
-    data = train.load_data(bad)
+    data = load_tables(bad)
     change(data)
     with pytest.raises(ValueError, match=message):
         run(bad, data)
@@ -535,7 +539,7 @@ def test_old_weights_never_go_on_with_other_data(
     change: Callable[[Any], None], message: str, recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun = recipe("--pretraining.max_steps", 1, "--finetuning.max_steps", 1)
-    data = train.load_data(begun)
+    data = load_tables(begun)
     killed_while("finetune", begun, data, monkeypatch)
     before = {path: path.read_bytes() for path in Path(begun.output_dir).rglob("*") if path.is_file()}
     changed = dict(data)
@@ -550,7 +554,7 @@ def test_where_nothing_was_trained_yet_other_data_are_no_matter(
     recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun = recipe("--pretraining.max_steps", 1, "--finetuning.max_steps", 1)
-    data = train.load_data(begun)
+    data = load_tables(begun)
     killed_while("pretrain", begun, data, monkeypatch)
     fewer = dict(data) | {"train": data["train"].slice(0, 160)}
     results = run(begun, fewer)
@@ -562,7 +566,7 @@ def test_a_damaged_alignment_is_done_again(
     file: str, recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     begun = recipe("--pretraining.max_steps", 1, "--finetuning.max_steps", 1)
-    data = train.load_data(begun)
+    data = load_tables(begun)
     killed_while("finetune", begun, data, monkeypatch)
     damaged = Path(begun.output_dir) / "pretraining" / file
     before = {name: weight.clone() for name, weight in weights(damaged.parent).items()}  # they lie in the file
@@ -596,7 +600,7 @@ def test_every_stage_says_what_went_in_and_what_came_out(flip: tuple[Recipe, dic
 
 def test_no_stage_changes_the_recipe_or_the_rows(recipe: MakeRecipe) -> None:
     asked = recipe("--pretraining.max_steps", 1, "--finetuning.max_steps", 1)
-    before, data = copy.deepcopy(asked), train.load_data(asked)
+    before, data = copy.deepcopy(asked), load_tables(asked)
     tables = {split: rows.to_pydict() for split, rows in data.items()}
     run(asked, data)
     assert asked == before
@@ -618,7 +622,7 @@ def test_what_max_length_cuts_is_said_before_training(recipe: MakeRecipe, caplog
     prepared = prepare(asked)
     assert prepared.reports["cut_fields"]["title"] == 1
     assert (
-        "max_length is 16 tokens, and cuts" in caplog.text and "'title' in 100.0% of the training rows" in caplog.text
+        "max_length is 16 tokens, which is too short" in caplog.text and "'title' in 100.0% of the training rows" in caplog.text
     )
     caplog.clear()
     tabular = replace(asked, towers="tabular", pretraining=None)

@@ -138,7 +138,7 @@ def test_a_run_says_before_it_trains_what_a_dry_run_says(
 @pytest.fixture
 def clicks(recipe: MakeRecipe) -> tuple[Recipe, dict[str, pa.Table]]:
     made = recipe()
-    return made, train.load_data(made)
+    return made, {split: rows.to_table() for split, rows in train.load_data(made).items()}
 
 
 def test_size_of_the_model_and_its_memory(clicks: Any, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_the_score_command_that_train_py_ends_with_scores(
     train.main([*given, "--towers", "tabular", "--output_dir", "runs/mine", "--finetuning.max_steps", "1"])
     out, shown = capsys.readouterr()
     told = out.splitlines()
-    phases = ["read", "check", "fit", "encode", "finetuning", "evaluation", "publishing"]
+    phases = ["read", "check", "infer", "fit", "encode", "open", "finetuning", "evaluation", "publishing"]
     assert re.findall(r"^(\w+) … \d+\.\d s$", shown, flags=re.MULTILINE) == phases
     assert json.loads(Path("runs/mine/all_results.json").read_text())["wall_time"]["read_seconds"] > 0
     table = told.index(next(line for line in told if "test AUC" in line))
