@@ -161,7 +161,7 @@ def test_the_value_that_nobody_has_seen_is_of_a_field_that_can_hold_it(
 
 def test_a_pretraining_checkpoint_promises_no_clicks(processor: FlipProcessor, tiny_text_model: Path) -> None:
     card = model_card(make(FlipForPreTraining, processor, tiny_text_model), processor, "me/flip")
-    assert "Aligned, not yet finetuned" in card
+    assert "Pretrained, not finetuned" in card
     assert "How to use" not in card
     assert metadata(card)
 
