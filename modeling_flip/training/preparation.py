@@ -231,8 +231,10 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     try:
         yield unfinished
         unfinished.rename(folder)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(unfinished, ignore_errors=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(folder)  # which disk is full
         raise
 
 

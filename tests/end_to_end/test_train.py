@@ -622,7 +622,8 @@ def test_what_max_length_cuts_is_said_before_training(recipe: MakeRecipe, caplog
     prepared = prepare(asked)
     assert prepared.reports["cut_fields"]["title"] == 1
     assert (
-        "max_length is 16 tokens, which is too short" in caplog.text and "'title' in 100.0% of the training rows" in caplog.text
+        "max_length is 16 tokens, which is too short" in caplog.text
+        and "'title' in 100.0% of the training rows" in caplog.text
     )
     caplog.clear()
     tabular = replace(asked, towers="tabular", pretraining=None)
