@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 from datasets import Dataset, DatasetDict
 
@@ -35,7 +36,7 @@ BASE_URL = "https://mcauleylab.ucsd.edu/public_datasets/gdrive/goodreads"
 MEMORY = "1GB"  # DuckDB's; Python, Arrow and a batch of rows come on top
 
 # name of the file: its md5 (none is published; these are what LensKit's book data tools had), and what is read of a record
-_FILES: dict[str, tuple[str | None, dict[str, str]]] = {
+FILES: dict[str, tuple[str | None, dict[str, str]]] = {
     "goodreads_interactions_dedup.json": (
         None,
         {"user_id": "VARCHAR", "book_id": "VARCHAR", "rating": "INTEGER", "date_added": "VARCHAR"},
@@ -61,16 +62,16 @@ _FILES: dict[str, tuple[str | None, dict[str, str]]] = {
     ),
 }
 _KEYS = {"books": "book_id", "authors": "author_id", "works": "work_id", "genres": "book_id"}
-_TABLES = dict(zip(("interactions", *_KEYS), _FILES, strict=True))
+TABLES = dict(zip(("interactions", *_KEYS), FILES, strict=True))
 
-_DATE = "%a %b %d %H:%M:%S %z %Y"
+DATE = "%a %b %d %H:%M:%S %z %Y"
 _LONGEST = 64 * 2**20  # of a record, in bytes
 
-_COLUMNS = [
+COLUMNS = [
     *("user_id", "book_id", "title", "genres", "author_id", "author_name", "num_pages", "is_ebook", "format"),
     *("publisher", "publication_year", "work_id", "media_type", "language_code", "original_publication_year", "label"),
 ]
-_SCHEMA = pa.schema([(name, pa.string()) for name in _COLUMNS[:-1]] + [("label", pa.int64())])
+_SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS[:-1]] + [("label", pa.int64())])
 
 # The first author is the book's own. Genres stand in the order of their votes: names hold commas.
 _BOOKS = """
@@ -99,7 +100,7 @@ LEFT JOIN genres USING (book_id)
 _RATED = "FROM interactions WHERE rating > 0 AND time IS NOT NULL"
 # User and book decide between ratings of one second, so that the order is the same whatever DuckDB does first.
 _ROWS = f"""
-SELECT {", ".join(_COLUMNS[:-1])}, (rating > 3)::BIGINT AS label
+SELECT {", ".join(COLUMNS[:-1])}, (rating > 3)::BIGINT AS label, time
 FROM (SELECT * {_RATED}) JOIN described USING (book_id) ORDER BY time, user_id, book_id, rating
 """
 
@@ -107,7 +108,7 @@ FROM (SELECT * {_RATED}) JOIN described USING (book_id) ORDER BY time, user_id, 
 def load(dataset_name: str = "goodreads", raw_dir: str | Path | None = None) -> DatasetDict:
     """Return the splits train, validation and test, in time order, mapped from files in the cache of `datasets`.
 
-    Columns: those of `_COLUMNS`, strings (None where the record has an empty one) but for label (int64, 0 or 1). `raw_dir` holds
+    Columns: those of `COLUMNS`, strings (None where the record has an empty one) but for label (int64, 0 or 1). `raw_dir` holds
     the published files, each plain or gzipped; without it they are downloaded once into the cache of `datasets`, and their
     checksums verified where one is known. Files that have not changed are not read again.
 
@@ -119,13 +120,13 @@ def load(dataset_name: str = "goodreads", raw_dir: str | Path | None = None) -> 
 
 def read(raw_dir: str | Path | None = None) -> tuple[DatasetDict, dict[str, int]]:
     """Return what `load` does, and the counts of each step."""
-    files = {name: _find(file, raw_dir) for name, file in _TABLES.items()}
+    files = {name: _find(file, raw_dir) for name, file in TABLES.items()}
     states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files.values()]
     key = hashlib.sha256(json.dumps([_BOOKS, _ROWS, states]).encode()).hexdigest()[:16]
     folder = Path(datasets.config.HF_DATASETS_CACHE) / f"goodreads-{key}"
     if not folder.exists():
         with finished_folder(folder) as unfinished:
-            _join(files, unfinished)
+            join(files, unfinished)
     splits = {split: Dataset.from_file(str(folder / f"{split}.arrow")) for split in ("train", "validation", "test")}
     return DatasetDict(splits), json.loads((folder / "counts.json").read_text())
 
@@ -133,13 +134,13 @@ def read(raw_dir: str | Path | None = None) -> tuple[DatasetDict, dict[str, int]
 def _find(name: str, raw_dir: str | Path | None) -> Path:
     if raw_dir is None:
         return raw_files.download(
-            f"{BASE_URL}/{name}.gz", _FILES[name][0], "the folder of the files goodreads_*.json.gz"
+            f"{BASE_URL}/{name}.gz", FILES[name][0], "the folder of the files goodreads_*.json.gz"
         )
     folder = raw_files.folder_of(raw_dir, lambda: Path())
     return Path(str(raw_files.find(folder, [name])))
 
 
-def _join(files: dict[str, Path], folder: Path) -> None:
+def join(files: dict[str, Path], folder: Path) -> None:
     """Write the splits and the counts of each step into `folder`."""
     try:
         import duckdb
@@ -150,12 +151,11 @@ def _join(files: dict[str, Path], folder: Path) -> None:
     with duckdb.connect(str(scratch / "tables.duckdb")) as db:
         try:
             db.execute(f"SET memory_limit = '{MEMORY}'")
-            db.execute("SET preserve_insertion_order = false")  # it costs memory, and `_ROWS` orders anyway
             for table, file in files.items():
                 _read(db, table, file, scratch)
             counts = _counts(db)
             db.execute(_BOOKS)
-            _write(db.execute(_ROWS).to_arrow_reader(50_000), counts["rows"], folder)
+            _write(db.sql(_ROWS).to_arrow_reader(50_000), counts["rows"], folder)
         except duckdb.Error as error:
             raise ValueError(f"the GoodReads files cannot be joined: {_one_line(error)}") from error
     shutil.rmtree(scratch)
@@ -166,14 +166,14 @@ def _read(db: Any, table: str, file: Path, scratch: Path) -> None:
     """Read what is needed of each record of the file into a table; ValueError, with the line, for what is no such record."""
     import duckdb
 
-    columns = _FILES[_TABLES[table]][1]
+    columns = FILES[TABLES[table]][1]
     link = scratch / table  # whose name holds nothing that DuckDB takes for a pattern
     link.symlink_to(file.absolute())
     given = ", ".join(f"{name}: '{kind}'" for name, kind in columns.items())
     values = ", ".join(columns)
     if table == "interactions":
         values = (
-            f"user_id, book_id, rating::TINYINT AS rating, epoch(try_strptime(date_added, '{_DATE}'))::BIGINT AS time"
+            f"user_id, book_id, rating::TINYINT AS rating, epoch(try_strptime(date_added, '{DATE}'))::BIGINT AS time"
         )
     required = [name for name in ("user_id", "rating", _KEYS.get(table, "book_id")) if name in columns]
     try:
@@ -263,7 +263,10 @@ def _counts(db: Any) -> dict[str, int]:
 
 
 def _write(batches: pa.RecordBatchReader, rows: int, folder: Path) -> None:
-    """Write so many rows, which come in their order, as the Arrow files of the splits."""
+    """Write so many rows, which come in time order, as the Arrow files of the splits.
+
+    Raises RuntimeError where they do not: with `preserve_insertion_order` off, DuckDB 2.0 gives even an ordered result in any order.
+    """
     fitted = earlier_part(rows)
     train = earlier_part(fitted)
     spans = {"train": (0, train), "validation": (train, fitted), "test": (fitted, rows)}
@@ -271,13 +274,19 @@ def _write(batches: pa.RecordBatchReader, rows: int, folder: Path) -> None:
         files = {
             split: stack.enter_context(pa.ipc.new_stream(str(folder / f"{split}.arrow"), _SCHEMA)) for split in spans
         }
-        at = 0
+        at, last = 0, None
         for batch in batches:
+            time, batch = batch["time"].to_numpy(), batch.drop_columns("time")
+            if len(time) and ((last is not None and time[0] < last) or (np.diff(time) < 0).any()):
+                raise RuntimeError("DuckDB did not give the rows in time order: use the version in constraints.txt")
+            last = time[-1] if len(time) else last
             for split, span in spans.items():
                 start, end = (min(max(place - at, 0), len(batch)) for place in span)
                 if start < end:
                     files[split].write_batch(batch.slice(start, end - start).cast(_SCHEMA))
             at += len(batch)
+    if at != rows:
+        raise RuntimeError(f"DuckDB joined {at} rows and counted {rows}: use the version in constraints.txt")
 
 
 def _one_line(error: Exception) -> str:
@@ -303,8 +312,8 @@ ACL '19. https://doi.org/10.18653/v1/P19-1248
 DATASET = registry.Dataset(
     names=("goodreads",),
     load=load,
-    fields=dict.fromkeys(_COLUMNS[:-1], "categorical"),
-    item_fields=tuple(_COLUMNS[1:-1]),
+    fields=dict.fromkeys(COLUMNS[:-1], "categorical"),
+    item_fields=tuple(COLUMNS[1:-1]),
     card=_CARD,
     license="other",
 )
