@@ -18,7 +18,12 @@ from scipy import stats
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-DATASETS = {"movielens-1m": "MovieLens-1M", "movielens-100k": "MovieLens-100K"}
+DATASETS = {
+    "movielens-1m": "MovieLens-1M",
+    "movielens-100k": "MovieLens-100K",
+    "bookcrossing": "BookCrossing",
+    "goodreads": "GoodReads",
+}
 # A recipe's file name: what the paper calls it, and the category in which it competes.
 SYSTEMS = {
     "afm": ("AFM", "ID"),

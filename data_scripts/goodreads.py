@@ -265,7 +265,8 @@ def _counts(db: Any) -> dict[str, int]:
 def _write(batches: pa.RecordBatchReader, rows: int, folder: Path) -> None:
     """Write so many rows, which come in time order, as the Arrow files of the splits.
 
-    Raises RuntimeError where they do not: with `preserve_insertion_order` off, DuckDB 2.0 gives even an ordered result in any order.
+    Raises RuntimeError where they do not: with `preserve_insertion_order` off, DuckDB 2.0.1 gives even an ordered result in any
+    order.
     """
     fitted = earlier_part(rows)
     train = earlier_part(fitted)
