@@ -121,13 +121,12 @@ def _download() -> zipfile.Path:
 def _read(folder: Folder, file_name: str) -> tuple[pa.Table, int, int]:
     """Return the file's columns, all strings, clean; how many line breaks stood inside a value; how many lines were shifted."""
     file = raw_files.find(folder, [file_name])
-    # A line that does not begin with a quote goes on with the value of the one before.
-    text, breaks = re.subn(r'\r?\n(?!"|\Z)', _BREAK, raw_files.content(file).decode("latin-1").rstrip("\r\n"))
-    text = text.replace("\r\n", "\n")
-    head, _, text = text.partition("\n")
+    head, _, text = raw_files.content(file).decode("latin-1").rstrip("\r\n").replace("\r\n", "\n").partition("\n")
     expected = ";".join(f'"{name}"' for name in _HEADS[file_name])
     if head != expected:
         raise ValueError(f"line 1 of {str(file)!r} is {head[:200]!r}, not {expected!r}: take the file as published")
+    # A line that does not begin with a quote goes on with the value of the one before.
+    text, breaks = re.subn(r'\n(?!")', _BREAK, text)
     lines = pc.split_pattern(pa.array([text], pa.large_string()), pattern="\n").flatten()
     found = pc.extract_regex(lines, pattern=f"^(?s:{_LINES[file_name]})$")
     shifted = 0
@@ -151,7 +150,8 @@ def _read(folder: Folder, file_name: str) -> tuple[pa.Table, int, int]:
 def _clean(column: pa.ChunkedArray) -> pa.Array:
     """Return the words that the values stand for; an empty one is missing."""
     values = column.cast(pa.string()).combine_chunks()
-    odd = pc.match_substring_regex(values, r'[\\"&\s\v\x{80}-\x{ff}]|^$')  # most are as they should be
+    # Most are as they should be.
+    odd = pc.match_substring_regex(values, r'[\\"&\x00-\x1f\x{80}-\x{ff}]|^ |  | $|^$')
     return pc.replace_with_mask(values, odd, pa.array(map(_clean_value, values.filter(odd).to_pylist()), pa.string()))
 
 
