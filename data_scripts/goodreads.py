@@ -71,7 +71,7 @@ COLUMNS = [
     *("user_id", "book_id", "title", "genres", "author_id", "author_name", "num_pages", "is_ebook", "format"),
     *("publisher", "publication_year", "work_id", "media_type", "language_code", "original_publication_year", "label"),
 ]
-_SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS[:-1]] + [("label", pa.int64())])
+SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS[:-1]] + [("label", pa.int64())])
 
 # The first author is the book's own. Genres stand in the order of their votes: names hold commas.
 _BOOKS = """
@@ -273,7 +273,7 @@ def _write(batches: pa.RecordBatchReader, rows: int, folder: Path) -> None:
     spans = {"train": (0, train), "validation": (train, fitted), "test": (fitted, rows)}
     with ExitStack() as stack:
         files = {
-            split: stack.enter_context(pa.ipc.new_stream(str(folder / f"{split}.arrow"), _SCHEMA)) for split in spans
+            split: stack.enter_context(pa.ipc.new_stream(str(folder / f"{split}.arrow"), SCHEMA)) for split in spans
         }
         at, last = 0, None
         for batch in batches:
@@ -284,7 +284,7 @@ def _write(batches: pa.RecordBatchReader, rows: int, folder: Path) -> None:
             for split, span in spans.items():
                 start, end = (min(max(place - at, 0), len(batch)) for place in span)
                 if start < end:
-                    files[split].write_batch(batch.slice(start, end - start).cast(_SCHEMA))
+                    files[split].write_batch(batch.slice(start, end - start).cast(SCHEMA))
             at += len(batch)
     if at != rows:
         raise RuntimeError(f"DuckDB joined {at} rows and counted {rows}: use the version in constraints.txt")
