@@ -17,7 +17,6 @@ import json
 import os
 import platform
 import resource
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -98,7 +98,7 @@ def checksum(output_dir: Path) -> dict[str, Any]:
             reader = pa.ipc.open_file(file) if name == "rows" else pa.ipc.open_stream(file)
             batches = (reader.get_batch(at) for at in range(reader.num_record_batches)) if name == "rows" else reader
             for batch in batches:
-                places = pa.array(range(rows % 1_000_003, rows % 1_000_003 + len(batch)), pa.int64())
+                places = pa.array(np.arange(rows, rows + len(batch)))
                 for column in batch.columns[:-1]:
                     lengths = pc.fill_null(pc.binary_length(column.cast(pa.string())), 0).cast(pa.int64())
                     total += pc.sum(pc.multiply(lengths, places)).as_py() or 0
@@ -107,8 +107,9 @@ def checksum(output_dir: Path) -> dict[str, Any]:
 
 
 def peak_mib() -> float:
-    """The most that this process ever held in memory."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """The most that this process ever held in memory. Not ru_maxrss, which a process has from its parent."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) / 1024
 
 
 def measure(engine: str, raw_dir: Path) -> dict[str, Any]:
@@ -126,8 +127,8 @@ def main() -> None:
         imports, started = peak_mib(), time.perf_counter()
         ENGINES[sys.argv[2]](Path(sys.argv[3]), Path(sys.argv[4]))
         usage = resource.getrusage(resource.RUSAGE_SELF)
-        figures = {"seconds": time.perf_counter() - started, "cpu_seconds": usage.ru_utime + usage.ru_stime}
-        print(json.dumps(figures | {"peak_mib": peak_mib(), "imports_mib": imports, "load": os.getloadavg()[0]}))
+        spent = {"seconds": time.perf_counter() - started, "cpu_seconds": usage.ru_utime + usage.ru_stime}
+        print(json.dumps(spent | {"peak_mib": peak_mib(), "imports_mib": imports, "load": os.getloadavg()[0]}))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--interactions", type=int, default=2_000_000)
@@ -147,7 +148,8 @@ def main() -> None:
                 runs[engine].append(measure(engine, raw_dir))
                 print(engine, runs[engine][-1], flush=True)
     figures: dict[str, Any] = {
-        "command": f"python -m benchmarks.goodreads_join {shlex.join(sys.argv[1:])}",
+        "command": f"python -m benchmarks.goodreads_join --interactions {options.interactions} --books {options.books} "
+        f"--rounds {options.rounds} --engines {' '.join(options.engines)}",
         "interactions": options.interactions,
         "books": options.books,
         "cores": len(os.sched_getaffinity(0)),
