@@ -134,8 +134,8 @@ def goodreads_join() -> str:
     head = ["million interactions", "books", "engine", "seconds", "CPU seconds", "peak memory, MiB"]
     return (
         f"{table(head, rows)}\n\nOf the memory, {imports:,.0f} MiB are the imports. At 2 million the best of three rounds; at 20 "
-        "million one round, of ten copies of the 2 million with other users and books, while the load of the machine changed: only "
-        "memory and CPU seconds compare there."
+        "million one round, of ten copies of the 2 million with other users and books, while the load of the machine changed: "
+        "only memory and CPU seconds compare there."
     )
 
 
