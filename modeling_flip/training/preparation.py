@@ -256,7 +256,9 @@ def heard() -> Iterator[list[tuple[str, int, str]]]:
     class Listener(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             messages.append((record.name, record.levelno, record.getMessage()))
-            if not logging.root.handlers and logging.lastResort is not None:  # it would have shown them, but for this handler
+            if (
+                not logging.root.handlers and logging.lastResort is not None
+            ):  # it would have shown them, but for this handler
                 logging.lastResort.handle(record)
 
     package, listener = logging.getLogger(__name__.partition(".")[0]), Listener(logging.WARNING)

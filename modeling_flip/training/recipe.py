@@ -55,10 +55,10 @@ class Recipe:
     """The keys that both stages share.
 
     Args:
-        dataset_name: the data: demo, movielens-1m, movielens-100k, the id of a dataset on the Hub, a file or folder of CSV, TSV,
-            JSON lines or Parquet, or a folder written by save_to_disk.
+        dataset_name: the data: demo, movielens-1m, movielens-100k, bookcrossing, goodreads, the id of a dataset on the Hub, a
+            file or folder of CSV, TSV, JSON lines or Parquet, or a folder written by save_to_disk.
         output_dir: the folder for the model, its processor and all_results.json.
-        raw_dir: the folder with the raw files of a MovieLens dataset. By default they are downloaded.
+        raw_dir: the folder with the raw files of MovieLens, BookCrossing or GoodReads. By default they are downloaded.
         label_column: the column of clicks, 0 and 1 or booleans. For other values set positive_label or positive_above.
         positive_label: the label that means a click, such as yes. All other labels mean no click.
         positive_above: labels are ratings, and a rating above this number means a click.
