@@ -62,6 +62,7 @@ def load_data(recipe: Recipe) -> RawSplits:
         encoding=recipe.encoding,
         keep=[name for name in (recipe.label_column, recipe.group_column) if name is not None],
         max_train_samples=recipe.max_train_samples,
+        streaming=recipe.streaming,
     )
 
 

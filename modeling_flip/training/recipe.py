@@ -89,6 +89,7 @@ class Recipe:
             all validation and test rows are scored.
         min_count: values that occur less often than this share the unknown feature of their field.
         max_length: the longest sentence, in tokens; the rest is cut off. By default the tokenizer's limit, at most 512.
+        streaming: read a dataset of the Hub over the network instead of storing its files. Only the encoded rows are stored.
         cache_dir: the folder for encoded rows, which later runs on the same data open instead of reading it again. By default
             modeling_flip in the cache of Hugging Face (HF_HOME).
         num_proc: how many threads read the rows. By default one for each core, at most 4.
@@ -130,6 +131,7 @@ class Recipe:
     max_eval_samples: int | None = None
     min_count: int = 1
     max_length: int | None = None
+    streaming: bool = False
     cache_dir: str | None = None
     num_proc: int | None = None
     use_cpu: bool = False

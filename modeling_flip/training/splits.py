@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from huggingface_hub import HfApi
 
 from ..fields import did_you_mean
-from ..table_files import KINDS, READ, SPLIT_NAMES, TableFile, as_arrow, in_memory, open_splits
+from ..table_files import KINDS, READ, ROWS_PER_BATCH, SPLIT_NAMES, TableFile, as_arrow, in_memory, open_splits
 from .data import read_times
 
 logger = logging.getLogger(__name__)
@@ -175,6 +176,7 @@ def load_splits(
     encoding: str | None = None,
     keep: Sequence[str] = (),
     max_train_samples: int | None = None,
+    streaming: bool = False,
 ) -> RawSplits:
     """The train, validation and test rows of a dataset, as they are written.
 
@@ -190,6 +192,7 @@ def load_splits(
         encoding: of a text file, where it cannot be detected.
         keep: columns that will be asked for whole; they are read in one go with the time column.
         max_train_samples: only the first rows of the training split, so many.
+        streaming: read a dataset of the Hub over the network, each time anew, instead of storing its files.
 
     Raises:
         ValueError: the dataset cannot be found or opened; and when its rows are first asked for, that it has no train rows or too
@@ -197,6 +200,8 @@ def load_splits(
     """
     registered = registered or {}
     path = Path(dataset_name)
+    if streaming and (dataset_name in registered or path.exists()):
+        raise ValueError(f"streaming is for datasets on the Hub, and {dataset_name!r} is read here: leave it out")
     if dataset_name in registered:
         made = {split: as_table(rows) for split, rows in registered[dataset_name]().items()}
         tables, data = {split: in_memory(table, Path(split)) for split, table in made.items()}, _hash_of(made)
@@ -204,7 +209,7 @@ def load_splits(
         found = open_splits(path, delimiter=delimiter, encoding=encoding)
         tables, data = {split or "train": table for split, table in found.items()}, _hash_of_files(path)
     else:
-        tables, data = _from_hub(dataset_name, registered)
+        tables, data = _from_hub(dataset_name, registered, streaming)
     what = f"dataset {dataset_name!r}"
 
     def find() -> list[Source]:
@@ -220,7 +225,7 @@ def as_table(rows: Any) -> pa.Table:
     return rows if isinstance(rows, pa.Table) else as_arrow(rows)
 
 
-def _from_hub(name: str, registered: Mapping[str, Any]) -> tuple[dict[str, TableFile], str]:
+def _from_hub(name: str, registered: Mapping[str, Any], streaming: bool) -> tuple[dict[str, TableFile], str]:
     try:
         if name.lower().endswith(tuple(KINDS)) or name.startswith((".", "/", "~")) or name.count("/") > 1:
             near = Path(name).parent
@@ -228,6 +233,12 @@ def _from_hub(name: str, registered: Mapping[str, Any]) -> tuple[dict[str, Table
             raise FileNotFoundError(f"{name} does not exist{did_you_mean(Path(name).name, neighbours)}")
         import datasets  # nothing else here needs it, and it takes a while
 
+        if streaming:
+            commit = HfApi().dataset_info(name).sha  # every reading is of the same files
+            opened = datasets.load_dataset(name, revision=commit, streaming=True)
+            return {SPLIT_NAMES.get(split, split): _streamed(rows, Path(split)) for split, rows in opened.items()}, str(
+                commit
+            )
         loaded = datasets.load_dataset(name)
     except Exception as error:  # each layer below (datasets, pyarrow, httpx) has exceptions of its own
         known = "".join(f"{other}, " for other in registered)
@@ -237,6 +248,19 @@ def _from_hub(name: str, registered: Mapping[str, Any]) -> tuple[dict[str, Table
         ) from error
     tables = {SPLIT_NAMES.get(split, split): in_memory(as_arrow(rows), Path(split)) for split, rows in loaded.items()}
     return tables, _hash(f"{split} {rows._fingerprint}" for split, rows in loaded.items())
+
+
+def _streamed(dataset: Any, path: Path) -> TableFile:
+    """The rows of a `datasets.IterableDataset`, which come over the network whenever they are asked for."""
+
+    def batches(some: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        chosen = dataset if some is None else dataset.select_columns(list(some))
+        for table in chosen.with_format("arrow").iter(ROWS_PER_BATCH):
+            names = table.column_names if some is None else list(some)
+            yield from table.select(names).replace_schema_metadata(None).combine_chunks().to_batches()
+
+    first = next(batches(), None)
+    return TableFile(path, pa.schema([]) if first is None else first.schema, batches, 0 if first is None else None)
 
 
 def cut_missing_splits(
