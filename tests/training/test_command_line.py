@@ -208,7 +208,7 @@ def test_help_fits_a_person() -> None:
     assert "--finetuning.text_mask_ratio" not in text  # of pretraining alone
     assert "(default: 0.001)" in words and "(default: 5e-05, or learning_rate if that is set)" in words
     assert "fsdp" not in text
-    assert len(text.splitlines()) < 275
+    assert len(text.splitlines()) < 300
 
 
 def test_only_what_a_person_can_mend_is_one_line() -> None:

@@ -289,7 +289,7 @@ def test_lengths_without_a_token_table_are_those_of_whole_sentences(
     family: str, tokenizers: Any, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from modeling_flip import FlipProcessor
-    from modeling_flip.training.stages import Prepared
+    from modeling_flip.training.preparation import Prepared
 
     def facts(is_exact: bool) -> dry_run.SentenceFacts:
         processor = FlipProcessor.fit(rows, None, tokenizers[family], max_length=12)
