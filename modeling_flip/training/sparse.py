@@ -39,7 +39,8 @@ def sparse_gradients(model: nn.Module) -> Iterator[None]:
     tables start alike on all processes to this.
     """
     tables = feature_tables(model)
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, [f"{name}.weight" for name in tables])
+    ignore = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
+    ignore(model, [f"{name}.weight" for name in tables])
     for table in tables.values():
         table.sparse = True
         if torch.distributed.is_initialized():
@@ -47,6 +48,7 @@ def sparse_gradients(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
+        ignore(model, [])
         for table in tables.values():
             table.sparse = False
 
@@ -63,7 +65,8 @@ def reduce_sparse_gradients(model: nn.Module, accelerator: Accelerator) -> None:
             rows = accelerator.gather(accelerator.pad_across_processes(gradient.indices()[0], pad_index=-1))
             values = accelerator.gather(accelerator.pad_across_processes(gradient.values())) / accelerator.num_processes
             is_row = rows >= 0
-            gradient = torch.sparse_coo_tensor(rows[is_row][None], values[is_row], gradient.shape).coalesce()
+            parts = rows[is_row][None], values[is_row]
+            gradient = torch.sparse_coo_tensor(*parts, gradient.shape, check_invariants=False).coalesce()
         table.weight.grad = gradient
 
 
