@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from ..data_collator import check_masking
 
@@ -82,7 +83,7 @@ class FlipTrainingArguments(TrainingArguments):
     def _check_sparse_embeddings(self) -> None:
         if self.optim not in SPARSE_OPTIMS:
             raise ValueError(
-                f"optim is {str(self.optim)!r}, which updates whole tables; sparse_embeddings needs one of "
+                f"optim is {OptimizerNames(self.optim).value!r}, which updates whole tables; sparse_embeddings needs one of "
                 f"{', '.join(SPARSE_OPTIMS)}"
             )
         given = dict(pair.replace(" ", "").split("=", 1) for pair in (self.optim_args or "").split(",") if "=" in pair)
