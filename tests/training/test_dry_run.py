@@ -141,6 +141,14 @@ def clicks(recipe: MakeRecipe) -> tuple[Recipe, dict[str, pa.Table]]:
     return made, train.load_data(made)
 
 
+def test_gradients_of_sparse_tables_are_as_large_as_a_batch(recipe: MakeRecipe, tmp_path: Path) -> None:
+    made = recipe("--finetuning.sparse_embeddings", "true")
+    _, stage = inspected(made, train.load_data(made), tmp_path / "scratch").stages
+    table = stage.parameters["feature embeddings"]
+    assert stage.gradients == stage.weights - 4 * table
+    assert stage.optimizer_state < 2 * stage.weights - 2 * table
+
+
 def test_size_of_the_model_and_its_memory(clicks: Any, tmp_path: Path) -> None:
     recipe, data = clicks
     torch.manual_seed(3)
