@@ -146,7 +146,6 @@ def test_gradients_of_sparse_tables_are_as_large_as_a_batch(recipe: MakeRecipe, 
     _, stage = inspected(made, train.load_data(made), tmp_path / "scratch").stages
     table = stage.parameters["feature embeddings"]
     assert stage.gradients == stage.weights - 4 * table
-    assert stage.optimizer_state < 2 * stage.weights - 2 * table
 
 
 def test_size_of_the_model_and_its_memory(clicks: Any, tmp_path: Path) -> None:
