@@ -95,8 +95,44 @@ def speed() -> str:
         "is `--finetuning.float32_matmul_precision medium`, bf16 products on CPUs that have them.\n\nData with 8 fields, on "
         f"the same machine: {figures['encode']} million rows/s from a column table to integers; {figures['feed_tabular']} "
         f"million rows/s in shuffled batches of 1,024 for the tabular tower, {figures['feed_text']} million with "
-        f"sentences.\n\n{scoring()}"
+        f"sentences.\n\n{scoring()}\n\n{sparse()}"
     )
+
+
+def sparse() -> str:
+    """Steps against the number of features, and what the setting does to the model."""
+    steps = load("sparse_step.json")["step_seconds"]
+    labels = {
+        "finetuning, dense": "DCNv2, batch 2,048",
+        "finetuning, sparse": "with `sparse_embeddings`",
+        "finetuning, sparse, uniform rows": "the same, all values equally frequent",
+        "mtm, dense": "MTM, batch 1,024",
+        "mtm, sparse": "with `sparse_embeddings`",
+        "bare loop, dense": "bare loop, AdamW",
+        "bare loop, torch": "bare loop, torch.optim.SparseAdam beside AdamW",
+        "bare loop, ours": "bare loop, `SparseAdamW`",
+        "bare loop, fbgemm": "bare loop, FBGEMM's table-batched embeddings, row-wise Adagrad",
+    }
+    features = list(steps["finetuning, sparse"])
+    rows = []
+    for name, label in labels.items():
+        ms = [1e3 * steps[name][m] for m in features]
+        rows.append([label, *(f"{x:.0f}" for x in ms), f"{ms[-1] / ms[0]:.2f}"])
+    head = ["ms a step, one CPU core", *(f"{int(m):,} features" for m in features), "last / first"]
+    runs = load("sparse_quality.json")["runs"]
+    kinds = {
+        "dense": "AdamW",
+        "sparse": "`SparseAdamW`",
+        "full": "the same, second moment of each weight",
+        "nomom": "the same, no first moment",
+    }
+    quality = []
+    for kind, label in kinds.items():
+        of = [run for run in runs if run["variant"] == kind]
+        figures = (", ".join(f"{run[key]:.4f}" for run in of) for key in ("validation_auc", "test_auc", "test_logloss"))
+        quality.append([label, ", ".join(str(run["seed"]) for run in of), *figures])
+    columns = ["DCNv2 on MovieLens-1M, without the refit", "seeds", "validation AUC", "test AUC", "test logloss"]
+    return f"{table(head, rows)}\n\n{table(columns, quality)}"
 
 
 def scoring() -> str:

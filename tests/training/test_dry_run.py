@@ -141,6 +141,13 @@ def clicks(recipe: MakeRecipe) -> tuple[Recipe, dict[str, pa.Table]]:
     return made, {split: rows.to_table() for split, rows in train.load_data(made).items()}
 
 
+def test_gradients_of_sparse_tables_are_as_large_as_a_batch(recipe: MakeRecipe, tmp_path: Path) -> None:
+    made = recipe("--finetuning.sparse_embeddings", "true")
+    _, stage = inspected(made, train.load_data(made), tmp_path / "scratch").stages
+    table = stage.parameters["feature embeddings"]
+    assert stage.gradients == stage.weights - 4 * table
+
+
 def test_size_of_the_model_and_its_memory(clicks: Any, tmp_path: Path) -> None:
     recipe, data = clicks
     torch.manual_seed(3)
