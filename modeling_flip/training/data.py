@@ -97,8 +97,8 @@ def read_times(column: Column, name: str = "time", where: str = "the rows") -> n
     if not is_number.all() and is_number.mean() > 0.5:
         at = int(np.argmin(is_number))
         raise BadCellsError(
-            f"time column {name!r} of {where} holds {values[at].as_py()!r} in row {at}, which is not a number, as most are: write "
-            "all of them in one way",
+            f"time column {name!r} of {where} holds {values[at].as_py()!r} in row {at}, which is not a number, as most are: "
+            "write all of them in one way",
             "not a time",
             ~is_number,
         )

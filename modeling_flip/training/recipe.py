@@ -77,8 +77,7 @@ class Recipe:
             fields with side item.
         delimiter: the character between the cells of a CSV. By default it is detected.
         encoding: the encoding of text files. By default it is detected.
-        on_bad_rows: error stops at the first row that cannot be read. skip leaves such rows out, counts them and lists them in a
-            file, unless they are more than one in a hundred of a file's rows.
+        on_bad_rows: error, or skip to leave out rows that cannot be read, which are counted and listed.
         model_type: flip (FLIP and its towers, ID models, PTab, CTRL), ctr_bert, morec or p5.
         text_model_name_or_path: the language model to use as text tower, a Hub id or a folder.
         pretrained_model_name_or_path: a pretraining checkpoint to finetune, instead of pretraining.
