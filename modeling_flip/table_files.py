@@ -435,13 +435,13 @@ def detect_encoding(path: Path) -> str:
     Raises:
         ValueError: the file is empty, or no whole gzip file.
     """
-    decoder = codecs.getincrementaldecoder("utf-8")("modeling_flip.no_text")
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     size = characters = wrong = 0
 
     def count(text: str) -> None:
         nonlocal characters, wrong
         if not text.isascii():
-            bad = text.count(NO_TEXT)
+            bad = len(text) - len(text.encode("utf-8", "ignore").decode())
             wrong, characters = wrong + bad, characters + len(text) - len(text.encode("ascii", "ignore")) - bad
 
     try:
