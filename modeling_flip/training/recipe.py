@@ -77,6 +77,7 @@ class Recipe:
             fields with side item.
         delimiter: the character between the cells of a CSV. By default it is detected.
         encoding: the encoding of text files. By default it is detected.
+        on_bad_rows: error, or skip to leave out rows that cannot be read, which are counted and listed.
         model_type: flip (FLIP and its towers, ID models, PTab, CTRL), ctr_bert, morec or p5.
         text_model_name_or_path: the language model to use as text tower, a Hub id or a folder.
         pretrained_model_name_or_path: a pretraining checkpoint to finetune, instead of pretraining.
@@ -121,6 +122,7 @@ class Recipe:
     item_fields: list[str] | None = None
     delimiter: str | None = None
     encoding: str | None = None
+    on_bad_rows: str = "error"
     model_type: str = "flip"
     text_model_name_or_path: str | None = None
     pretrained_model_name_or_path: str | None = None
@@ -151,7 +153,7 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """The keys that differ from the defaults, as in the YAML."""
         given = {f.name: getattr(self, f.name) for f in fields(self)}
-        defaults = {f.name: f.default for f in fields(self) if f.name in HUB_KEYS}
+        defaults = {f.name: f.default for f in fields(self) if f.name in (*HUB_KEYS, "on_bad_rows")}
         return {k: v for k, v in given.items() if v not in (None, {}) and not (k in defaults and v == defaults[k])}
 
     def to_yaml(self) -> str:
