@@ -135,6 +135,37 @@ def sparse() -> str:
     return f"{table(head, rows)}\n\n{table(columns, quality)}"
 
 
+def scale() -> str:
+    """Preparation as the rows grow, and the same preparation by other tools."""
+    measured = load("scale.json")
+    rows = []
+    for run in measured["runs"]:
+        million = [run[f"{name}_rows_per_second"] / 1e6 for name in ("prepare", "encode", "feed")]
+        gib = [run[f"{name}_peak_mib"] / 1024 for name in ("prepare", "open", "feed")]
+        rows.append(
+            [
+                f"{run['rows']:,}",
+                f"{run['features']:,}",
+                *(f"{speed:.2f}" for speed in million),
+                f"{run['open_seconds']:.1f} s",
+                " / ".join(f"{size:.1f}" for size in gib),
+                f"{run['disk_mib'] / 1024:.1f}",
+            ]
+        )
+    head = ["rows", "features", "prepare", "of that, encode", "feed", "open", "peak memory, GiB", "disk, GiB"]
+    tools = load("preparation_tools.json")
+    names = {"modeling_flip": "this package", "datasets map": "`Dataset.map`", "pandas": "pandas", "polars": "Polars"}
+    others = [
+        [names[tool], f"{of['seconds']:,.0f} s", f"{of['cpu_seconds']:,.0f} s", f"{of['peak_mib'] / 1024:.1f} GiB"]
+        for tool, of in tools["tools"].items()
+    ]
+    columns = [f"{tools['rows']:,} rows to integers on disk", "time", "CPU time", "peak memory"]
+    return (
+        f"{table(head, rows)}\n\nSpeeds are in million rows a second, with one thread. Peak memory is that of preparing, opening "
+        f"and feeding, Python and its imports included.\n\n{table(columns, others)}"
+    )
+
+
 def scoring() -> str:
     """Rows/s of every way to score, and the time that one row takes."""
     measured = load("scoring.json")
@@ -267,7 +298,7 @@ def speed_of(figures: list[dict[str, Any]], key: str) -> str:
 
 def render(text: str) -> str:
     """The text with each table between its marks."""
-    for section in (quickstart, results_in_short, speed, goodreads_join, results):
+    for section in (quickstart, results_in_short, speed, scale, goodreads_join, results):
         begin, end = f"<!-- {section.__name__} -->", f"<!-- end of {section.__name__} -->"
         if begin in text:
             before, rest = text.split(begin)

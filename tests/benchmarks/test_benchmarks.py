@@ -16,8 +16,10 @@ from transformers import AutoModel, AutoTokenizer
 from benchmarks import (
     data_pipeline,
     movielens_like,
+    preparation_tools,
     pretraining_step,
     quickstart,
+    scale,
     scoring,
     small_text_model,
     sparse_step,
@@ -109,6 +111,42 @@ def test_sparse_step_writes_its_figures(tmp_path: Path, monkeypatch: pytest.Monk
     bare = {f"bare loop, {candidate}" for candidate in sparse_step.candidates()}
     assert set(seconds) == trained | bare | {"finetuning, sparse, uniform rows"}
     assert all(set(of) == {"200"} and min(of.values()) > 0 for of in seconds.values())
+
+
+def test_scale_writes_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scale, "alone", lambda function, *arguments: function(*arguments))  # in this process
+    monkeypatch.setattr(scale, "FED_ROWS", 500)
+    monkeypatch.setattr(scale, "STEPS", 2)
+    monkeypatch.setattr(sparse_step, "NUM_ROWS", 256)
+    monkeypatch.setattr(sparse_step, "BATCH_SIZES", {"finetuning": 32, "mtm": 16})
+    files = ["--json", str(tmp_path / "scale.json"), "--plot", str(tmp_path / "scale.png")]
+    given = ["--rows", "3000", "6000", "--features", "300", "900", "--folder", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["scale.py", *given, *files])
+    scale.main()
+    figures = json.loads((tmp_path / "scale.json").read_text())
+    assert figures["rows"] == 6000 and [run["rows"] for run in figures["runs"]] == [3000, 6000]
+    assert figures["step_seconds"].keys() == {"300", "900"}
+    for name in (
+        "prepare_rows_per_second",
+        "prepare_peak_mib",
+        "encode_rows_per_second",
+        "open_seconds",
+        "open_peak_mib",
+    ):
+        assert figures[name] > 0
+    assert figures["feed_rows_per_second"] > 0 and min(figures["step_seconds"].values()) > 0
+    assert (tmp_path / "scale.png").stat().st_size > 1000
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scale.json", "scale.png"]
+
+
+def test_other_tools_prepare_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparation_tools, "alone", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(
+        sys, "argv", ["tools.py", "--rows", "2000", "--features", "300", "--json", str(tmp_path / "t.json")]
+    )
+    preparation_tools.main()
+    tools = json.loads((tmp_path / "t.json").read_text())["tools"]
+    assert {"modeling_flip", "pandas", "datasets map"} <= tools.keys() <= {*preparation_tools.TOOLS}
 
 
 def test_the_bare_loop_trains_as_the_trainer_does() -> None:
