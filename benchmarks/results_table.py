@@ -155,13 +155,14 @@ def cluster_fit() -> str:
         for engine, name in names.items():
             r = measured[engine]
             cells = [f"{r[key]:,.0f}" for key in ("start_seconds", "seconds", "cpu_seconds", "peak_mib")]
+            cells[1] = f"{r['seconds']:.1f}"
             size = f"{r['installed_mib']:,.0f}" if r["installed_mib"] else "–"
             rows.append([f"{measured['rows'] / 1e6:g}", f"{name} {r['version'] or ''}".strip(), *cells, size])
     head = ["million rows", "engine", "start, s", "fold, s", "CPU seconds", "peak memory, MiB", "installed, MiB"]
     return (
-        f"{table(head, rows)}\n\nOne round each, in 8 files; memory and CPU seconds are those of all processes together. Spark's "
-        "size is without Java. An engine's seconds are nearly the same for a twentieth of the rows: they are its start and its "
-        "workers' imports (PyTorch, Transformers). So it pays for logs that take one machine many minutes."
+        f"{table(head, rows)}\n\nOne round each, in 8 files, while the load of the machine changed: CPU seconds and memory, of all "
+        "processes together, compare best. Spark's size is without Java. Most of an engine's CPU seconds are the same for a twentieth "
+        "of the rows: its start and its workers' imports (PyTorch, Transformers). It pays for logs that take one machine long."
     )
 
 

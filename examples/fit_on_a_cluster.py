@@ -6,6 +6,7 @@ Without a cluster Ray starts on this machine. Its result is that of one machine,
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
@@ -19,8 +20,9 @@ for i in range(8):
     train.shard(8, i, contiguous=True).to_parquet(folder / f"part-{i:04}.parquet")
 paths = [str(path.absolute()) for path in sorted(folder.glob("*.parquet"))]
 
-# Fields are decided once, here from the first rows. You can list them by hand instead: [Field("user_id"), ...].
-schema = FlipProcessor.fit(pq.read_table(paths[0]), label="label").schema
+# Fields are decided once, here from the first row group of each file. You can list them instead: [Field(name="user_id"), ...].
+sample = pa.concat_tables([pq.ParquetFile(path).read_row_group(0) for path in paths])
+schema = FlipProcessor.fit(sample, label="label").schema
 
 
 @ray.remote
