@@ -160,9 +160,10 @@ def cluster_fit() -> str:
             rows.append([f"{measured['rows'] / 1e6:g}", f"{name} {r['version'] or ''}".strip(), *cells, size])
     head = ["million rows", "engine", "start, s", "fold, s", "CPU seconds", "peak memory, MiB", "installed, MiB"]
     return (
-        f"{table(head, rows)}\n\nOne round each, in 8 files, while the load of the machine changed: CPU seconds and memory, of all "
-        "processes together, compare best. Spark's size is without Java. Most of an engine's CPU seconds are the same for a twentieth "
-        "of the rows: its start and its workers' imports (PyTorch, Transformers). It pays for logs that take one machine long."
+        f"{table(head, rows)}\n\nOne round each, in 8 files, while the load of the machine changed: CPU seconds and memory, of "
+        "all processes together, compare best. Spark's size is without Java. Most of an engine's CPU seconds are the same for a "
+        "twentieth of the rows: its start and its workers' imports (PyTorch, Transformers). It pays for logs that take one "
+        "machine long."
     )
 
 
