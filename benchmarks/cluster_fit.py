@@ -3,16 +3,16 @@
     python -m benchmarks.cluster_fit [--rows 2000000] [--features 722000] [--files 8] [--rounds 1]
         [--engines one one_by_parts ray_data ray_tasks spark] [--json PATH]
 
-Generated rows of `benchmarks.scale`, in Parquet files. Every engine fits the parts and merges them in their order, with 2 workers on
-this machine; each has to give the vocabulary that one process fits on all rows at once, to the byte of its saved file. Ray's tasks
-pass vocabularies as objects and merge them in a tree; Ray Data and Spark pass saved files, which are merged where the job was
-started.
+Generated rows of `benchmarks.scale`, in Parquet files. Every engine fits the parts and merges them in their order,
+with 2 workers on this machine; each has to give the vocabulary that one process fits on all rows at once, to the byte
+of its saved file. Ray's tasks pass vocabularies as objects and merge them in a tree; Ray Data and Spark pass saved
+files, which are merged where the job was started.
 
-Each run is a process of its own. Seconds, of the fastest round, are those of the fold and, apart from it, of the engine's start; the
-workers' imports are in the fold. CPU seconds, which say more on a machine that others use, are of all processes from start to end,
-imports included. Memory is that of all processes together at once (proportional set size, looked at four times a second), of the
-round with the most. Ray is in the extra `cluster`; Spark (pip install pyspark) needs Java too, and is none of this project's
-dependencies.
+Each run is a process of its own. Seconds, of the fastest round, are those of the fold and, apart from it, of the
+engine's start; the workers' imports are in the fold. CPU seconds, which say more on a machine that others use, are of
+all processes from start to end, imports included. Memory is that of all processes together at once (proportional set
+size, looked at four times a second), of the round with the most. Ray is in the extra `cluster`; Spark (pip install
+pyspark) needs Java too, and is none of this project's dependencies.
 """
 
 from __future__ import annotations
