@@ -207,6 +207,33 @@ def goodreads_join() -> str:
     )
 
 
+def cluster_fit() -> str:
+    """Time and memory of the engines that can fit a vocabulary beyond one machine."""
+    names = {
+        "one": "one process, all rows at once",
+        "one_by_parts": "one process, part by part",
+        "ray_tasks": "Ray, tasks",
+        "ray_data": "Ray Data",
+        "spark": "Spark",
+    }
+    rows = []
+    for file in ("cluster_fit_100k.json", "cluster_fit.json"):
+        measured = load(file)
+        for engine, name in names.items():
+            r = measured[engine]
+            cells = [f"{r[key]:,.0f}" for key in ("start_seconds", "seconds", "cpu_seconds", "peak_mib")]
+            cells[1] = f"{r['seconds']:.1f}"
+            size = f"{r['installed_mib']:,.0f}" if r["installed_mib"] else "–"
+            rows.append([f"{measured['rows'] / 1e6:g}", f"{name} {r['version'] or ''}".strip(), *cells, size])
+    head = ["million rows", "engine", "start, s", "fold, s", "CPU seconds", "peak memory, MiB", "installed, MiB"]
+    return (
+        f"{table(head, rows)}\n\nOne round each, in 8 files, while the load of the machine changed: CPU seconds and memory, of "
+        "all processes together, compare best. Spark's size is without Java. Most of an engine's CPU seconds are the same for a "
+        "twentieth of the rows: its start and its workers' imports (PyTorch, Transformers). It pays for logs that take one "
+        "machine long."
+    )
+
+
 def results_in_short() -> str:
     """A few systems on MovieLens-1M, for readers in a hurry."""
     paper = json.loads((ROOT / "benchmarks" / "paper.json").read_text())["movielens-1m"]
@@ -298,7 +325,7 @@ def speed_of(figures: list[dict[str, Any]], key: str) -> str:
 
 def render(text: str) -> str:
     """The text with each table between its marks."""
-    for section in (quickstart, results_in_short, speed, scale, goodreads_join, results):
+    for section in (quickstart, results_in_short, speed, scale, goodreads_join, cluster_fit, results):
         begin, end = f"<!-- {section.__name__} -->", f"<!-- end of {section.__name__} -->"
         if begin in text:
             before, rest = text.split(begin)

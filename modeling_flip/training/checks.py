@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -110,6 +111,10 @@ def check_recipe(recipe: Recipe) -> None:
             pretrained_config = FlipConfig.from_pretrained(pretrained)
         except OSError as error:
             raise ValueError(f"pretrained_model_name_or_path {pretrained!r} does not exist; pretrain first") from error
+        if Path(pretrained).is_dir() and not [*Path(pretrained).glob("*.safetensors")]:
+            raise ValueError(
+                f"pretrained_model_name_or_path {pretrained!r} holds no weights (*.safetensors): pretrain first"
+            )
         theirs = vars(pretrained_config) | (pretrained_config.tower_settings or {})
         ours = vars(config) | (config.tower_settings or {})
         for key in ("tabular_tower", *recipe.model):

@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from benchmarks import (
+    cluster_fit,
     data_pipeline,
     movielens_like,
     preparation_tools,
@@ -229,3 +230,13 @@ def test_all_systems_of_the_quickstart_share_one_pretraining() -> None:
     assert {name for name, s in systems.items() if s.pretraining} == {"FLIP"}
     assert systems["FLIP_ID"].pretrained_model_name_or_path == "outputs/quickstart/pretraining"
     assert systems["DCNv2"].pretrained_model_name_or_path is None
+
+
+def test_the_fold_by_parts_is_the_fit_of_all_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The engines are compared on files whose parts differ; tests/end_to_end/test_examples.py runs Ray."""
+    cluster_fit.write_files(tmp_path, 3000, 2000, 3)
+    sums = []
+    for engine in ("one", "one_by_parts"):
+        cluster_fit.run(engine, tmp_path)
+        sums.append(json.loads(capsys.readouterr().out)["sha256"])
+    assert sums[0] == sums[1] and len(list(tmp_path.iterdir())) == 3

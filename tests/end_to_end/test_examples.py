@@ -10,8 +10,10 @@ from pathlib import Path
 import datasets
 import pytest
 
+import train
 from data_scripts import demo
-from modeling_flip import TABULAR_TOWERS, FlipForCTR, FlipProcessor
+from modeling_flip import TABULAR_TOWERS, FlipConfig, FlipForCTR, FlipProcessor
+from modeling_flip.feature_vocabulary import VOCABULARY_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = {path.stem: path.read_text() for path in (ROOT / "examples").glob("[!_]*.py")}
@@ -63,8 +65,45 @@ def test_a_tower_of_ones_own_is_trained(run: Callable[[str], str]) -> None:
         TABULAR_TOWERS.pop("two_layers")
 
 
+def test_a_cluster_fits_what_one_machine_fits(
+    run: Callable[[str], str], rows: datasets.DatasetDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray runs on this machine; the two processors are the same files."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -c constraints.txt -e '.[cluster]'")
+    for name, value in {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        run("fit_on_a_cluster")
+    finally:
+        ray.shutdown()
+    FlipProcessor.fit(rows["train"], label="label").save_pretrained("outputs/examples/one")
+    files = [{f.name: f.read_bytes() for f in (tmp_path / "outputs/examples" / n).iterdir()} for n in ("fitted", "one")]
+    assert VOCABULARY_FILE in files[0] and files[0] == files[1]
+
+
+def test_training_starts_from_a_processor_fitted_elsewhere(
+    rows: datasets.DatasetDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docs/data.md's way: an untrained model with that processor is a checkpoint. The vocabulary is not fitted again."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "load", lambda: rows)
+    processor = FlipProcessor.fit(rows["train"].select(range(75)), label="label")
+    FlipForCTR(FlipConfig.from_processor(processor)).save_pretrained("fitted", processor=processor)
+    arguments = (
+        "--dataset_name demo --towers tabular --pretrained_model_name_or_path fitted --output_dir trained --use_cpu"
+    )
+    train.main([*arguments.split(), "--cache_dir", "cache", "--finetuning.max_steps", "2"])
+    before, after = ((tmp_path / name / VOCABULARY_FILE).read_bytes() for name in ("fitted", "trained"))
+    assert before == after
+
+
 def test_no_example_is_without_its_test() -> None:
-    assert set(EXAMPLES) == {"dataframe_to_scores", "score_a_stream", "pretrain_then_finetune", "own_tabular_tower"}
+    assert set(EXAMPLES) == {
+        *("dataframe_to_scores", "score_a_stream", "pretrain_then_finetune", "own_tabular_tower"),
+        "fit_on_a_cluster",
+    }
 
 
 def test_the_page_quotes_the_examples_line_by_line() -> None:
