@@ -95,7 +95,7 @@ class FlipProcessor(ProcessorMixin):
         self._control_ids = np.setdiff1d(
             tokenizer.all_special_ids, [i for i in [tokenizer.unk_token_id] if i is not None]
         )
-        self.max_length = self.max_length or min(tokenizer.model_max_length, MAX_LENGTH)
+        self.max_length = self.max_length or default_max_length(tokenizer)
         least = len(self._special_ids[0]) + len(self._special_ids[1]) + 1
         if not least <= self.max_length <= MAX_SEGMENT_LENGTH:
             raise ValueError(f"max_length is {self.max_length}; it must be from {least} to {MAX_SEGMENT_LENGTH}")
@@ -518,6 +518,11 @@ class FlipProcessor(ProcessorMixin):
         if processor_dict is None or processor_dict.pop("has_text", True):
             tokenizers = super()._get_arguments_from_pretrained(pretrained_model_name_or_path, processor_dict, **kwargs)
         return [*tokenizers, FeatureVocabulary.load(path)]
+
+
+def default_max_length(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The tokenizer's own limit, at most 512."""
+    return min(tokenizer.model_max_length, MAX_LENGTH)
 
 
 def warn_of_fields(reports: Sequence[FieldReport], known: Collection[str | None] = ()) -> None:

@@ -133,6 +133,7 @@ def test_a_run_says_before_it_trains_what_a_dry_run_says(
     assert "'spent' is used, but check it: each of the" in caplog.text
     assert "of its texts are cut to their first 64 words" in caplog.text
     assert "too short for some sentences; cut or dropped" in caplog.text
+    assert "larger --max_length" not in caplog.text  # the text model reads no more
 
 
 @pytest.fixture
@@ -255,6 +256,7 @@ def test_errors_are_those_of_a_run(clicks: Any, tmp_path: Path) -> None:
         (replace(recipe, fields=["user_id", "agee"]), data),
         (replace(recipe, model={"hidden_sizes": [8], "deep": True}), data),
         (recipe, {"train": data["train"], "test": data["test"]}),
+        (replace(recipe, max_length=1000), data),
     ]
     out = tmp_path / "out"
     out.mkdir()
@@ -263,7 +265,9 @@ def test_errors_are_those_of_a_run(clicks: Any, tmp_path: Path) -> None:
     for one, tables in wrong:
         messages = []
         for run_it in (lambda a, b: inspected(a, b, tmp_path / "scratch"), run):
-            with pytest.raises(ValueError, match=r"tabular_tower|missing|deep|something else") as raised:
+            with pytest.raises(
+                ValueError, match=r"tabular_tower|missing|deep|something else|reads at most 128 tok"
+            ) as raised:
                 run_it(one, tables)
             messages.append(str(raised.value))
         assert messages[0] == messages[1]
