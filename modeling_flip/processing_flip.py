@@ -24,7 +24,7 @@ from .feature_vocabulary import VOCABULARY_FILE, FeatureVocabulary
 from .field_inference import FieldReport, infer_fields
 from .fields import Field, used
 from .row_dataset import FlipDataset
-from .row_reader import MEMBER_SEPARATOR, read_clicks, read_columns
+from .row_reader import MEMBER_SEPARATOR, as_numbers, read_clicks, read_columns
 from .token_table import Segments, TokenTable, gather, gather_sentences
 
 logger = logging.get_logger(__name__)
@@ -39,6 +39,8 @@ SEGMENTS_AT_ONCE = 4096
 ROWS_AT_ONCE = 1 << 18
 # Of a field of which nearly all values in so many rows are unseen, it is said: more likely the column is another.
 ROWS_TO_JUDGE, NEARLY_ALL = 20, 0.9
+# Of a numeric field it is said, even in a single row, if more than this share of its values are no numbers.
+NOT_NUMBERS = 0.1
 
 
 class FlipProcessor(ProcessorMixin):
@@ -78,6 +80,7 @@ class FlipProcessor(ProcessorMixin):
         self.has_text = tokenizer is not None
         self._vocabulary = vocabulary
         self._token_table_is_exact = False
+        self._warned: set[str] = set()  # the fields that `warn_of_strange_columns` has named
         if tokenizer is not None:
             self._prepare_text(tokenizer)
 
@@ -240,26 +243,43 @@ class FlipProcessor(ProcessorMixin):
         self.warn_of_strange_columns(dataset)
         return dataset
 
-    def warn_of_strange_columns(self, rows: FlipDataset) -> None:
-        """Says once of each field of which training saw nearly no value that stands in these rows."""
-        if len(rows) < ROWS_TO_JUDGE:
-            return
-        for i, field in enumerate(self._vocabulary.columns):
+    def warn_of_strange_columns(self, rows: FlipDataset, where: str = "") -> None:
+        """Warns once of each field whose values in these rows are hardly those of training: nearly all of them are unseen
+        categories, or some are new and, in a numeric field, no numbers.
+
+        Args:
+            rows: encoded rows.
+            where: what they are, such as "test rows".
+        """
+        vocabulary = self._vocabulary
+        for i, field in enumerate(vocabulary.columns):
+            seen = vocabulary.values[field.name]
+            if field.kind not in ("categorical", "numeric") or field.hash_size is not None or not len(seen):
+                continue
             ids = rows.value_ids[:, i]
-            ids = ids[ids != self._vocabulary.value_offsets[i]]  # the missing ones
-            is_new = ids >= self._vocabulary.num_values
-            seen = self._vocabulary.values[field.name]
-            if (
-                field.hash_size is None
-                and field.kind == "categorical"
-                and len(ids) >= ROWS_TO_JUDGE
-                and len(seen)
-                and is_new.mean() > NEARLY_ALL
-            ):
-                example = rows.local.texts[int(ids[is_new][0] - self._vocabulary.num_values)].as_py()
-                logger.warning_once(
-                    f"{is_new.mean():.0%} of the values of {field.name!r} were never seen in training, such as {example!r}; "
-                    f"there they looked like {seen[0].as_py()!r}. Is it the same column, and not an identifier of single rows?"
+            ids = ids[ids != vocabulary.value_offsets[i]]  # the missing ones
+            strange = ids[ids >= vocabulary.num_values] - vocabulary.num_values
+            if field.kind == "numeric":
+                strange = strange[rows.local.first_features[strange] == vocabulary.unknown_features[i]]
+                usual = seen[int(np.argmin(np.isnan(as_numbers(seen, field.type))))]
+            elif len(ids) < ROWS_TO_JUDGE:
+                continue
+            share = len(strange) / max(1, len(ids))
+            if field.name in self._warned or share <= (NEARLY_ALL if field.kind == "categorical" else NOT_NUMBERS):
+                continue
+            self._warned.add(field.name)
+            example = rows.local.texts[int(strange[0])].as_py()
+            start = f"{where and f'{where}: '}{share:.0%} of the values of {field.name!r}"
+            if field.kind == "numeric":
+                what = "dates" if field.type in ("date", "timestamp") else "numbers"
+                logger.warning(
+                    f"{start} are not {what}, such as {example!r}: they count as missing; training saw {what} such as "
+                    f"{usual.as_py()}"
+                )
+            else:
+                logger.warning(
+                    f"{start} were never seen in training, such as {example!r}; there they looked like {seen[0].as_py()!r}. Is it "
+                    "the same column, and not an identifier of single rows?"
                 )
 
     # ---- integers to tensors

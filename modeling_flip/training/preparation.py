@@ -187,7 +187,7 @@ def _fill(
             if split in groups:
                 write_array(folder / split, "groups", groups[split])
             splits[split] = open_split(folder / split, processor)
-            processor.warn_of_strange_columns(splits[split])
+            processor.warn_of_strange_columns(splits[split], f"{split} rows")
         if given is None:
             processor.vocabulary.save(folder / VOCABULARY_FILE)
         facts = {

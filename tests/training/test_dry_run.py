@@ -101,7 +101,8 @@ def test_what_is_found_in_an_advertising_log(
     assert "'spent' is used, but check it: each of the" in said and "exclude_fields" in said
     assert "'landing_page' is used, but check it: 100.0% of its texts are cut to their first 64 words" in said
     assert "too short for some sentences; cut or dropped: 'landing_page' in 100.0% of the training rows" in said
-    assert "100% of the values of 'session' were never seen in training" in said
+    assert "validation rows: 100% of the values of 'session' were never seen in training" in said
+    assert said.count("never seen in training") == 1
     assert "is a click: if it is known only after the click" in table
 
     printed = show(report, "python train.py recipe.yaml")
