@@ -189,7 +189,7 @@ def load_splits(
         delimiter: of a CSV, where it cannot be detected.
         encoding: of a text file, where it cannot be detected.
         keep: columns that will be asked for whole; they are read in one go with the time column.
-        max_train_samples: only the first rows of the training split, so many.
+        max_train_samples: only so many rows of the training split: the latest if it was cut by time, else the first.
 
     Raises:
         ValueError: the dataset cannot be found or opened; and when its rows are first asked for, that it has no train rows or too
@@ -209,7 +209,10 @@ def load_splits(
 
     def find() -> list[Source]:
         sources = cut_missing_splits(tables, what, time_column=time_column, seed=seed, keep=keep)
-        return sources if max_train_samples is None else [_first_of_train(s, max_train_samples) for s in sources]
+        if max_train_samples is None:
+            return sources
+        is_by_time = time_column is not None and not set(SPLITS) <= set(tables)
+        return [_some_of_train(source, max_train_samples, latest=is_by_time) for source in sources]
 
     settings = (time_column, seed, delimiter, encoding, max_train_samples)
     return RawSplits(_hash([data, repr(settings)]), find)
@@ -296,10 +299,13 @@ def cut_missing_splits(
     return [replace(train, codes=codes, places=places), *given[1:]]
 
 
-def _first_of_train(source: Source, count: int) -> Source:
-    """The source without the training rows behind the first so many."""
-    codes = np.where((source.codes == 0) & (source.places >= count), np.int8(-1), source.codes)
-    return replace(source, codes=codes)
+def _some_of_train(source: Source, count: int, *, latest: bool) -> Source:
+    """The source with only the first so many training rows, or the last."""
+    is_train = source.codes == SPLITS.index("train")
+    skipped = max(0, int(is_train.sum()) - count) if latest else 0
+    places = np.where(is_train, source.places - skipped, source.places)
+    dropped = is_train & ((places < 0) | (places >= count))
+    return replace(source, codes=np.where(dropped, np.int8(-1), source.codes), places=places)
 
 
 def earlier_part(rows: int) -> int:

@@ -53,6 +53,19 @@ def test_split_sizes_by_hand(rows: int, sizes: tuple[int, int, int], time_column
     assert tuple(map(len, splits.values())) == sizes
 
 
+def test_of_rows_split_by_time_the_latest_are_trained_on_and_else_the_first(tmp_path: Path) -> None:
+    file = str(tmp_path / "log.parquet")
+    pq.write_table(log(100), file)
+    for time_column, kept in (("day", slice(-7, None)), (None, slice(7))):
+        every = column(load_splits(file, time_column=time_column))
+        some = load_splits(file, time_column=time_column, max_train_samples=7)
+        assert column(some) == every | {"train": every["train"][kept]}
+        parts = [(t["row"].to_numpy()[codes == 0], places[codes == 0]) for t, codes, places in some.parts(["row"])]
+        rows, places = map(np.concatenate, zip(*parts, strict=True))
+        assert rows[np.argsort(places)].tolist() == column(some)["train"] and sorted(places) == [*range(7)]
+        assert column(load_splits(file, time_column=time_column, max_train_samples=1000)) == every
+
+
 @given(rows=st.integers(10, 300), time_column=st.sampled_from([None, "day"]))
 def test_every_row_is_in_one_split(rows: int, time_column: str | None) -> None:
     splits = column(cut_missing_splits({"train": log(rows)}, time_column=time_column))
