@@ -86,6 +86,7 @@ class FieldReport:
         missing: how many rows have none.
         example: the first value.
         warning: what to look at; "" if there is nothing.
+        leak: how the column, though it is used, may give the click away; "" if it does not seem to.
     """
 
     field: Field
@@ -93,6 +94,7 @@ class FieldReport:
     missing: int
     example: str
     warning: str = ""
+    leak: str = ""
 
 
 def infer_fields(
@@ -204,7 +206,8 @@ def _report(
         kept = options if found == "list" else {k: v for k, v in options.items() if k not in ("kind", "separator")}
         field = Field(**{**kept, "kind": found, "reason": reason, **given})
         warning = warning or "; ".join(filter(None, [leak, _what_is_lost(facts, field)]))
-    return FieldReport(field, facts.distinct, facts.missing, facts.example, warning)
+    leak = "" if found == "ignored" else leak
+    return FieldReport(field, facts.distinct, facts.missing, facts.example, warning, leak)
 
 
 # ---- types

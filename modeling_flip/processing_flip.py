@@ -278,8 +278,8 @@ class FlipProcessor(ProcessorMixin):
                 )
             else:
                 logger.warning(
-                    f"{start} were never seen in training, such as {example!r}; there they looked like {seen[0].as_py()!r}. Is it "
-                    "the same column, and not an identifier of single rows?"
+                    f"{start} were never seen in training, such as {example!r}; there they looked like {seen[0].as_py()!r}. "
+                    "Is it the same column, and not an identifier of single rows?"
                 )
 
     # ---- integers to tensors

@@ -71,8 +71,8 @@ class Prepared:
         splits: encoded rows with their labels, by the names in SPLITS.
         watched: the validation rows that are scored while training.
         inputs: what the manifests say of them: `data` (rows and SHA-256 of each split), `vocabulary` and `text_model`.
-        reports: what was found in the data: `rows`, how many each split has, and `cut_fields`, of each field that max_length
-            cuts the share of training rows where it does.
+        reports: what was found in the data: `rows`, how many each split has; `leaks`, of each field that may give the click away
+            how it does; and `cut_fields`, of each field that max_length cuts the share of training rows where it does.
         groups: of each split the rows' values of `group_column`, as integers; empty where there is none.
     """
 
@@ -132,6 +132,8 @@ def prepare(
         groups = {split: read_array(folder / split, "groups") for split in SPLITS if recipe.group_column is not None}
     check_towers(recipe, processor.schema)
     reports: dict[str, Any] = {"rows": {split: len(rows) for split, rows in splits.items()}}
+    if facts["leaks"]:
+        reports["leaks"] = facts["leaks"]
     if reads_whole_sentences(recipe) and (cut := facts["cut_fields"]):
         reports["cut_fields"] = cut
         worst = sorted(cut.items(), key=lambda item: -item[1])[:5]
@@ -169,10 +171,12 @@ def _fill(
                     check_column(rows.column_names, recipe.group_column, "group_column", f"split {split!r}")
                     groups[split] = group_codes(rows[recipe.group_column], recipe.group_column)
         with phase("infer", wall_time):
+            leaks: dict[str, str] = {}
             if given is None:
                 reports = choose_fields(recipe, raw["train"], labels["train"], kinds)
                 schema = with_min_count([report.field for report in reports], recipe.min_count)
                 table = field_table(reports)
+                leaks = {report.field.name: report.leak for report in reports if report.leak}
             else:
                 schema, table = list(given.schema), ""
             check_columns(raw, schema)
@@ -193,6 +197,7 @@ def _fill(
         facts = {
             "field_table": table,
             "messages": messages,
+            "leaks": leaks,
             "data": {split: manifest.describe_rows(rows) for split, rows in splits.items()},
             "cut_fields": processor.cut_fields(splits["train"]) if processor.has_text else {},
         }

@@ -125,7 +125,9 @@ def test_what_is_found_in_an_advertising_log(
 def test_a_run_says_before_it_trains_what_a_dry_run_says(
     ads: Recipe, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def stop(*args: Any) -> None:
+    def stop(_: Any, prepared: Any) -> None:
+        (leak,) = prepared.reports["leaks"].items()
+        assert leak[0] == "spent" and leak[1].startswith("each of the ")
         raise InterruptedError
 
     monkeypatch.setattr("modeling_flip.training.stages.align", stop)

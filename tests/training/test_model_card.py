@@ -93,6 +93,19 @@ def test_what_is_not_known_or_not_public_is_left_out(processor: FlipProcessor, t
     assert "base_model" not in metadata(model_card(tabular, processor, "me/flip", RESULTS))
 
 
+def test_a_doubtful_result_is_doubted_and_one_of_few_rows_not_told(
+    processor: FlipProcessor, tiny_text_model: Path
+) -> None:
+    model = make(FlipForCTR, processor, tiny_text_model)
+    card = model_card(model, processor, "me/flip", RESULTS)
+    assert "On the 1,234 test rows with such a value its AUC was 0.5500" in card and "| test, with an unseen" in card
+    assert "Check this" not in card
+    few = {"test_unseen_rows": 14, "leaks": {"spent_eur": "why"}}
+    card = model_card(model, processor, "me/flip", RESULTS | few)
+    assert "0.5500" not in card and "14 test rows hold a value never seen in training" in card
+    assert "- **Check this**: AUC 0.7000 may be too high: check 'spent\\_eur' (why).\n" in card
+
+
 def test_every_tower_that_was_measured_has_a_row() -> None:
     table = results_table(RESULTS)
     assert "| validation | this model | 0.7100 | – | – | – |" in table
