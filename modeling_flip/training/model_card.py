@@ -102,7 +102,7 @@ def model_card(
     """
     results = results or {}
     recipe = results.get("recipe") or {}
-    name = Path(source).name
+    name = Path(source).name.removeprefix(".")  # until it is whole, a pretraining folder is hidden
     pretraining = type(model).__name__ == "FlipForPreTraining"
     sections = [
         "---\n" + metadata(model, name, results, recipe, tags).to_yaml() + "\n---\n",
@@ -177,7 +177,9 @@ def introduction(
     if has_text(model):
         family = getattr(config.text_config, "model_type", "")
         text_model = results.get("text_model") or recipe.get("text_model_name_or_path") or family
-        parts.append(f"Text tower: {code(text_model)}.")
+        made = {f"{Path(recipe[key]).name}-text-model" for key in ("output_dir", "dataset_name") if recipe.get(key)}
+        own = ", a tiny one made from the training rows, which was never pretrained" * (Path(text_model).name in made)
+        parts.append(f"Text tower: {code(text_model)}{own}.")
     does = (
         "Pretrained, not finetuned: it cannot predict clicks yet."
         if pretraining
@@ -355,7 +357,8 @@ def training(
     parts = []
     for curve in curves:
         stage = "Alignment" if "/" in curve or type(model).__name__ == "FlipForPreTraining" else "Click prediction"
-        parts.append(f"{stage}:\n\n![{stage}: loss and validation AUC over the epochs]({curve})")
+        drawn = "loss" if stage == "Alignment" else "loss and validation AUC"
+        parts.append(f"{stage}:\n\n![{stage}: {drawn} over the epochs]({curve})")
     facts: dict[str, Any] = dict(hyperparameters)
     facts["parameters"] = f"{model.num_parameters():,}"
     for key, title in {"epochs": "epochs trained", "best_epoch": "best epoch", "seed": "seed"}.items():
@@ -388,6 +391,7 @@ def training(
 
 
 def shown(value: Any) -> str:
+    value = getattr(value, "value", value)  # of an enumeration
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

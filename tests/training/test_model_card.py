@@ -13,7 +13,7 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, SchedulerType
 
 from modeling_flip import FeatureVocabulary, Field, FlipForCTR, FlipForPreTraining, FlipProcessor
 from modeling_flip.training.model_card import (
@@ -173,7 +173,16 @@ def test_the_value_that_nobody_has_seen_is_of_a_field_that_can_hold_it(
 
 
 def test_a_pretraining_checkpoint_promises_no_clicks(processor: FlipProcessor, tiny_text_model: Path) -> None:
-    card = model_card(make(FlipForPreTraining, processor, tiny_text_model), processor, "me/flip")
+    model, own = make(FlipForPreTraining, processor, tiny_text_model), {"recipe": {"output_dir": "outputs/mine"}}
+    own |= {"text_model": "outputs/mine-text-model"}
+    settings = {"lr_scheduler_type": SchedulerType.LINEAR}
+    card = model_card(model, processor, "outputs/.pretraining", own, settings, ["training_curve.png"])
+    assert "\n# pretraining\n" in card
+    assert "| lr_scheduler_type | linear |" in card
+    assert "![Alignment: loss over the epochs](training_curve.png)" in card
+    assert "Text tower: `outputs/mine-text-model`, a tiny one made from the training rows, which was never" in card
+    card = model_card(model, processor, "me/flip")
+    assert "tiny one" not in card
     assert "Pretrained, not finetuned" in card
     assert "How to use" not in card
     assert metadata(card)
