@@ -41,7 +41,7 @@ from modeling_flip.training.publishing import RECIPE_FILE, RESULTS_FILE
 from modeling_flip.training.recipe import Recipe, field_names, needs_text, uses_cpu
 from modeling_flip.training.splits import RawSplits, load_splits
 from modeling_flip.training.stages import run
-from modeling_flip.training.summary import caution, metrics_table, next_steps
+from modeling_flip.training.summary import caution, metrics_table, next_steps, python_command
 
 logger = logging.get_logger(__name__)
 ROWS_OF_TEXT_MODEL = 20_000  # enough to cover the words
@@ -133,7 +133,7 @@ def dry_run(recipe: Recipe, state: PartialState) -> DryRun:
 
 def command_of(arguments: list[str]) -> str:
     """The command line of this run, without options of `accelerate launch`."""
-    launcher = "accelerate launch" if is_launched() else "python"
+    launcher = "accelerate launch" if is_launched() else python_command()
     return f"{launcher} train.py {shlex.join(arguments)}"
 
 

@@ -351,6 +351,10 @@ class FlipProcessor(ProcessorMixin):
         values = zip(*(_spoken(column.dictionary_decode()).to_pylist() for column in columns.values()), strict=True)
         return ["".join(piece for pieces in self._pieces(row) for piece in pieces) for row in values]
 
+    def texts_of(self, rows: FlipDataset) -> list[str]:
+        """The sentences of encoded rows, whole."""
+        return ["".join(chain.from_iterable(self._pieces(values))) for values in self._values_of(rows)]
+
     def _pieces(self, values: Sequence[str]) -> Iterator[tuple[str, str, str]]:
         for i, (field, value) in enumerate(zip(self._vocabulary.columns, values, strict=True)):
             yield (" " if i else "") + f"{field.words} is ", value, "."
@@ -366,7 +370,7 @@ class FlipProcessor(ProcessorMixin):
             chunk = columns[first : first + SEGMENTS_AT_ONCE]
             values = _spoken(texts[first : first + SEGMENTS_AT_ONCE].cast(pa.string())).to_pylist()
             heads = [f"{ANCHOR} {names[i]} is " if i else f"{names[i]} is " for i in chunk]
-            encoded = self._tokenize([f"{h}{v}." for h, v in zip(heads, values, strict=True)], special=False)
+            encoded = self.tokenize([f"{h}{v}." for h, v in zip(heads, values, strict=True)], special=False)
             ids, spans = encoded["input_ids"], encoded["offset_mapping"]
             lengths = np.fromiter(map(len, ids), np.int64, len(ids))
             tokens = np.fromiter(chain.from_iterable(ids), np.int32, lengths.sum())
@@ -392,7 +396,7 @@ class FlipProcessor(ProcessorMixin):
         """Whether a sentence's tokens are those of its values, one after the other."""
         return self._token_table_is_exact
 
-    def _tokenize(self, texts: list[str], *, special: bool = True, **kwargs: Any) -> Mapping[str, Any]:
+    def tokenize(self, texts: list[str], *, special: bool = True, **kwargs: Any) -> Mapping[str, Any]:
         """Tokenise plain text: a value that spells a special token, such as "[MASK]", stays text."""
         assert self.tokenizer is not None
         return self.tokenizer(
@@ -424,7 +428,7 @@ class FlipProcessor(ProcessorMixin):
             all_spans.append(value_spans)
         if not texts:
             return {key: np.zeros((0, 0), np.int64) for key in ("input_ids", "attention_mask", "token_field_ids")}
-        encoded = self._tokenize(texts, truncation=True, max_length=self.max_length)
+        encoded = self.tokenize(texts, truncation=True, max_length=self.max_length)
         before, after = map(len, self._special_ids)
         width = max(map(len, encoded["input_ids"]), default=0)
         input_ids = np.full((len(texts), width), self.tokenizer.pad_token_id, np.int64)

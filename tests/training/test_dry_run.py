@@ -90,7 +90,10 @@ def test_what_is_found_in_an_advertising_log(
     assert 128 == sentences.max_length < median <= most <= longest  # the text model's limit
     assert sentences.share_cut == 1.0
     assert sentences.cut_fields == {"landing_page": 1.0, "slot": 1.0}
-    assert len(sentences.examples) == 3 and sentences.examples[0].startswith("[CLS] user is ")
+    assert (
+        not sentences.examples[0].endswith(".") and sentences.examples[0].count("discover") == 5
+    )  # as far as it is read
+    assert len(sentences.examples) == 3 and sentences.examples[0].startswith("user is ")
 
     assert [hint.partition(":")[0] for hint in report.hints] == ["'session'"]
     assert "100% of the test rows have a value that no training row has" in report.hints[0]
