@@ -6,9 +6,11 @@ place there are kept. Rows in messages are counted from 0 within their split.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import logging
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -18,6 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ..field_inference import TIME_WORDS, words_of
 from ..fields import did_you_mean
 from ..table_files import KINDS, READ, SPLIT_NAMES, TableFile, as_arrow, in_memory, open_splits
 from .data import read_times
@@ -280,7 +283,7 @@ def cut_missing_splits(
         order = np.random.default_rng(seed).permutation(size)
         logger.warning(
             f"no --time_column: {' and '.join(missing)} of {what} are drawn from its rows at random with seed {seed}; if later "
-            "clicks give away earlier ones, the metrics come out too high"
+            f"clicks give away earlier ones, the metrics come out too high{time_hint(tables['train'])}"
         )
     parts = {}
     for split in missing:
@@ -306,6 +309,21 @@ def _some_of_train(source: Source, count: int, *, latest: bool) -> Source:
     places = np.where(is_train, source.places - skipped, source.places)
     dropped = is_train & ((places < 0) | (places >= count))
     return replace(source, codes=np.where(dropped, np.int8(-1), source.codes), places=places)
+
+
+def time_hint(table: TableFile) -> str:
+    """The end of a message where no time column is named: one that looks like it, by its type, or by its name and first
+    values; "" if none does."""
+    for name, type_ in zip(table.schema.names, table.schema.types, strict=True):
+        found = pa.types.is_timestamp(type_) or pa.types.is_date(type_)
+        if not found and TIME_WORDS & set(words_of(name)):
+            with contextlib.suppress(ValueError):
+                for batch in table.batches([name]):
+                    found = len(read_times(pa.chunked_array([batch.column(0)]), name, "split 'train'")) > 0
+                    break
+        if found:
+            return f". {name!r} looks like a time: --time_column {shlex.quote(name)}"
+    return ""
 
 
 def earlier_part(rows: int) -> int:

@@ -99,6 +99,22 @@ def test_a_random_split_is_the_same_each_time_and_said_aloud(caplog: pytest.LogC
     ]
 
 
+@pytest.mark.parametrize(
+    ("columns", "hint"),
+    [
+        ({"event_time": ["2024-01-05 10:00:00"]}, "high. 'event_time' looks like a time: --time_column event_time"),
+        ({"seen at": [1_700_000_000]}, "high. 'seen at' looks like a time: --time_column 'seen at'"),
+        ({"when": [datetime.datetime(2024, 1, 5)]}, "high. 'when' looks like a time: --time_column when"),
+        ({"time": ["morning"], "price": [3.5]}, "come out too high"),
+    ],
+)
+def test_a_column_of_times_is_named_where_none_splits_the_rows(
+    columns: dict[str, list[Any]], hint: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    list(cut_missing_splits({"train": pa.table({name: values * 20 for name, values in columns.items()})}))
+    assert caplog.messages[0].endswith(hint)
+
+
 def test_given_splits_are_respected() -> None:
     given_splits = {"test": log(5), "train": log(100), "validation": log(7), "unsupervised": log(3)}
     assert {split: len(rows) for split, rows in cut_missing_splits(given_splits).items()} == {
@@ -359,6 +375,8 @@ def test_words_and_ratings(values: list[Any], options: dict[str, Any], expected:
     ("values", "options", "message"),
     [
         ([0, None, 1], {}, r"label column 'y' of split 'test' holds a missing value \(row 1\): drop such rows"),
+        ([0, None, None], {}, r"of split 'test' holds 2 missing values \(the first in row 1\): drop such rows"),
+        (["seen"] * 3 + ["a click"], {}, r"such as --positive_label 'a click' \(the others"),
         ([0.0, 1.0, float("nan")], {}, r"missing value \(row 2\)"),
         (["0", "1", "NaN"], {}, r"missing value \(row 2\)"),
         (["yes", None], {"positive_label": "yes"}, r"missing value \(row 1\)"),
@@ -367,7 +385,7 @@ def test_words_and_ratings(values: list[Any], options: dict[str, Any], expected:
             {},
             r"holds '3' \(row 1\); labels are 0 or 1, and these are '1', '3', '5': .* such as --positive_above 3",
         ),
-        (["1", "no"], {}, r"holds 'no' \(row 1\); .* these are '1', 'no': .* such as --positive_label yes"),
+        (["1", "no"], {}, r"holds 'no' \(row 1\); .* these are '1', 'no': .* such as --positive_label 1"),
         ([0.5], {}, r"holds '0\.5' \(row 0\)"),
         (list(range(100)), {}, r"'8', '9', … \(100 in all\): say which"),
         (["Yes", "no"], {"positive_label": "yes"}, "never holds positive_label 'yes'; it holds 'Yes', 'no'"),
