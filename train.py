@@ -43,7 +43,7 @@ from modeling_flip.training.publishing import RECIPE_FILE, RESULTS_FILE
 from modeling_flip.training.recipe import Recipe, field_names, needs_text, uses_cpu
 from modeling_flip.training.splits import RawSplits, load_splits
 from modeling_flip.training.stages import run
-from modeling_flip.training.summary import metrics_table, next_steps
+from modeling_flip.training.summary import caution, metrics_table, next_steps, python_command
 
 logger = logging.get_logger(__name__)
 ROWS_OF_TEXT_MODEL = 20_000  # enough to cover the words
@@ -144,7 +144,7 @@ def dry_run(recipe: Recipe, state: PartialState) -> DryRun:
 
 def command_of(arguments: list[str]) -> str:
     """The command line of this run, without options of `accelerate launch`."""
-    launcher = "accelerate launch" if is_launched() else "python"
+    launcher = "accelerate launch" if is_launched() else python_command()
     return f"{launcher} train.py {shlex.join(arguments)}"
 
 
@@ -201,9 +201,10 @@ def main(arguments: list[str]) -> None:
         sys.exit(f"train.py: error: {' '.join(str(error).split())}")
     if not state.is_main_process:
         return
-    print(
-        f"\n{metrics_table(recipe, results)}\n\nThe model is in {recipe.output_dir}, all figures in {RESULTS_FILE} there.\n"
-    )
+    print(f"\n{metrics_table(recipe, results)}")
+    if doubts := caution(results):
+        print(f"\n{doubts}")
+    print(f"\nThe model is in {recipe.output_dir}, all figures in {RESULTS_FILE} there.\n")
     print(next_steps(recipe, arguments))
 
 

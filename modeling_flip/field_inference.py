@@ -42,6 +42,11 @@ IF_AFTER = "if it is known only after the click, leave it out with exclude_field
 # With fewer clicks or non-clicks, an AUC says nothing.
 CLICKS_TO_CONCLUDE = 10
 WORDS_OF_TEXT = 4
+# Why a column is categorical for which nothing else speaks.
+REPEATS = "values that repeat"
+# What speaks against a category.
+ALL_UNIQUE = "every row has its own value: it would only be memorised"
+NEVER_REPEATS = "points in time that never repeat; set time_column to split by it"
 SEPARATORS = ("|", ";", ",")
 # 3,50 and 1,234 are not lists.
 WITH_COMMA = r"^[+-]?([0-9]+,[0-9]+|[0-9]{1,3}(,[0-9]{3})*(\.[0-9]+)?)$"
@@ -86,6 +91,7 @@ class FieldReport:
         missing: how many rows have none.
         example: the first value.
         warning: what to look at; "" if there is nothing.
+        leak: how the column, though it is used, may give the click away; "" if it does not seem to.
     """
 
     field: Field
@@ -93,6 +99,7 @@ class FieldReport:
     missing: int
     example: str
     warning: str = ""
+    leak: str = ""
 
 
 def infer_fields(
@@ -204,7 +211,8 @@ def _report(
         kept = options if found == "list" else {k: v for k, v in options.items() if k not in ("kind", "separator")}
         field = Field(**{**kept, "kind": found, "reason": reason, **given})
         warning = warning or "; ".join(filter(None, [leak, _what_is_lost(facts, field)]))
-    return FieldReport(field, facts.distinct, facts.missing, facts.example, warning)
+    leak = "" if found == "ignored" else leak
+    return FieldReport(field, facts.distinct, facts.missing, facts.example, warning, leak)
 
 
 # ---- types
@@ -389,7 +397,7 @@ def _kind_of(facts: _Facts, field: Field) -> tuple[str, str]:
         )
         if average >= WORDS_OF_TEXT and facts.distinct_share > 0.5:
             return "text", f"{average:.0f} words on average, and hardly any text repeats"
-    return "categorical", {"boolean": "true or false", "date": "days"}.get(field.type, "values that repeat")
+    return "categorical", {"boolean": "true or false", "date": "days"}.get(field.type, REPEATS)
 
 
 def _are_moments(facts: _Facts, field: Field) -> bool:
@@ -427,11 +435,9 @@ def _why_not(facts: _Facts, field: Field, kind: str, leak: str) -> str:
     if kind != "categorical" or facts.present < ROWS_TO_CONCLUDE:
         return ""
     if facts.distinct_share >= UNIQUE:
-        return "; ".join(
-            filter(None, ["every row has its own value: it would only be memorised", _what_is_lost(facts, field)])
-        )
+        return "; ".join(filter(None, [ALL_UNIQUE, _what_is_lost(facts, field)]))
     if field.type == "timestamp" and facts.distinct > FEW_VALUES:
-        return "points in time that never repeat; set time_column to split by it"
+        return NEVER_REPEATS
     return ""
 
 
@@ -545,7 +551,9 @@ def field_table(reports: Sequence[FieldReport]) -> str:
     for report in reports:
         field = report.field
         example = report.example if len(report.example) <= 28 else report.example[:27] + "…"
-        why = field.reason + (f"; but: {report.warning}" if report.warning else "")
+        is_contradicted = field.reason == REPEATS and report.warning.startswith((ALL_UNIQUE, NEVER_REPEATS))
+        reasons = [] if is_contradicted else [field.reason]
+        why = "; but: ".join([*reasons, *filter(None, [report.warning])])
         looked_at = bool(report.distinct or report.missing)
         cells = (
             " ".join(field.name.split()),

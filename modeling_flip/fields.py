@@ -203,7 +203,7 @@ def used(schema: Iterable[Field]) -> list[Field]:
 
 def did_you_mean(wrong: str, known: Iterable[Any]) -> str:
     """The end of a message about an unknown name: the nearest known one; empty if none is near."""
-    near = difflib.get_close_matches(wrong, [str(name) for name in known], n=1, cutoff=0.5)
+    near = difflib.get_close_matches(wrong, [str(name) for name in known], n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

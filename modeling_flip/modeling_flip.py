@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
@@ -74,6 +75,8 @@ class FlipForCTROutput(ModelOutput):
 # Names of weights.
 HEADS = r"^(mlm|mtm|icl|text_classifier)\.|^alpha_logit$"
 OTHER_TOWER = {"tabular": r"(^|\.)text_tower\.", "text": r"(^|\.)(tabular_tower|feature_embeddings)\."}
+# The `model_max_length` of a tokenizer without a limit is above this.
+NO_LIMIT = 1_000_000
 
 
 class FlipPreTrainedModel(CheckpointMixin, PreTrainedModel):
@@ -120,12 +123,16 @@ class FlipPreTrainedModel(CheckpointMixin, PreTrainedModel):
             text_model_name_or_path: a Hub id or folder that AutoModel loads; None where `towers` is "tabular".
             processor: provides the numbers of features, fields and tokens.
             config_kwargs: settings of `FlipConfig`.
+
+        Raises:
+            ValueError: the processor's sentences may be longer than the text model can read, or the text model is incomplete.
         """
         if config_kwargs.get("towers") == "tabular":
             return cls(cls.config_class.from_processor(processor, **config_kwargs))
         if text_model_name_or_path is None or processor.tokenizer is None:
             raise ValueError("a text tower needs text_model_name_or_path and a processor with a tokenizer")
         text_tower = load_text_model(AutoModel, text_model_name_or_path)
+        check_max_length(processor.max_length, most_tokens(text_tower, processor.tokenizer), text_model_name_or_path)
         if len(processor.tokenizer) > text_tower.get_input_embeddings().num_embeddings:
             text_tower.resize_token_embeddings(len(processor.tokenizer))
         model = cls(cls.config_class.from_processor(processor, text_config=text_tower.config, **config_kwargs))
@@ -195,6 +202,33 @@ def load_text_model(auto_class: Any, name_or_path: str | os.PathLike) -> PreTrai
     if missing := [name for name in info["missing_keys"] if not name.startswith("pooler.")]:
         logger.warning(f"{name_or_path} lacks weights of its own architecture, which are random: {some_of(missing)}")
     return model
+
+
+def most_tokens(text_model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The longest sentence that a text model reads: its table of absolute positions and its tokenizer's own limit bound it.
+    None where neither does, as with relative or rotary positions.
+
+    Args:
+        text_model: may be on the device "meta": only its shapes are read.
+        tokenizer: its `model_max_length` is huge where it has no limit.
+    """
+    limits = [tokenizer.model_max_length]
+    for path, module in text_model.named_modules():
+        if isinstance(module, nn.Embedding) and re.search(r"^(?!.*relative).*(position|wpe)", path.rpartition(".")[2]):
+            first = (
+                0 if module.padding_idx is None else module.padding_idx + 1
+            )  # RoBERTa counts from behind its padding
+            limits.append(module.num_embeddings - getattr(module, "offset", first))  # BART and OPT say where they begin
+    return min(limits) if min(limits) < NO_LIMIT else None
+
+
+def check_max_length(max_length: int | None, limit: int | None, text_model: str | os.PathLike) -> None:
+    """Raises ValueError if sentences of `max_length` tokens are longer than a text model can read."""
+    if max_length is not None and limit is not None and max_length > limit:
+        raise ValueError(
+            f"max_length is {max_length}, but text model {str(text_model)!r} reads at most {limit} tokens; set max_length to "
+            f"{limit} or less"
+        )
 
 
 def create_text_tower(text_config: PreTrainedConfig, auto_class: Any = AutoModel) -> PreTrainedModel:

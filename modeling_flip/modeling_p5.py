@@ -11,7 +11,14 @@ from torch import nn
 from transformers import AutoModelForSeq2SeqLM
 
 from .configuration_flip import CLICK_AUTO_CLASS, FlipConfig, load_text_config
-from .modeling_flip import FlipForCTROutput, FlipPreTrainedModel, create_text_tower, load_text_model
+from .modeling_flip import (
+    FlipForCTROutput,
+    FlipPreTrainedModel,
+    check_max_length,
+    create_text_tower,
+    load_text_model,
+    most_tokens,
+)
 from .processing_flip import FlipProcessor
 
 PROMPTS = (
@@ -70,6 +77,7 @@ class P5ForCTR(FlipPreTrainedModel):
             raise ValueError("a text tower needs text_model_name_or_path and a processor with a tokenizer")
         check_has_decoder(load_text_config(text_model_name_or_path))
         source = load_text_model(AutoModelForSeq2SeqLM, text_model_name_or_path)
+        check_max_length(processor.max_length, most_tokens(source, tokenizer), text_model_name_or_path)
         if len(tokenizer) > source.get_input_embeddings().num_embeddings:
             source.resize_token_embeddings(len(tokenizer))
         prompt_ids, answer_ids = (tokenizer(list(t), add_special_tokens=False)["input_ids"] for t in (PROMPTS, ANSWERS))

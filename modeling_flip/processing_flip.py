@@ -24,7 +24,7 @@ from .feature_vocabulary import VOCABULARY_FILE, FeatureVocabulary
 from .field_inference import FieldReport, infer_fields
 from .fields import Field, used
 from .row_dataset import FlipDataset
-from .row_reader import MEMBER_SEPARATOR, read_clicks, read_columns
+from .row_reader import MEMBER_SEPARATOR, as_numbers, read_clicks, read_columns
 from .token_table import Segments, TokenTable, gather, gather_sentences
 
 logger = logging.get_logger(__name__)
@@ -39,6 +39,8 @@ SEGMENTS_AT_ONCE = 4096
 ROWS_AT_ONCE = 1 << 18
 # Of a field of which nearly all values in so many rows are unseen, it is said: more likely the column is another.
 ROWS_TO_JUDGE, NEARLY_ALL = 20, 0.9
+# Of a numeric field it is said, even in a single row, if more than this share of its values are no numbers.
+NOT_NUMBERS = 0.1
 
 
 class FlipProcessor(ProcessorMixin):
@@ -78,6 +80,7 @@ class FlipProcessor(ProcessorMixin):
         self.has_text = tokenizer is not None
         self._vocabulary = vocabulary
         self._token_table_is_exact = False
+        self._warned: set[str] = set()  # the fields that `warn_of_strange_columns` has named
         if tokenizer is not None:
             self._prepare_text(tokenizer)
 
@@ -95,7 +98,7 @@ class FlipProcessor(ProcessorMixin):
         self._control_ids = np.setdiff1d(
             tokenizer.all_special_ids, [i for i in [tokenizer.unk_token_id] if i is not None]
         )
-        self.max_length = self.max_length or min(tokenizer.model_max_length, MAX_LENGTH)
+        self.max_length = self.max_length or default_max_length(tokenizer)
         least = len(self._special_ids[0]) + len(self._special_ids[1]) + 1
         if not least <= self.max_length <= MAX_SEGMENT_LENGTH:
             raise ValueError(f"max_length is {self.max_length}; it must be from {least} to {MAX_SEGMENT_LENGTH}")
@@ -240,26 +243,43 @@ class FlipProcessor(ProcessorMixin):
         self.warn_of_strange_columns(dataset)
         return dataset
 
-    def warn_of_strange_columns(self, rows: FlipDataset) -> None:
-        """Says once of each field of which training saw nearly no value that stands in these rows."""
-        if len(rows) < ROWS_TO_JUDGE:
-            return
-        for i, field in enumerate(self._vocabulary.columns):
+    def warn_of_strange_columns(self, rows: FlipDataset, where: str = "") -> None:
+        """Warns once of each field whose values in these rows are hardly those of training: nearly all of them are unseen
+        categories, or some are new and, in a numeric field, no numbers.
+
+        Args:
+            rows: encoded rows.
+            where: what they are, such as "test rows".
+        """
+        vocabulary = self._vocabulary
+        for i, field in enumerate(vocabulary.columns):
+            seen = vocabulary.values[field.name]
+            if field.kind not in ("categorical", "numeric") or field.hash_size is not None or not len(seen):
+                continue
             ids = rows.value_ids[:, i]
-            ids = ids[ids != self._vocabulary.value_offsets[i]]  # the missing ones
-            is_new = ids >= self._vocabulary.num_values
-            seen = self._vocabulary.values[field.name]
-            if (
-                field.hash_size is None
-                and field.kind == "categorical"
-                and len(ids) >= ROWS_TO_JUDGE
-                and len(seen)
-                and is_new.mean() > NEARLY_ALL
-            ):
-                example = rows.local.texts[int(ids[is_new][0] - self._vocabulary.num_values)].as_py()
-                logger.warning_once(
-                    f"{is_new.mean():.0%} of the values of {field.name!r} were never seen in training, such as {example!r}; "
-                    f"there they looked like {seen[0].as_py()!r}. Is it the same column, and not an identifier of single rows?"
+            ids = ids[ids != vocabulary.value_offsets[i]]  # the missing ones
+            strange = ids[ids >= vocabulary.num_values] - vocabulary.num_values
+            if field.kind == "numeric":
+                strange = strange[rows.local.first_features[strange] == vocabulary.unknown_features[i]]
+                usual = seen[int(np.argmin(np.isnan(as_numbers(seen, field.type))))]
+            elif len(ids) < ROWS_TO_JUDGE:
+                continue
+            share = len(strange) / max(1, len(ids))
+            if field.name in self._warned or share <= (NEARLY_ALL if field.kind == "categorical" else NOT_NUMBERS):
+                continue
+            self._warned.add(field.name)
+            example = rows.local.texts[int(strange[0])].as_py()
+            start = f"{where and f'{where}: '}{share:.0%} of the values of {field.name!r}"
+            if field.kind == "numeric":
+                what = "dates" if field.type in ("date", "timestamp") else "numbers"
+                logger.warning(
+                    f"{start} are not {what}, such as {example!r}: they count as missing; training saw {what} such as "
+                    f"{usual.as_py()}"
+                )
+            else:
+                logger.warning(
+                    f"{start} were never seen in training, such as {example!r}; there they looked like {seen[0].as_py()!r}. "
+                    "Is it the same column, and not an identifier of single rows?"
                 )
 
     # ---- integers to tensors
@@ -331,6 +351,10 @@ class FlipProcessor(ProcessorMixin):
         values = zip(*(_spoken(column.dictionary_decode()).to_pylist() for column in columns.values()), strict=True)
         return ["".join(piece for pieces in self._pieces(row) for piece in pieces) for row in values]
 
+    def texts_of(self, rows: FlipDataset) -> list[str]:
+        """The sentences of encoded rows, whole."""
+        return ["".join(chain.from_iterable(self._pieces(values))) for values in self._values_of(rows)]
+
     def _pieces(self, values: Sequence[str]) -> Iterator[tuple[str, str, str]]:
         for i, (field, value) in enumerate(zip(self._vocabulary.columns, values, strict=True)):
             yield (" " if i else "") + f"{field.words} is ", value, "."
@@ -346,7 +370,7 @@ class FlipProcessor(ProcessorMixin):
             chunk = columns[first : first + SEGMENTS_AT_ONCE]
             values = _spoken(texts[first : first + SEGMENTS_AT_ONCE].cast(pa.string())).to_pylist()
             heads = [f"{ANCHOR} {names[i]} is " if i else f"{names[i]} is " for i in chunk]
-            encoded = self._tokenize([f"{h}{v}." for h, v in zip(heads, values, strict=True)], special=False)
+            encoded = self.tokenize([f"{h}{v}." for h, v in zip(heads, values, strict=True)], special=False)
             ids, spans = encoded["input_ids"], encoded["offset_mapping"]
             lengths = np.fromiter(map(len, ids), np.int64, len(ids))
             tokens = np.fromiter(chain.from_iterable(ids), np.int32, lengths.sum())
@@ -372,7 +396,7 @@ class FlipProcessor(ProcessorMixin):
         """Whether a sentence's tokens are those of its values, one after the other."""
         return self._token_table_is_exact
 
-    def _tokenize(self, texts: list[str], *, special: bool = True, **kwargs: Any) -> Mapping[str, Any]:
+    def tokenize(self, texts: list[str], *, special: bool = True, **kwargs: Any) -> Mapping[str, Any]:
         """Tokenise plain text: a value that spells a special token, such as "[MASK]", stays text."""
         assert self.tokenizer is not None
         return self.tokenizer(
@@ -404,7 +428,7 @@ class FlipProcessor(ProcessorMixin):
             all_spans.append(value_spans)
         if not texts:
             return {key: np.zeros((0, 0), np.int64) for key in ("input_ids", "attention_mask", "token_field_ids")}
-        encoded = self._tokenize(texts, truncation=True, max_length=self.max_length)
+        encoded = self.tokenize(texts, truncation=True, max_length=self.max_length)
         before, after = map(len, self._special_ids)
         width = max(map(len, encoded["input_ids"]), default=0)
         input_ids = np.full((len(texts), width), self.tokenizer.pad_token_id, np.int64)
@@ -518,6 +542,11 @@ class FlipProcessor(ProcessorMixin):
         if processor_dict is None or processor_dict.pop("has_text", True):
             tokenizers = super()._get_arguments_from_pretrained(pretrained_model_name_or_path, processor_dict, **kwargs)
         return [*tokenizers, FeatureVocabulary.load(path)]
+
+
+def default_max_length(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The tokenizer's own limit, at most 512."""
+    return min(tokenizer.model_max_length, MAX_LENGTH)
 
 
 def warn_of_fields(reports: Sequence[FieldReport], known: Collection[str | None] = ()) -> None:

@@ -29,11 +29,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from pyarrow import csv
+from tqdm.contrib.logging import logging_redirect_tqdm  # type: ignore[import-untyped]
 from transformers import AutoModelForSequenceClassification
 from transformers.utils import CONFIG_NAME, cached_file, logging
 from transformers.utils.hub import extract_commit_hash
 
 from ..commands import ends_in_order, exit_code, no_space, sole_writer
+from ..fields import did_you_mean
 from ..pipeline_flip import DEFAULT_BATCH_SIZE, PROBABILITIES, TOWER_PROBABILITIES, CtrPredictionPipeline
 from ..processing_flip import FlipProcessor
 from ..table_files import READ, TableFile, open_table
@@ -130,7 +132,10 @@ def score_file(
     num_rows = 0
     finished = len(list(folder.glob("part-*.parquet"))) * ROWS_PER_PART
     try:
-        with logging.tqdm(total=table.num_rows, initial=finished, unit=" rows", unit_scale=True) as bar:
+        with (
+            logging_redirect_tqdm(),
+            logging.tqdm(total=table.num_rows, initial=finished, unit=" rows", unit_scale=True) as bar,
+        ):
             for rows in in_parts(table.batches(), ROWS_PER_PART):
                 parts.append(folder / f"part-{len(parts):05d}.parquet")
                 num_rows += len(rows)
@@ -303,9 +308,18 @@ def model_version(model: str, revision: str | None) -> dict[str, Any]:
     """Identifies a version of a model: a Hub repo's commit, or size and time of a folder's files.
 
     Raises:
-        OSError: there is no such model.
+        ValueError: there is no such model.
     """
-    config_file = cached_file(model, CONFIG_NAME, revision=revision)
+    try:
+        config_file = cached_file(model, CONFIG_NAME, revision=revision)
+    except OSError as error:
+        folder = Path(model)
+        if folder.is_dir():
+            raise
+        near = [other.name for other in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        raise ValueError(
+            f"there is no folder {model}{did_you_mean(folder.name, near)}; and the Hub does not give it: {error}"
+        ) from error
     if not Path(model).is_dir():
         return {"model": model, "revision": extract_commit_hash(config_file, None)}
     files = sorted(p for p in Path(model).iterdir() if p.suffix in (".json", ".safetensors", ".parquet"))

@@ -179,6 +179,11 @@ def check_data(tables: Mapping[str, pa.Table | SplitRows], recipe: Recipe) -> di
         if split not in tables:
             raise ValueError(f"split {split!r} is missing; the dataset has {', '.join(tables)}")
         columns = tables[split].column_names
+        if label == Recipe.label_column and label not in in_any:
+            raise ValueError(
+                f"no column {label!r}: name the column of clicks with --label_column; the columns are {in_any}"
+                + did_you_mean(label, in_any)
+            )
         if len(tables[split]) == 0:
             raise ValueError(f"split {split!r} is empty; every one of {', '.join(SPLITS)} needs rows")
         if set(columns) == {label}:

@@ -67,7 +67,12 @@ class RecipeParser(jsonargparse.ArgumentParser):
         wrong = re.search(r"(?i:option .|unrecognized arguments: --)([\w.-]+)", text)
         key = ".".join(nested.groups()) if nested else wrong.group(1) if wrong else None
         if key is not None:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            # batch_size is meant for finetuning.per_device_train_batch_size
+            ends = [
+                name for name in known if name.startswith("finetuning.") and re.search(rf"[._]{re.escape(key)}$", name)
+            ]
+            ends.sort(key=lambda name: ("train" not in name, len(name)))
+            near = ends or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             text = f"no such key: {key}" + (f"; did you mean {near[0]}?" if near else "") + " (--help lists the keys)"
         unquoted = re.search(
             r"""Parser key "([\w.]+)".*Expected a <class 'str'>.* value: (True|False|[-+.\de]+)$""", text

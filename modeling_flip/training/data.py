@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import shlex
 import warnings
 from typing import Any, TypeAlias
 
@@ -254,10 +255,10 @@ def read_labels(
     if positive_label is not None and pa.types.is_string(values.type):
         is_missing = pc.and_(is_missing, pc.fill_null(pc.not_equal(values, positive_label), True))
     if (at := _first(is_missing)) is not None:
+        count = pc.sum(is_missing).as_py()
+        missing = "a missing value (row" if count == 1 else f"{count:,} missing values (the first in row"
         raise BadCellsError(
-            f"{here} holds a missing value (row {at}): drop such rows or fill them in first",
-            "no label",
-            _rows(is_missing),
+            f"{here} holds {missing} {at}): drop such rows or fill them in first", "no label", _rows(is_missing)
         )
     texts = pc.utf8_trim_whitespace(read_column(values, Field(name=name, missing_words=False)).dictionary_decode())
     if positive_label is not None:
@@ -280,9 +281,11 @@ def read_labels(
         known = pc.or_(clicks, pc.if_else(is_number, pc.equal(numbers, 0.0), pc.equal(lower, "false")))
         unknown = pc.invert(known)
         if (at := _first(unknown)) is not None:
+            values, counts = texts.value_counts().flatten()
+            rarest = values[int(np.argmin(counts))].as_py()  # clicks are rarer than their absence
             examples = (
                 "--positive_above 3 (labels above 3 are clicks)",
-                "--positive_label yes (the others are no clicks)",
+                f"--positive_label {shlex.quote(rarest)} (the others are no clicks)",
             )
             first, second = examples if is_number[at].as_py() else examples[::-1]
             raise BadCellsError(

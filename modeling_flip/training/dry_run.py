@@ -97,7 +97,7 @@ class SentenceFacts:
         max_length: the number of tokens that are read.
         share_cut: share of rows whose sentence is longer.
         cut_fields: for each field that loses words, the share of rows in which it does.
-        examples: the tokens of a few rows, as text.
+        examples: the sentences of a few rows, as far as they are read.
         unknown_tokens: share of tokens that the text model does not know.
     """
 
@@ -261,10 +261,9 @@ def facts_of_sentences(prepared: Prepared) -> SentenceFacts:
     read = processor.sentences(some)
     has_table = rows.token_tables is not None  # without one, use the sampled rows
     lengths = rows.lengths + processor.num_special_tokens if has_table else uncut_lengths(processor, some)
-    shown = processor.sentences(spread(rows, NUM_EXAMPLES))
-    examples = [
-        tokenizer.decode(ids[mask == 1]) for ids, mask in zip(shown["input_ids"], shown["attention_mask"], strict=True)
-    ]
+    texts = processor.texts_of(spread(rows, NUM_EXAMPLES))
+    spans = processor.tokenize(texts, truncation=True, max_length=max_length)["offset_mapping"]
+    examples = [text[: max(stop for _, stop in each)] for text, each in zip(texts, spans, strict=True)]
     is_token = read["attention_mask"] == 1
     is_unknown = (read["input_ids"] == tokenizer.unk_token_id) if tokenizer.unk_token_id is not None else ~is_token
     median, most, longest = np.quantile(lengths, (0.5, 0.95, 1.0))
@@ -537,7 +536,7 @@ def show_features(report: DryRun) -> str:
 
 def show_hints(hints: Sequence[str]) -> str:
     if not hints:
-        return "Hints: none beyond the warnings above"
+        return "Hints: none"
     return "Hints\n" + "\n".join(f"  - {hint}" for hint in hints)
 
 
@@ -549,9 +548,10 @@ def show_size(report: DryRun) -> str:
     table.append(["all parameters", *(f"{sum(stage.parameters.values()):,}" for stage in stages)])
     for name in ("weights", "gradients", "optimizer_state"):
         table.append([name.replace("_", " "), *(amount(getattr(stage, name)) for stage in stages)])
-    of = "this process, with its rows and libraries" if report.device == "cpu" else f"the {report.device} device"
-    table.append(["peak memory", *(amount(stage.peak_memory) for stage in stages)])
-    return f"Parameters and memory (peak memory was measured for {of})\n{aligned(table)}"
+    of = "this process so far, with its rows and libraries" if report.device == "cpu" else f"the {report.device} device"
+    steps = min(stage.timed_steps for stage in stages)
+    table.append(["peak memory, at least", *(amount(stage.peak_memory) for stage in stages)])
+    return f"Parameters and memory (the peak is that of {of}, after {steps} steps)\n{aligned(table)}"
 
 
 def show_time(report: DryRun) -> str:

@@ -22,12 +22,16 @@ import numpy as np
 import pyarrow as pa
 from sklearn.inspection import permutation_importance
 from transformers import pipeline
+from transformers.utils import logging
 
 from ..fields import did_you_mean
 from ..pipeline_flip import CtrPredictionPipeline
 from ..table_files import READ, open_table
 from .data import read_labels
 from .metrics import ctr_metrics
+
+# The rows are scored `repeats` times for each field: with a text tower, these take minutes on a CPU.
+ROWS, REPEATS = 5_000, 3
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Importance:
 
 
 def field_importance(
-    score: CtrPredictionPipeline, rows: Any, clicks: np.ndarray, repeats: int = 5, seed: int = 0
+    score: CtrPredictionPipeline, rows: Any, clicks: np.ndarray, repeats: int = REPEATS, seed: int = 0
 ) -> list[Importance]:
     """The importance of each field that a model reads, the most important first.
 
@@ -56,21 +60,21 @@ def field_importance(
     Raises:
         ValueError: a column is absent, or the clicks are all the same.
     """
-    encoded = score.encode(rows, strict=True)
+    encoded, names = score.encode(rows, strict=True), score.processor.fields
 
     def figures(_: Any, value_ids: np.ndarray, clicks: np.ndarray) -> dict[str, float]:
         metrics = ctr_metrics(score.logits(replace(encoded, value_ids=value_ids)), clicks)
+        bar.update()
         return {"auc": metrics["auc"], "logloss": -metrics["logloss"]}
 
     never_fitted = SimpleNamespace(fit=len)  # scikit-learn needs an estimator, but only passes it to `figures`
-    found = permutation_importance(
-        never_fitted, encoded.value_ids, clicks, scoring=figures, n_repeats=repeats, random_state=seed
-    )
+    with logging.tqdm(total=1 + repeats * len(names), desc=f"scoring {len(clicks):,} rows", unit=" times") as bar:
+        found = permutation_importance(
+            never_fitted, encoded.value_ids, clicks, scoring=figures, n_repeats=repeats, random_state=seed
+        )
     auc, logloss = found["auc"], found["logloss"]
     columns = [auc.importances_mean, auc.importances_std, logloss.importances_mean, logloss.importances_std]
-    fields = [
-        Importance(name, *map(float, values)) for name, *values in zip(score.processor.fields, *columns, strict=True)
-    ]
+    fields = [Importance(name, *map(float, values)) for name, *values in zip(names, *columns, strict=True)]
     return sorted(fields, key=lambda field: -field.auc_drop)
 
 
@@ -90,16 +94,17 @@ def write_importance(path: Path, fields: Sequence[Importance]) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 1.2 + 0.32 * len(fields)), layout="constrained")
-    names = [field.field if len(field.field) <= 40 else field.field[:39] + "…" for field in fields]
+    labels = [field.field if len(field.field) <= 40 else field.field[:39] + "…" for field in fields]
     places = range(len(fields))
     panels = figure.subplots(1, 2, sharey=True)
     for axes, title, key in zip(panels, ("drop of AUC", "rise of logloss"), ("auc_drop", "logloss_rise"), strict=True):
         bars = [getattr(field, key) for field in fields]
         axes.barh(places, bars, xerr=[getattr(field, f"{key}_std") for field in fields], color="C0", ecolor="0.3")
+        axes.locator_params(axis="x", nbins=5)  # more labels would touch each other
         axes.axvline(0, color="0.3", lw=0.8)
         axes.set_title(f"{title} when shuffled", fontsize="medium")
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_yticks(places, names, parse_math=False)
+    panels[0].set_yticks(places, labels, parse_math=False)
     panels[0].invert_yaxis()
     figure.savefig(path, dpi=120)
 
@@ -131,9 +136,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--delimiter", help="character between the cells of a CSV (default: detected)")
     parser.add_argument("--encoding", help="encoding of a text file (default: detected)")
     parser.add_argument(
-        "--rows", type=int, default=20_000, help="how many rows to draw at random, at most (default: %(default)s)"
+        "--rows", type=int, default=ROWS, help="how many rows to draw at random, at most (default: %(default)s)"
     )
-    parser.add_argument("--repeats", type=int, default=5, help="how often to shuffle each field (default: %(default)s)")
+    parser.add_argument(
+        "--repeats", type=int, default=REPEATS, help="how often to shuffle each field (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the draw and the shuffles (default: %(default)s)")
     parser.add_argument("--output", type=Path, metavar="FILE.png", help="also plot the table")
     parser.add_argument("--json", type=Path, metavar="FILE.json", help="also write the table as JSON")

@@ -16,6 +16,7 @@ import numpy as np
 from huggingface_hub import EvalResult, ModelCardData
 
 from .recipe import to_yaml
+from .summary import caution
 
 CURVE_FILE = "training_curve.png"
 KINDS = {
@@ -39,6 +40,8 @@ METRICS = {
 ROWS = {"": "this model", "tabular_": "its tabular tower alone", "text_": "its text tower alone"}
 SPLITS = {"validation": "validation", "test": "test", "test_unseen": "test, with an unseen value"}
 EXAMPLES = 3
+# Metrics of fewer rows are noise.
+ROWS_TO_TELL = 200
 
 EXAMPLE = """from transformers import pipeline
 
@@ -99,7 +102,7 @@ def model_card(
     """
     results = results or {}
     recipe = results.get("recipe") or {}
-    name = Path(source).name
+    name = Path(source).name.removeprefix(".")  # until it is whole, a pretraining folder is hidden
     pretraining = type(model).__name__ == "FlipForPreTraining"
     sections = [
         "---\n" + metadata(model, name, results, recipe, tags).to_yaml() + "\n---\n",
@@ -174,7 +177,9 @@ def introduction(
     if has_text(model):
         family = getattr(config.text_config, "model_type", "")
         text_model = results.get("text_model") or recipe.get("text_model_name_or_path") or family
-        parts.append(f"Text tower: {code(text_model)}.")
+        made = {f"{Path(recipe[key]).name}-text-model" for key in ("output_dir", "dataset_name") if recipe.get(key)}
+        own = ", a tiny one made from the training rows, which was never pretrained" * (Path(text_model).name in made)
+        parts.append(f"Text tower: {code(text_model)}{own}.")
     does = (
         "Pretrained, not finetuned: it cannot predict clicks yet."
         if pretraining
@@ -319,6 +324,8 @@ def results_table(results: Mapping[str, Any]) -> str:
         "|" + " --- |" * (2 + len(metrics)),
     ]
     for split, split_title in SPLITS.items():
+        if split == "test_unseen" and results.get("test_unseen_rows", 0) < ROWS_TO_TELL:
+            continue
         for prefix, title in ROWS.items():
             values = [results.get(f"{split}_{prefix}{metric}") for metric in metrics]
             if any(value is not None for value in values):
@@ -353,7 +360,8 @@ def training(
     parts = []
     for curve in curves:
         stage = "Alignment" if "/" in curve or type(model).__name__ == "FlipForPreTraining" else "Click prediction"
-        parts.append(f"{stage}:\n\n![{stage}: loss and validation AUC over the epochs]({curve})")
+        drawn = "loss" if stage == "Alignment" else "loss and validation AUC"
+        parts.append(f"{stage}:\n\n![{stage}: {drawn} over the epochs]({curve})")
     facts: dict[str, Any] = dict(hyperparameters)
     facts["parameters"] = f"{model.num_parameters():,}"
     for key, title in {"epochs": "epochs trained", "best_epoch": "best epoch", "seed": "seed"}.items():
@@ -386,15 +394,16 @@ def training(
 
 
 def shown(value: Any) -> str:
+    value = getattr(value, "value", value)  # of an enumeration
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def limits(processor: Any, results: Mapping[str, Any]) -> str:
     unseen = "- **Unseen values** are not errors: the tabular side reads the field's unknown feature, the text side the words."
-    if "test_unseen_auc" in results:
+    if "test_unseen_auc" in results and results["test_unseen_rows"] >= ROWS_TO_TELL:
         unseen += (
-            f" On test rows with such a value its AUC was {results['test_unseen_auc']:.4f}, on all rows "
-            f"{results['test_auc']:.4f}."
+            f" On the {results['test_unseen_rows']:,} test rows with such a value its AUC was "
+            f"{results['test_unseen_auc']:.4f}, on all rows {results['test_auc']:.4f}."
         )
     calibration = (
         "- **Calibration** holds for logs like those it was trained on. Where clicks are more or less frequent, or rows were "
@@ -410,8 +419,10 @@ def limits(processor: Any, results: Mapping[str, Any]) -> str:
     if "test_ece" in results:
         before = f", {results['test_ece_before']:.4f} before" if "test_ece_before" in results else ""
         calibration += f" Expected calibration error on the test set: {results['test_ece']:.4f}{before}."
+    doubts = caution(results)
     return "\n".join(
         [
+            *([f"- **Check this**: {text(doubts)}."] if doubts else []),
             unseen,
             calibration,
             "- **Bias**: clicks depend on what was shown, where and to whom. The model learns that too, and differences "

@@ -22,16 +22,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import tokenizers
+import torch
 from accelerate import PartialState
 from huggingface_hub.constants import HF_HOME
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from ..commands import sole_writer
+from ..configuration_flip import load_text_config
 from ..feature_vocabulary import VOCABULARY_FILE, FeatureVocabulary
 from ..field_inference import FieldReport, field_table, infer_fields
 from ..fields import Field, used, with_min_count
-from ..processing_flip import FlipProcessor, check_fields, warn_of_fields
+from ..modeling_flip import check_max_length, most_tokens
+from ..processing_flip import FlipProcessor, check_fields, default_max_length, warn_of_fields
 from ..row_dataset import FlipDataset
 from . import manifest
 from .checks import check_columns, check_data
@@ -70,8 +73,9 @@ class Prepared:
         splits: encoded rows with their labels, by the names in SPLITS.
         watched: the validation rows that are scored while training.
         inputs: what the manifests say of them: `data` (rows and SHA-256 of each split), `vocabulary` and `text_model`.
-        reports: what was found in the data: `rows`, how many each split has, `cut_fields`, of each field that max_length cuts
-            the share of training rows where it does, and `bad_rows`, of each file how many were left out, by reason.
+        reports: what was found in the data: `rows`, how many each split has; `leaks`, of each field that may give the click away
+            how it does; `cut_fields`, of each field that max_length cuts the share of training rows where it does; and
+            `bad_rows`, of each file how many were left out, by reason.
         groups: of each split the rows' values of `group_column`, as integers; empty where there is none.
     """
 
@@ -99,10 +103,16 @@ def prepare(
         wall_time: takes the seconds of each phase.
 
     Raises:
-        ValueError: something is wrong with the data or with what the recipe says of it, or `max_eval_samples` are too few.
+        ValueError: something is wrong with the data or with what the recipe says of it, the text model cannot read sentences
+            of `max_length`, or `max_eval_samples` are too few.
     """
     given = pretrained_processor(recipe)
-    tokenizer = load_tokenizer(str(recipe.text_model_name_or_path)) if given is None and needs_text(recipe) else None
+    tokenizer, limit = None, None
+    if given is None and needs_text(recipe):
+        text_model = str(recipe.text_model_name_or_path)
+        tokenizer = load_tokenizer(text_model)
+        limit = limit_of(text_model, tokenizer)
+        check_max_length(recipe.max_length or default_max_length(tokenizer), limit, text_model)
     folder = cache_folder(recipe, raw, kinds or {}, given, tokenizer)
     state = PartialState()
     with state.local_main_process_first(), sole_writer(folder, wait=A_DAY):
@@ -129,19 +139,23 @@ def prepare(
         reports["bad_rows"] = bad
         if state.is_main_process:
             logger.warning(f"{said_of_bad_rows(bad)} They are listed in {folder / BAD_ROWS_FILE}")
+    if facts["leaks"]:
+        reports["leaks"] = facts["leaks"]
     if reads_whole_sentences(recipe) and (cut := facts["cut_fields"]):
         reports["cut_fields"] = cut
         worst = sorted(cut.items(), key=lambda item: -item[1])[:5]
+        is_fixed = given is not None or processor.max_length == limit
+        larger = "" if is_fixed else "set a larger --max_length, "
         logger.warning(
             f"max_length is {processor.max_length} tokens, which is too short for some sentences; cut or dropped: "
             + ", ".join(f"{name!r} in {share:.1%} of the training rows" for name, share in worst)
-            + ". Set a larger --max_length, shorten fields, or use --fields to put what matters first"
+            + f". To mend that, {larger}shorten fields, or use --fields to put what matters first"
         )
-    text_model = None
+    described = None
     if needs_text(recipe):
         name = str(recipe.text_model_name_or_path)
-        text_model = manifest.describe_text_model(name, AutoConfig.from_pretrained(name), processor.tokenizer)
-    inputs = {"data": facts["data"], "vocabulary": processor.vocabulary.fingerprint, "text_model": text_model}
+        described = manifest.describe_text_model(name, AutoConfig.from_pretrained(name), processor.tokenizer)
+    inputs = {"data": facts["data"], "vocabulary": processor.vocabulary.fingerprint, "text_model": described}
     return Prepared(processor, splits, watched_rows(recipe, splits["validation"]), inputs, reports, groups)
 
 
@@ -164,10 +178,12 @@ def _fill(
                     check_column(rows.column_names, recipe.group_column, "group_column", f"split {split!r}")
                     groups[split] = group_codes(rows[recipe.group_column], recipe.group_column)
         with phase("infer", wall_time):
+            leaks: dict[str, str] = {}
             if given is None:
                 reports = choose_fields(recipe, raw["train"], labels["train"], kinds)
                 schema = with_min_count([report.field for report in reports], recipe.min_count)
                 table = field_table(reports)
+                leaks = {report.field.name: report.leak for report in reports if report.leak}
             else:
                 schema, table = list(given.schema), ""
             check_columns(raw, schema)
@@ -182,12 +198,13 @@ def _fill(
             if split in groups:
                 write_array(folder / split, "groups", groups[split])
             splits[split] = open_split(folder / split, processor)
-            processor.warn_of_strange_columns(splits[split])
+            processor.warn_of_strange_columns(splits[split], f"{split} rows")
         if given is None:
             processor.vocabulary.save(folder / VOCABULARY_FILE)
         facts = {
             "field_table": table,
             "messages": messages,
+            "leaks": leaks,
             "data": {split: manifest.describe_rows(rows) for split, rows in splits.items()},
             "bad_rows": {} if raw.quarantine is None else raw.quarantine.counts,
             "cut_fields": processor.cut_fields(splits["train"]) if processor.has_text else {},
@@ -414,6 +431,12 @@ def check_towers(recipe: Recipe, schema: Sequence[Field]) -> None:
             f"the fields {[field.name for field in used(schema)]} are text, which a tabular tower does not read: set towers to "
             "text, and leave pretraining out, or give one of them the kind categorical"
         )
+
+
+def limit_of(text_model: str, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """`most_tokens` of a text model whose weights are not loaded."""
+    with torch.device("meta"):
+        return most_tokens(AutoModel.from_config(load_text_config(text_model)), tokenizer)
 
 
 def load_tokenizer(text_model: str) -> PreTrainedTokenizerBase:

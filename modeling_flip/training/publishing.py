@@ -333,6 +333,7 @@ def write_curve(path: Path, log_history: Sequence[Mapping[str, float]]) -> None:
             label = name.removeprefix("eval_").replace("_", " ")
             axes.plot(*zip(*points, strict=True), label=label, marker="o" if len(points) < 20 else "")
         axes.set(xlabel="epoch", title=title)
+        axes.set_xlim(left=0)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
     figure.savefig(path, dpi=120)

@@ -85,9 +85,8 @@ class Recipe:
         towers: what to finetune: both (FLIP), tabular (FLIP_ID, or without pretraining an ID model from scratch) or text
             (FLIP_PLM).
         seed: seed of the weights, the order of the rows, the masks and the noise.
-        max_train_samples: use only this many training rows, the first ones.
-        max_eval_samples: during training, evaluate on only this many validation rows, drawn at random with the seed. At the end
-            all validation and test rows are scored.
+        max_train_samples: use only this many training rows (by time: the latest).
+        max_eval_samples: during training, evaluate on only this many validation rows, drawn at random. At the end all are scored.
         min_count: values that occur less often than this share the unknown feature of their field.
         max_length: the longest sentence, in tokens; the rest is cut off. By default the tokenizer's limit, at most 512.
         streaming: read a dataset of the Hub over the network instead of storing its files. Only the encoded rows are stored.
@@ -96,7 +95,7 @@ class Recipe:
         num_proc: how many threads read the rows. By default one for each core, at most 4.
         use_cpu: train on the CPU, even if there is a GPU.
         push_to_hub: push the model, its processor, its card and the recipe to the Hub, during training and at the end.
-        hub_model_id: the repo to push to, such as me/my-model. By default the name of output_dir, in your own namespace.
+        hub_model_id: the repo to push to, such as me/my-model. By default the name of output_dir.
         hub_strategy: when to push: every_save (at each checkpoint; the repo shows the best one so far), end, or checkpoint (like
             every_save, and the state of the training too, so that the same command can continue on another machine).
         hub_private_repo: create the repo as a private one.

@@ -6,9 +6,11 @@ place there are kept. Rows in messages are counted from 0 within their split.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import logging
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -19,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 from huggingface_hub import HfApi
 
+from ..field_inference import TIME_WORDS, words_of
 from ..fields import did_you_mean
 from ..table_files import (
     KINDS,
@@ -211,7 +214,7 @@ def load_splits(
         delimiter: of a CSV, where it cannot be detected.
         encoding: of a text file, where it cannot be detected.
         keep: columns that will be asked for whole; they are read in one go with the time column.
-        max_train_samples: only the first rows of the training split, so many.
+        max_train_samples: only so many rows of the training split: the latest if it was cut by time, else the first.
         streaming: read a dataset of the Hub over the network, each time anew, instead of storing its files.
         quarantine: takes the rows that cannot be read; by default they are errors.
         readers: of columns that must be readable, such as the label, what reads them; with a quarantine, rows where they are not
@@ -239,7 +242,10 @@ def load_splits(
         sources = cut_missing_splits(
             tables, what, time_column=time_column, seed=seed, keep=keep, quarantine=quarantine, readers=readers
         )
-        return sources if max_train_samples is None else [_first_of_train(s, max_train_samples) for s in sources]
+        if max_train_samples is None:
+            return sources
+        is_by_time = time_column is not None and not set(SPLITS) <= set(tables)
+        return [_some_of_train(source, max_train_samples, latest=is_by_time) for source in sources]
 
     settings = (time_column, seed, delimiter, encoding, max_train_samples, quarantine is not None)
     return RawSplits(_hash([data, repr(settings)]), find, quarantine)
@@ -335,7 +341,7 @@ def cut_missing_splits(
         order = np.random.default_rng(seed).permutation(size)
         logger.warning(
             f"no --time_column: {' and '.join(missing)} of {what} are drawn from its rows at random with seed {seed}; if later "
-            "clicks give away earlier ones, the metrics come out too high"
+            f"clicks give away earlier ones, the metrics come out too high{time_hint(tables['train'])}"
         )
     parts = {}
     for split in missing:
@@ -387,10 +393,28 @@ def _taken(rows: pa.Array, column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.take(rows)
 
 
-def _first_of_train(source: Source, count: int) -> Source:
-    """The source without the training rows behind the first so many."""
-    codes = np.where((source.codes == 0) & (source.places >= count), np.int8(-1), source.codes)
-    return replace(source, codes=codes)
+def _some_of_train(source: Source, count: int, *, latest: bool) -> Source:
+    """The source with only the first so many training rows, or the last."""
+    is_train = source.codes == SPLITS.index("train")
+    skipped = max(0, int(is_train.sum()) - count) if latest else 0
+    places = np.where(is_train, source.places - skipped, source.places)
+    dropped = is_train & ((places < 0) | (places >= count))
+    return replace(source, codes=np.where(dropped, np.int8(-1), source.codes), places=places)
+
+
+def time_hint(table: TableFile) -> str:
+    """The end of a message where no time column is named: one that looks like it, by its type, or by its name and first
+    values; "" if none does."""
+    for name, type_ in zip(table.schema.names, table.schema.types, strict=True):
+        found = pa.types.is_timestamp(type_) or pa.types.is_date(type_)
+        if not found and TIME_WORDS & set(words_of(name)):
+            with contextlib.suppress(ValueError):
+                for batch in table.batches([name]):
+                    found = len(read_times(pa.chunked_array([batch.column(0)]), name, "split 'train'")) > 0
+                    break
+        if found:
+            return f". {name!r} looks like a time: --time_column {shlex.quote(name)}"
+    return ""
 
 
 def earlier_part(rows: int) -> int:

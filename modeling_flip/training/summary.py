@@ -15,6 +15,8 @@ from .recipe import Recipe, hub_repo
 # Metrics of the test set; a column without values is left out.
 COLUMNS = {"auc": "test AUC", "logloss": "logloss", "gauc": "gAUC", "ece": "calibration error"}
 MODELS = {"flip": "FLIP", "ctr_bert": "CTR-BERT", "morec": "MoRec", "p5": "P5"}
+# From this test AUC on, a leak is likelier than a good model.
+TOO_GOOD = 0.98
 TOWERS = {"tabular": "tabular tower", "text": "text tower"}
 
 
@@ -44,6 +46,21 @@ def metrics_table(recipe: Recipe, results: Mapping[str, Any]) -> str:
             cells.append(("–" if value is None else f"{value:.4f}").rjust(len(COLUMNS[metric])))
         lines.append("  ".join([words.ljust(width), *cells]))
     return "\n".join(lines)
+
+
+def caution(results: Mapping[str, Any]) -> str:
+    """What makes the test AUC doubtful: that it is too high, or fields that may be known only after the click; "" if nothing.
+
+    Example:
+        >>> caution({"test_auc": 1.0, "leaks": {"spent": "alone it ranks the clicks with an AUC of 0.970"}})
+        "AUC 1.0000 is too good to be true: check 'spent' (alone it ranks the clicks with an AUC of 0.970)"
+    """
+    auc, leaks = results.get("test_auc"), results.get("leaks") or {}
+    if auc is None or (auc < TOO_GOOD and not leaks):
+        return ""
+    found = f"AUC {auc:.4f} is too good to be true" if auc >= TOO_GOOD else f"AUC {auc:.4f} may be too high"
+    fields = ", ".join(f"{name!r} ({leak})" for name, leak in leaks.items())
+    return f"{found}: check {fields or 'whether some field is known only after the click'}"
 
 
 def next_steps(recipe: Recipe, arguments: Sequence[str]) -> str:

@@ -112,6 +112,8 @@ def test_the_page_quotes_the_examples_line_by_line() -> None:
     quoted = [
         line for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL) for line in block.splitlines()
     ]
+    whole = EXAMPLES["dataframe_to_scores"].rpartition('"""')[2].split("\n")
+    assert [line for line in quoted if line][:15] == [line for line in whole if line]  # with its imports, to be copied
     assert len(quoted) > 10 and [line for line in quoted if line.strip() not in lines] == []
     for name in re.findall(r"\(\.\./(examples[\w/.]*)\)", page):
         assert (ROOT / name).exists()

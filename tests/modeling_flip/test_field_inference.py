@@ -545,6 +545,11 @@ def test_the_printed_table() -> None:
     assert table == GOLDEN.strip("\n")
 
 
+def test_a_warning_that_contradicts_the_reason_stands_alone() -> None:
+    (report,) = infer_fields({"session": [f"s{i}" for i in range(N)]}, ["session"])
+    assert field_table([report]).splitlines()[1].endswith("  every row has its own value: it would only be memorised")
+
+
 GOLDEN = """
 field      kind         type     side  distinct  missing  example                       why
 user_id    categorical  integer  user        99        0  0                             named like an identifier

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoProcessor, ByT5Tokenizer, PreTrainedTokenizerFast
 
-from modeling_flip import FeatureVocabulary, Field, FlipProcessor, processing_flip
+from modeling_flip import FeatureVocabulary, Field, FlipProcessor
 from modeling_flip.processing_flip import ROWS_TO_JUDGE
 from modeling_flip.row_reader import MEMBER_SEPARATOR
 from modeling_flip.training.preparation import choose_fields
@@ -383,7 +383,6 @@ def test_a_column_of_which_nearly_all_values_are_unseen_is_named(
     fields: list[Any], values: dict[str, Any], warned: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert ROWS_TO_JUDGE == 20
-    processing_flip.logger.warning_once.cache_clear()
     processor = FlipProcessor.fit({"city": ["Rome", "Oslo"] * 9}, fields)
     for _ in range(2):
         processor.encode(values)
@@ -393,6 +392,30 @@ def test_a_column_of_which_nearly_all_values_are_unseen_is_named(
         f"{share} of the values of 'city' were never seen in training, such as 'v0'; there they looked like 'Rome'."
     )
     assert found == [f"{expected} Is it the same column, and not an identifier of single rows?"] * warned
+
+
+@pytest.mark.parametrize(
+    ("prices", "said"),
+    [
+        (["83,83"] * 30, "100% of the values of 'price' are not numbers, such as '83,83': they count as missing"),
+        (["old", None, ""], "100% of the values of 'price' are not numbers, such as 'old'"),
+        ([1.5, "old", None], "50% of"),
+        ([None, 7, "99.5", 22.82, ""], ""),
+        (["?"] * 9, ""),  # training had such values, and said so
+        ([4.5] * 9 + ["old"], ""),
+    ],
+)
+def test_a_number_that_cannot_be_read_is_said_once(
+    prices: list[Any], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    field = Field(name="price", kind="numeric", type="number")
+    processor = FlipProcessor.fit({"price": ["?", 22.82, 3.5, 100]}, [field])
+    for rows in (prices, [f"{price}!" if said else price for price in prices]):
+        processor.encode({"price": rows})
+    found = [record.message for record in caplog.records]
+    assert len(found) == bool(said)
+    if said:
+        assert found[0].startswith(said) and found[0].endswith("training saw numbers such as 22.82")
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ from modeling_flip import (
     FlipProcessor,
     PretrainingCollator,
 )
-from modeling_flip.modeling_flip import pooled
+from modeling_flip.modeling_flip import most_tokens, pooled
 
 FIELDS = ["user_id", "gender", "title", "genre"]
 SIZES: dict[str, Any] = {
@@ -129,6 +129,33 @@ def text_model(
         return made[name]
 
     return make
+
+
+@ALL_FAMILIES
+def test_a_text_model_reads_as_many_tokens_as_it_is_said_to(
+    family: str, text_model: Callable[[str], TextModel]
+) -> None:
+    source = text_model(family)
+    model, tokenizer = AutoModel.from_pretrained(source.folder), AutoTokenizer.from_pretrained(source.folder)
+    assert most_tokens(model, tokenizer) == 128  # its tokenizer's limit
+    tokenizer.model_max_length = 10**30
+    limit = most_tokens(model, tokenizer)
+    assert (limit is None) == (family in ("t5", "llama", "qwen2", "modernbert"))  # relative and rotary positions
+    encoder = model.encoder if family == "t5" else model
+    with torch.inference_mode():
+        encoder(torch.full((1, limit or 1100), 5))
+        if limit is not None:
+            with pytest.raises((IndexError, RuntimeError)):
+                encoder(torch.full((1, limit + 1), 5))
+
+
+def test_sentences_longer_than_the_text_model_reads_are_refused(text_model: Callable[[str], TextModel]) -> None:
+    source = text_model("roberta")
+    processor = FlipProcessor.fit(ROWS, FIELDS, AutoTokenizer.from_pretrained(source.folder), max_length=129)
+    with pytest.raises(
+        ValueError, match=r"max_length is 129, but .* reads at most 128 tokens; set max_length to 128 or less"
+    ):
+        FlipForCTR.from_text_pretrained(source.folder, processor, **SIZES)
 
 
 def make_model(model_class: Any, source: TextModel, **settings: Any) -> Any:

@@ -27,7 +27,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast, set_seed
 
-from modeling_flip import CtrPredictionPipeline, FlipForCTR, FlipForPreTraining, FlipProcessor
+from modeling_flip import CtrPredictionPipeline, FlipForCTR, FlipForPreTraining, FlipProcessor, processing_flip
 from modeling_flip.pipeline_flip import BATCHES_PER_CHUNK
 from modeling_flip.serving import score
 from modeling_flip.table_files import open_table
@@ -888,7 +888,20 @@ def test_rows_and_model_must_fit(run: Callable[..., int], tmp_path: Path, capsys
     assert run("--towers", "text", "--return_towers", output="other.parquet") == 2
     assert "config.towers is 'text'" in error_of(capsys)
     assert run(model=tmp_path / "nowhere") == 2
-    assert "nowhere" in error_of(capsys)
+    assert f"there is no folder {tmp_path / 'nowhere'}; and the Hub does not give it" in error_of(capsys)
+    (tmp_path / "mine").mkdir()
+    assert run(model=tmp_path / "mien") == 2
+    assert f"there is no folder {tmp_path / 'mien'}; did you mean 'mine'?" in error_of(capsys)
+
+
+def test_a_warning_stands_in_a_line_of_its_own_beside_the_bar(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "others.csv").write_text("user_id\n" + "".join(f"stranger {i}\n" for i in range(30)))
+    processing_flip.logger.warning_once.cache_clear()
+    assert run(source=tmp_path / "others.csv", output="scores.csv") == 0
+    lines = re.split(r"[\r\n]", capsys.readouterr().err)
+    assert "no column 'title' in the rows: scored as missing" in lines
 
 
 @pytest.mark.parametrize(

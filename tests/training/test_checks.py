@@ -153,6 +153,17 @@ def test_the_label_column_has_no_second_role(settings: dict[str, Any], message: 
         check_data(make_data(), make_recipe(**settings))
 
 
+def test_without_a_label_column_its_setting_and_the_columns_are_named() -> None:
+    data = {split: pa.table({"age": [3, 4], "clicked": [0, 1]}) for split in ("train", "validation", "test")}
+    told = r"^no column 'label': name the column of clicks with --label_column; the columns are \['age', 'clicked'\]$"
+    with pytest.raises(ValueError, match=told):
+        check_data(data, make_recipe())
+    for split, rows in data.items():
+        data[split] = rows.append_column("Label", rows["clicked"])
+    with pytest.raises(ValueError, match="did you mean 'Label'"):
+        check_data(data, make_recipe())
+
+
 def test_a_column_that_only_some_splits_have_is_refused_by_its_split_and_can_be_left_out() -> None:
     data = make_data()
     data["test"] = data["test"].drop_columns(["title"])

@@ -154,6 +154,7 @@ def test_every_system_of_the_paper_has_a_recipe_with_the_papers_batch(
             "no such key: finetuning.learning_rat; did you mean finetuning.learning_rate?",
         ),
         ("", ["--finetuning.learning_rat", "1"], "did you mean finetuning.learning_rate?"),
+        ("", ["--batch_size", "8"], "no such key: batch_size; did you mean finetuning.per_device_train_batch_size?"),
         ("", ["--tabular_towr", "dcnv2"], "no such key: tabular_towr; did you mean tabular_tower?"),
         (
             "",

@@ -53,6 +53,19 @@ def test_split_sizes_by_hand(rows: int, sizes: tuple[int, int, int], time_column
     assert tuple(map(len, splits.values())) == sizes
 
 
+def test_of_rows_split_by_time_the_latest_are_trained_on_and_else_the_first(tmp_path: Path) -> None:
+    file = str(tmp_path / "log.parquet")
+    pq.write_table(log(100), file)
+    for time_column, kept in (("day", slice(-7, None)), (None, slice(7))):
+        every = column(load_splits(file, time_column=time_column))
+        some = load_splits(file, time_column=time_column, max_train_samples=7)
+        assert column(some) == every | {"train": every["train"][kept]}
+        parts = [(t["row"].to_numpy()[codes == 0], places[codes == 0]) for t, codes, places in some.parts(["row"])]
+        rows, places = map(np.concatenate, zip(*parts, strict=True))
+        assert rows[np.argsort(places)].tolist() == column(some)["train"] and sorted(places) == [*range(7)]
+        assert column(load_splits(file, time_column=time_column, max_train_samples=1000)) == every
+
+
 @given(rows=st.integers(10, 300), time_column=st.sampled_from([None, "day"]))
 def test_every_row_is_in_one_split(rows: int, time_column: str | None) -> None:
     splits = column(cut_missing_splits({"train": log(rows)}, time_column=time_column))
@@ -84,6 +97,22 @@ def test_a_random_split_is_the_same_each_time_and_said_aloud(caplog: pytest.LogC
         "clicks.csv is split by day: train until 2024-01-27T00:00:00, validation until 2024-01-29T00:00:00, "
         "test until 2024-01-31T00:00:00"
     ]
+
+
+@pytest.mark.parametrize(
+    ("columns", "hint"),
+    [
+        ({"event_time": ["2024-01-05 10:00:00"]}, "high. 'event_time' looks like a time: --time_column event_time"),
+        ({"seen at": [1_700_000_000]}, "high. 'seen at' looks like a time: --time_column 'seen at'"),
+        ({"when": [datetime.datetime(2024, 1, 5)]}, "high. 'when' looks like a time: --time_column when"),
+        ({"time": ["morning"], "price": [3.5]}, "come out too high"),
+    ],
+)
+def test_a_column_of_times_is_named_where_none_splits_the_rows(
+    columns: dict[str, list[Any]], hint: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    list(cut_missing_splits({"train": pa.table({name: values * 20 for name, values in columns.items()})}))
+    assert caplog.messages[0].endswith(hint)
 
 
 def test_given_splits_are_respected() -> None:
@@ -346,6 +375,8 @@ def test_words_and_ratings(values: list[Any], options: dict[str, Any], expected:
     ("values", "options", "message"),
     [
         ([0, None, 1], {}, r"label column 'y' of split 'test' holds a missing value \(row 1\): drop such rows"),
+        ([0, None, None], {}, r"of split 'test' holds 2 missing values \(the first in row 1\): drop such rows"),
+        (["seen"] * 3 + ["a click"], {}, r"such as --positive_label 'a click' \(the others"),
         ([0.0, 1.0, float("nan")], {}, r"missing value \(row 2\)"),
         (["0", "1", "NaN"], {}, r"missing value \(row 2\)"),
         (["yes", None], {"positive_label": "yes"}, r"missing value \(row 1\)"),
@@ -354,7 +385,7 @@ def test_words_and_ratings(values: list[Any], options: dict[str, Any], expected:
             {},
             r"holds '3' \(row 1\); labels are 0 or 1, and these are '1', '3', '5': .* such as --positive_above 3",
         ),
-        (["1", "no"], {}, r"holds 'no' \(row 1\); .* these are '1', 'no': .* such as --positive_label yes"),
+        (["1", "no"], {}, r"holds 'no' \(row 1\); .* these are '1', 'no': .* such as --positive_label 1"),
         ([0.5], {}, r"holds '0\.5' \(row 0\)"),
         (list(range(100)), {}, r"'8', '9', … \(100 in all\): say which"),
         (["Yes", "no"], {"positive_label": "yes"}, "never holds positive_label 'yes'; it holds 'Yes', 'no'"),

@@ -90,7 +90,10 @@ def test_what_is_found_in_an_advertising_log(
     assert 128 == sentences.max_length < median <= most <= longest  # the text model's limit
     assert sentences.share_cut == 1.0
     assert sentences.cut_fields == {"landing_page": 1.0, "slot": 1.0}
-    assert len(sentences.examples) == 3 and sentences.examples[0].startswith("[CLS] user is ")
+    assert (
+        not sentences.examples[0].endswith(".") and sentences.examples[0].count("discover") == 5
+    )  # as far as it is read
+    assert len(sentences.examples) == 3 and sentences.examples[0].startswith("user is ")
 
     assert [hint.partition(":")[0] for hint in report.hints] == ["'session'"]
     assert "100% of the test rows have a value that no training row has" in report.hints[0]
@@ -101,7 +104,8 @@ def test_what_is_found_in_an_advertising_log(
     assert "'spent' is used, but check it: each of the" in said and "exclude_fields" in said
     assert "'landing_page' is used, but check it: 100.0% of its texts are cut to their first 64 words" in said
     assert "too short for some sentences; cut or dropped: 'landing_page' in 100.0% of the training rows" in said
-    assert "100% of the values of 'session' were never seen in training" in said
+    assert "validation rows: 100% of the values of 'session' were never seen in training" in said
+    assert said.count("never seen in training") == 1
     assert "is a click: if it is known only after the click" in table
 
     printed = show(report, "python train.py recipe.yaml")
@@ -124,7 +128,9 @@ def test_what_is_found_in_an_advertising_log(
 def test_a_run_says_before_it_trains_what_a_dry_run_says(
     ads: Recipe, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def stop(*args: Any) -> None:
+    def stop(_: Any, prepared: Any) -> None:
+        (leak,) = prepared.reports["leaks"].items()
+        assert leak[0] == "spent" and leak[1].startswith("each of the ")
         raise InterruptedError
 
     monkeypatch.setattr("modeling_flip.training.stages.align", stop)
@@ -133,6 +139,7 @@ def test_a_run_says_before_it_trains_what_a_dry_run_says(
     assert "'spent' is used, but check it: each of the" in caplog.text
     assert "of its texts are cut to their first 64 words" in caplog.text
     assert "too short for some sentences; cut or dropped" in caplog.text
+    assert "larger --max_length" not in caplog.text  # the text model reads no more
 
 
 @pytest.fixture
@@ -262,6 +269,7 @@ def test_errors_are_those_of_a_run(clicks: Any, tmp_path: Path) -> None:
         (replace(recipe, fields=["user_id", "agee"]), data),
         (replace(recipe, model={"hidden_sizes": [8], "deep": True}), data),
         (recipe, {"train": data["train"], "test": data["test"]}),
+        (replace(recipe, max_length=1000), data),
     ]
     out = tmp_path / "out"
     out.mkdir()
@@ -270,7 +278,9 @@ def test_errors_are_those_of_a_run(clicks: Any, tmp_path: Path) -> None:
     for one, tables in wrong:
         messages = []
         for run_it in (lambda a, b: inspected(a, b, tmp_path / "scratch"), run):
-            with pytest.raises(ValueError, match=r"tabular_tower|missing|deep|something else") as raised:
+            with pytest.raises(
+                ValueError, match=r"tabular_tower|missing|deep|something else|reads at most 128 tok"
+            ) as raised:
                 run_it(one, tables)
             messages.append(str(raised.value))
         assert messages[0] == messages[1]

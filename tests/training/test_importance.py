@@ -107,7 +107,9 @@ def test_the_command_prints_the_table_and_writes_plot_and_json(
         f"{tmp_path}/a.json",
     ]
     assert main([*command, *more]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr()
+    assert "scoring 300 rows" in printed.err and "7/7" in printed.err  # once as they are, twice for each field
+    lines = printed.out.splitlines()
     assert [line.split()[0] for line in lines] == ["field", "strong", "weak", "unread"]
     assert "0.0000 ± 0.0000" in lines[-1]
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

@@ -13,7 +13,7 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, SchedulerType
 
 from modeling_flip import FeatureVocabulary, Field, FlipForCTR, FlipForPreTraining, FlipProcessor
 from modeling_flip.training.model_card import (
@@ -93,6 +93,19 @@ def test_what_is_not_known_or_not_public_is_left_out(processor: FlipProcessor, t
     assert "base_model" not in metadata(model_card(tabular, processor, "me/flip", RESULTS))
 
 
+def test_a_doubtful_result_is_doubted_and_one_of_few_rows_not_told(
+    processor: FlipProcessor, tiny_text_model: Path
+) -> None:
+    model = make(FlipForCTR, processor, tiny_text_model)
+    card = model_card(model, processor, "me/flip", RESULTS)
+    assert "On the 1,234 test rows with such a value its AUC was 0.5500" in card and "| test, with an unseen" in card
+    assert "Check this" not in card
+    few = {"test_unseen_rows": 14, "leaks": {"spent_eur": "why"}}
+    card = model_card(model, processor, "me/flip", RESULTS | few)
+    assert "0.5500" not in card and "14 test rows hold a value never seen in training" in card
+    assert "- **Check this**: AUC 0.7000 may be too high: check 'spent\\_eur' (why).\n" in card
+
+
 def test_every_tower_that_was_measured_has_a_row() -> None:
     table = results_table(RESULTS)
     assert "| validation | this model | 0.7100 | – | – | – |" in table
@@ -160,7 +173,16 @@ def test_the_value_that_nobody_has_seen_is_of_a_field_that_can_hold_it(
 
 
 def test_a_pretraining_checkpoint_promises_no_clicks(processor: FlipProcessor, tiny_text_model: Path) -> None:
-    card = model_card(make(FlipForPreTraining, processor, tiny_text_model), processor, "me/flip")
+    model, own = make(FlipForPreTraining, processor, tiny_text_model), {"recipe": {"output_dir": "outputs/mine"}}
+    own |= {"text_model": "outputs/mine-text-model"}
+    settings = {"lr_scheduler_type": SchedulerType.LINEAR}
+    card = model_card(model, processor, "outputs/.pretraining", own, settings, ["training_curve.png"])
+    assert "\n# pretraining\n" in card
+    assert "| lr_scheduler_type | linear |" in card
+    assert "![Alignment: loss over the epochs](training_curve.png)" in card
+    assert "Text tower: `outputs/mine-text-model`, a tiny one made from the training rows, which was never" in card
+    card = model_card(model, processor, "me/flip")
+    assert "tiny one" not in card
     assert "Pretrained, not finetuned" in card
     assert "How to use" not in card
     assert metadata(card)

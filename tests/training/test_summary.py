@@ -17,7 +17,7 @@ from modeling_flip import FlipProcessor
 from modeling_flip.serving import score
 from modeling_flip.training import summary
 from modeling_flip.training.recipe import Recipe
-from modeling_flip.training.summary import metrics_table, next_steps
+from modeling_flip.training.summary import caution, metrics_table, next_steps
 
 BOTH = {
     "test_auc": 0.75, "test_logloss": 0.5, "test_ece": 0.01,
@@ -46,6 +46,19 @@ def test_the_table_has_a_row_for_the_model_and_one_for_each_tower() -> None:
     grouped = metrics_table(recipe(), BOTH | {"test_gauc": 0.8, "test_tabular_gauc": 0.6})
     assert "gAUC" in grouped.splitlines()[0]
     assert [line.split()[-2] for line in grouped.splitlines()[1:]] == ["0.8000", "0.6000", "–"]
+
+
+@pytest.mark.parametrize(
+    ("auc", "leaks", "said"),
+    [
+        (0.9799, {}, ""),
+        (0.98, {}, "AUC 0.9800 is too good to be true: check whether some field is known only after the click"),
+        (0.7, {"spent": "why", "paid": "so"}, "AUC 0.7000 may be too high: check 'spent' (why), 'paid' (so)"),
+        (None, {"spent": "why"}, ""),
+    ],
+)
+def test_a_result_that_a_leak_may_explain_is_doubted(auc: float | None, leaks: dict[str, str], said: str) -> None:
+    assert caution({"test_auc": auc, "leaks": leaks}) == said
 
 
 @pytest.mark.parametrize(
