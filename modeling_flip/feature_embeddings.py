@@ -5,6 +5,9 @@ B rows, F fields with a table side, L of them lists, K members of the longest li
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
@@ -34,6 +37,7 @@ class FeatureEmbeddings(nn.Module):
         self.list_fields = tuple(config.list_fields)
         self.embedding = nn.Embedding(config.num_features, config.embedding_size)
         self.first_order = nn.Embedding(config.num_features, 1) if first_order else None
+        self._more: torch.Tensor | None = None
 
     def forward(self, feature_ids: torch.Tensor, list_feature_ids: torch.Tensor | None = None) -> torch.Tensor:
         """feature_ids (B, F), list_feature_ids (B, L, K) → embeddings (B, F, D).
@@ -51,13 +55,44 @@ class FeatureEmbeddings(nn.Module):
     def squared_norm(self, feature_ids: torch.Tensor, list_feature_ids: torch.Tensor | None = None) -> torch.Tensor:
         """Scalar Σ (‖e‖² + w²) over the distinct features that the batch looks up."""
         ids = torch.cat(self._looked_up(feature_ids, list_feature_ids)).unique()
-        tables = [self.embedding] if self.first_order is None else [self.embedding, self.first_order]
-        return torch.stack([self._rows(table, ids).square().sum() for table in tables]).sum()
+        return torch.stack([self._rows(table, ids).square().sum() for table in self.tables]).sum()
 
-    @staticmethod
-    def _rows(table: nn.Embedding, ids: torch.Tensor) -> torch.Tensor:
+    @property
+    def tables(self) -> list[nn.Embedding]:
+        return [self.embedding] if self.first_order is None else [self.embedding, self.first_order]
+
+    @property
+    def width(self) -> int:
+        """W, the numbers that a feature has in all tables."""
+        return sum(table.embedding_dim for table in self.tables)
+
+    def rows(self, ids: torch.Tensor) -> torch.Tensor:
+        """ids (n,) → (n, W): of each feature its embedding, and behind it its first-order weight."""
+        return torch.cat([table(ids) for table in self.tables], dim=1)
+
+    def replace_rows(self, rows: torch.Tensor) -> None:
+        """Take rows (M, W), as `rows` gives them, as those of all features; M may be another."""
+        for table, part in zip(self.tables, rows.split([table.embedding_dim for table in self.tables], 1), strict=True):
+            table.num_embeddings = len(part)
+            table.weight = nn.Parameter(part.to(table.weight.dtype).contiguous(), table.weight.requires_grad)
+
+    @contextmanager
+    def with_more(self, rows: torch.Tensor | None) -> Iterator[None]:
+        """Meanwhile the ids M, M + 1, … have these rows (U, W)."""
+        self._more = rows
+        try:
+            yield
+        finally:
+            self._more = None
+
+    def _rows(self, table: nn.Embedding, ids: torch.Tensor) -> torch.Tensor:
         """ids (…) → (…, d)."""
-        return table(ids)
+        if self._more is None or not len(self._more):
+            return table(ids)
+        parts = self._more.split([table.embedding_dim for table in self.tables], 1)
+        more = parts[[other is table for other in self.tables].index(True)]
+        own = ids - table.num_embeddings
+        return torch.where((own < 0).unsqueeze(-1), table(ids.clamp(max=table.num_embeddings - 1)), more[own.clamp(min=0)])
 
     def _fields(
         self, table: nn.Embedding, feature_ids: torch.Tensor, list_feature_ids: torch.Tensor | None
