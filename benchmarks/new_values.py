@@ -2,8 +2,8 @@
 
     python -m benchmarks.new_values [--dataset_name demo] [--raw_dir DIR] [--seeds 1 2] [--json PATH]
 
-Rows in time order are cut into old days, new days, and the days after these, which are the test set. FLIP is aligned and finetuned
-on the old days. Then four ways to go on with the new days, for FLIP and for its ID tower alone:
+Rows in time order are cut into old days, new days, and the days after these, which are the test set. FLIP is aligned and
+finetuned on the old days. Then four ways to go on with the new days, for FLIP and for its ID tower alone:
 
 - unknown: finetuning goes on with the old vocabulary: new values share their field's unknown feature;
 - mean: `--init_from`, each new value starting from its field's mean embedding;
@@ -83,7 +83,11 @@ def measure(folder: Path, test: pa.Table, is_new: np.ndarray, is_unseen: np.ndar
     scored = pipeline(test.drop_columns(["label"]))
     scores, clicks = np.array([row["probability"] for row in scored]), test["label"].to_numpy()
     parts = {"all": np.ones(len(clicks), bool), "new": is_new, "unseen": is_unseen, "learned": is_new & ~is_unseen}
-    return {name: float(roc_auc_score(clicks[rows], scores[rows])) for name, rows in parts.items() if len(set(clicks[rows])) == 2}
+    return {
+        name: float(roc_auc_score(clicks[rows], scores[rows]))
+        for name, rows in parts.items()
+        if len(set(clicks[rows])) == 2
+    }
 
 
 def one_seed(recipe: Recipe, tables: tuple[pa.Table, pa.Table, pa.Table], folder: Path) -> dict[str, Any]:
@@ -128,7 +132,9 @@ def one_seed(recipe: Recipe, tables: tuple[pa.Table, pa.Table, pa.Table], folder
 
 def show(of_seeds: list[dict[str, Any]]) -> None:
     counts = of_seeds[0]["rows"]
-    print(f"\n{counts['all']:,} test rows; {counts['new']:,} with a value that is new since the old days, {counts['unseen']:,} of")
+    print(
+        f"\n{counts['all']:,} test rows; {counts['new']:,} with a value that is new since the old days, {counts['unseen']:,} of"
+    )
     print("them with one that the new days do not have either")
     print(f"\n{'':18}{'AUC, all':>18}{'new values':>18}{'learned':>18}{'unseen':>18}{'seconds':>9}")
     for name in [name for name in of_seeds[0] if name != "rows"]:

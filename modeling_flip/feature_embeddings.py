@@ -92,7 +92,9 @@ class FeatureEmbeddings(nn.Module):
         parts = self._more.split([table.embedding_dim for table in self.tables], 1)
         more = parts[[other is table for other in self.tables].index(True)]
         own = ids - table.num_embeddings
-        return torch.where((own < 0).unsqueeze(-1), table(ids.clamp(max=table.num_embeddings - 1)), more[own.clamp(min=0)])
+        return torch.where(
+            (own < 0).unsqueeze(-1), table(ids.clamp(max=table.num_embeddings - 1)), more[own.clamp(min=0)]
+        )
 
     def _fields(
         self, table: nn.Embedding, feature_ids: torch.Tensor, list_feature_ids: torch.Tensor | None

@@ -69,6 +69,12 @@ class LocalValues:
         first[has_one] = self.features[self.offsets[:-1][has_one]]
         return first
 
+    def unseen_categories(self, vocabulary: FeatureVocabulary) -> np.ndarray:
+        """Which of these are categories that have their field's unknown feature, because training never saw them; of a hashed
+        field nobody knows."""
+        kinds = [field.kind == "categorical" and field.hash_size is None for field in vocabulary.columns]
+        return np.flatnonzero(np.array(kinds, bool)[self.columns])
+
 
 @dataclass(frozen=True, eq=False)
 class FeatureVocabulary:

@@ -1,8 +1,8 @@
 """What stands for a value that training has not seen: rows of the feature tables, predicted from its words.
 
-The aligned text tower has read the words of every value that has an embedding. Of each field, a ridge regression leads from the one
-to the other; it then gives an embedding to values that have only words. Of words that say nothing, such as a user's number, it
-gives little more than the field's mean.
+The aligned text tower has read the words of every value that has an embedding. Of each field, a ridge regression leads from the
+one to the other; it then gives an embedding to values that have only words. Of words that say nothing, such as a user's number,
+it gives little more than the field's mean.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 from .feature_vocabulary import FeatureVocabulary
 from .processing_flip import FlipProcessor
-from .token_table import TokenTable, gather_sentences
+from .token_table import TokenTable
 
 # A regression learns from at most so many values, the most frequent ones.
 MOST_FITTED = 4096
@@ -72,16 +72,12 @@ def known_values(vocabulary: FeatureVocabulary, column: int) -> np.ndarray:
 def word_states(model: Any, processor: FlipProcessor, columns: np.ndarray, texts: pa.Array) -> torch.Tensor:
     """Values, as their field's position (U,) and their text (U,) → (U, D_text): the text tower's last hidden states of
     "{field} is {value}.", their mean over the value's tokens."""
-    assert processor.tokenizer is not None and processor.max_length is not None
-    flip = model.base_model
-    table, none = TokenTable.of_parts(processor.segments(columns, texts)), TokenTable.of_parts([])
+    flip, table = model.base_model, TokenTable.of_parts(processor.segments(columns, texts))
     states = torch.zeros(len(columns), flip.text_tower.config.hidden_size, device=model.device)
     order = np.argsort(table.lengths, kind="stable")
     for first in range(0, len(order), VALUES_AT_ONCE):
         some = order[first : first + VALUES_AT_ONCE]
-        special, pad = processor.special_ids, processor.tokenizer.pad_token_id
-        one_field = np.zeros(1, np.int64)
-        sentences = gather_sentences((table, none), some[:, None], one_field, special, pad, processor.max_length)
+        sentences = processor.sentences_of_values(table, some)
         inputs = {name: torch.from_numpy(array).to(model.device) for name, array in sentences.items()}
         is_value = (inputs.pop("token_field_ids") >= 0).unsqueeze(-1)  # (B, L, 1)
         hidden = flip(**inputs).text_hidden_states.float()
@@ -143,8 +139,8 @@ def mean_rows(model: Any, processor: FlipProcessor, columns: np.ndarray, *_: Any
 @torch.no_grad()
 def grow(model: Any, before: FlipProcessor, after: FlipProcessor, teacher: Any = None) -> None:
     """Give a model of the processor `before` the features of `after`, whose vocabulary has grown from it. Known features keep
-    their rows, bit for bit; new ones start from what the text tower of `teacher` predicts, or without one from their field's mean.
-    """
+    their rows, bit for bit; new ones start from what the text tower of `teacher` predicts, or without one from their field's
+    mean."""
     old, new = before.vocabulary, after.vocabulary
     places = old.features_in(new)
     is_new = np.ones(new.num_features, bool)

@@ -473,14 +473,12 @@ def test_a_pretraining_checkpoint_of_another_shape_is_refused(
     flip: tuple[Recipe, dict[str, Any]], recipe: MakeRecipe
 ) -> None:
     pretrained = Path(flip[0].output_dir) / "pretraining"
-    with pytest.raises(ValueError, match=r"tabular_tower is 'autoint', but .* was pretrained with 'dcnv2'"):
+    with pytest.raises(ValueError, match=r"tabular_tower is 'autoint', but .* was trained with 'dcnv2'"):
         run_recipe(recipe("--tabular_tower", "autoint", "--pretrained_model_name_or_path", pretrained))
-    with pytest.raises(ValueError, match=r"embedding_size is 5, but .* was pretrained with 4"):
+    with pytest.raises(ValueError, match=r"embedding_size is 5, but .* was trained with 4"):
         run_recipe(recipe("--model.embedding_size", 5, "--pretrained_model_name_or_path", pretrained))
     for fields in ('{"age": {"kind": "text"}}', '[user_id, {"name": "age", "kind": "text"}, title, genre]'):
-        with pytest.raises(
-            ValueError, match=r"kind of field 'age' is 'text', but .* was pretrained with 'categorical'"
-        ):
+        with pytest.raises(ValueError, match=r"kind of field 'age' is 'text', but .* was trained with 'categorical'"):
             run_recipe(recipe("--fields", fields, "--pretrained_model_name_or_path", pretrained))
 
 
@@ -622,7 +620,8 @@ def test_what_max_length_cuts_is_said_before_training(recipe: MakeRecipe, caplog
     prepared = prepare(asked)
     assert prepared.reports["cut_fields"]["title"] == 1
     assert (
-        "max_length is 16 tokens, which is too short" in caplog.text and "'title' in 100.0% of the training rows" in caplog.text
+        "max_length is 16 tokens, which is too short" in caplog.text
+        and "'title' in 100.0% of the training rows" in caplog.text
     )
     caplog.clear()
     tabular = replace(asked, towers="tabular", pretraining=None)
