@@ -31,7 +31,7 @@ from sklearn.metrics import roc_auc_score
 
 from benchmarks import small_text_model
 from data_scripts.registry import registered_datasets
-from modeling_flip import CtrPredictionPipeline, FlipForCTR, FlipProcessor, new_values
+from modeling_flip import CtrPredictionPipeline, FlipForCTR, FlipProcessor, new_values, pipeline_flip
 from modeling_flip.training.command_line import parse_recipe
 from modeling_flip.training.manifest import environment
 from modeling_flip.training.recipe import Recipe
@@ -68,11 +68,10 @@ def splits(rows: pa.Table, test: pa.Table) -> dict[str, pa.Table]:
 @contextmanager
 def mean_start() -> Iterator[None]:
     """New values start from their field's mean, as they do where there is no text tower."""
-
-    def means(model: Any, processor: Any, *values: Any) -> Any:
-        return new_values.mean_rows(model, processor, *values)
-
-    with patch.object(new_values, "predicted_rows", means):
+    with (
+        patch.object(new_values, "predicted_rows", new_values.mean_rows),
+        patch.object(pipeline_flip, "predicted_rows", new_values.mean_rows),
+    ):
         yield
 
 

@@ -37,7 +37,6 @@ class FeatureEmbeddings(nn.Module):
         self.list_fields = tuple(config.list_fields)
         self.embedding = nn.Embedding(config.num_features, config.embedding_size)
         self.first_order = nn.Embedding(config.num_features, 1) if first_order else None
-        self._more: torch.Tensor | None = None
 
     def forward(self, feature_ids: torch.Tensor, list_feature_ids: torch.Tensor | None = None) -> torch.Tensor:
         """feature_ids (B, F), list_feature_ids (B, L, K) → embeddings (B, F, D).
@@ -72,29 +71,33 @@ class FeatureEmbeddings(nn.Module):
 
     def replace_rows(self, rows: torch.Tensor) -> None:
         """Take rows (M, W), as `rows` gives them, as those of all features; M may be another."""
-        for table, part in zip(self.tables, rows.split([table.embedding_dim for table in self.tables], 1), strict=True):
+        for table, part in zip(self.tables, self._parts(rows), strict=True):
             table.num_embeddings = len(part)
             table.weight = nn.Parameter(part.to(table.weight.dtype).contiguous(), table.weight.requires_grad)
 
     @contextmanager
-    def with_more(self, rows: torch.Tensor | None) -> Iterator[None]:
-        """Meanwhile the ids M, M + 1, … have these rows (U, W)."""
-        self._more = rows
+    def with_more(self, rows: torch.Tensor) -> Iterator[None]:
+        """Meanwhile the ids M, M + 1, … have these rows (U, W), one or more."""
+        for table, part in zip(self.tables, self._parts(rows), strict=True):
+            table.more = part.to(table.weight.dtype)
         try:
             yield
         finally:
-            self._more = None
+            for table in self.tables:
+                del table.more
 
-    def _rows(self, table: nn.Embedding, ids: torch.Tensor) -> torch.Tensor:
+    def _parts(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """rows (n, W) → those of each table."""
+        return rows.split([table.embedding_dim for table in self.tables], dim=1)
+
+    @staticmethod
+    def _rows(table: nn.Embedding, ids: torch.Tensor) -> torch.Tensor:
         """ids (…) → (…, d)."""
-        if self._more is None or not len(self._more):
+        more = getattr(table, "more", None)
+        if more is None:
             return table(ids)
-        parts = self._more.split([table.embedding_dim for table in self.tables], 1)
-        more = parts[[other is table for other in self.tables].index(True)]
-        own = ids - table.num_embeddings
-        return torch.where(
-            (own < 0).unsqueeze(-1), table(ids.clamp(max=table.num_embeddings - 1)), more[own.clamp(min=0)]
-        )
+        own = ids - table.num_embeddings  # their place among the rows that the table lacks
+        return torch.where((own < 0).unsqueeze(-1), table(torch.where(own < 0, ids, 0)), more[own.clamp(min=0)])
 
     def _fields(
         self, table: nn.Embedding, feature_ids: torch.Tensor, list_feature_ids: torch.Tensor | None
