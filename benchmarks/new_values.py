@@ -44,7 +44,7 @@ DATASETS: dict[str, tuple[list[str], tuple[int, int, int]]] = {
     "demo": (["configuration/quickstart.yaml"], (14_400, 19_200, 24_000)),
     "movielens-1m": (
         ["configuration/movielens-1m/flip-small.yaml", "--finetuning.num_train_epochs", "2"],
-        (60_000, 80_000, 100_000),
+        (30_000, 40_000, 55_000),
     ),
 }
 STARTS = ("unknown", "mean", "text", "scratch")
