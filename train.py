@@ -32,8 +32,10 @@ from data_scripts.registry import registered_datasets
 from data_scripts.text_model import write as write_text_model
 from modeling_flip.commands import end_with, ends_in_order, exit_code, is_launched, no_space, sole_writer
 from modeling_flip.processing_flip import FlipProcessor
+from modeling_flip.table_files import Quarantine
 from modeling_flip.training.checks import check_data
 from modeling_flip.training.command_line import is_expected, parse_recipe, without_dry_run
+from modeling_flip.training.data import read_labels
 from modeling_flip.training.dry_run import DryRun, inspect, show
 from modeling_flip.training.phases import phase
 from modeling_flip.training.preparation import inspect_fields
@@ -54,6 +56,12 @@ def load_data(recipe: Recipe) -> RawSplits:
         ValueError: the dataset cannot be found or read.
     """
     loaders = {name: partial(dataset.load, name, recipe.raw_dir) for name, dataset in registered_datasets().items()}
+    read = partial(
+        read_labels,
+        name=recipe.label_column,
+        positive_label=recipe.positive_label,
+        positive_above=recipe.positive_above,
+    )
     return load_splits(
         recipe.dataset_name,
         registered=loaders,
@@ -62,6 +70,9 @@ def load_data(recipe: Recipe) -> RawSplits:
         encoding=recipe.encoding,
         keep=[name for name in (recipe.label_column, recipe.group_column) if name is not None],
         max_train_samples=recipe.max_train_samples,
+        streaming=recipe.streaming,
+        quarantine=Quarantine() if recipe.on_bad_rows == "skip" else None,
+        readers={recipe.label_column: read},
     )
 
 

@@ -18,7 +18,12 @@ from scipy import stats
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-DATASETS = {"movielens-1m": "MovieLens-1M", "movielens-100k": "MovieLens-100K"}
+DATASETS = {
+    "movielens-1m": "MovieLens-1M",
+    "movielens-100k": "MovieLens-100K",
+    "bookcrossing": "BookCrossing",
+    "goodreads": "GoodReads",
+}
 # A recipe's file name: what the paper calls it, and the category in which it competes.
 SYSTEMS = {
     "afm": ("AFM", "ID"),
@@ -90,8 +95,44 @@ def speed() -> str:
         "is `--finetuning.float32_matmul_precision medium`, bf16 products on CPUs that have them.\n\nData with 8 fields, on "
         f"the same machine: {figures['encode']} million rows/s from a column table to integers; {figures['feed_tabular']} "
         f"million rows/s in shuffled batches of 1,024 for the tabular tower, {figures['feed_text']} million with "
-        f"sentences.\n\n{scoring()}"
+        f"sentences.\n\n{scoring()}\n\n{sparse()}"
     )
+
+
+def sparse() -> str:
+    """Steps against the number of features, and what the setting does to the model."""
+    steps = load("sparse_step.json")["step_seconds"]
+    labels = {
+        "finetuning, dense": "DCNv2, batch 2,048",
+        "finetuning, sparse": "with `sparse_embeddings`",
+        "finetuning, sparse, uniform rows": "the same, all values equally frequent",
+        "mtm, dense": "MTM, batch 1,024",
+        "mtm, sparse": "with `sparse_embeddings`",
+        "bare loop, dense": "bare loop, AdamW",
+        "bare loop, torch": "bare loop, torch.optim.SparseAdam beside AdamW",
+        "bare loop, ours": "bare loop, `SparseAdamW`",
+        "bare loop, fbgemm": "bare loop, FBGEMM's table-batched embeddings, row-wise Adagrad",
+    }
+    features = list(steps["finetuning, sparse"])
+    rows = []
+    for name, label in labels.items():
+        ms = [1e3 * steps[name][m] for m in features]
+        rows.append([label, *(f"{x:.0f}" for x in ms), f"{ms[-1] / ms[0]:.2f}"])
+    head = ["ms a step, one CPU core", *(f"{int(m):,} features" for m in features), "last / first"]
+    runs = load("sparse_quality.json")["runs"]
+    kinds = {
+        "dense": "AdamW",
+        "sparse": "`SparseAdamW`",
+        "full": "the same, second moment of each weight",
+        "nomom": "the same, no first moment",
+    }
+    quality = []
+    for kind, label in kinds.items():
+        of = [run for run in runs if run["variant"] == kind]
+        figures = (", ".join(f"{run[key]:.4f}" for run in of) for key in ("validation_auc", "test_auc", "test_logloss"))
+        quality.append([label, ", ".join(str(run["seed"]) for run in of), *figures])
+    columns = ["DCNv2 on MovieLens-1M, without the refit", "seeds", "validation AUC", "test AUC", "test logloss"]
+    return f"{table(head, rows)}\n\n{table(columns, quality)}"
 
 
 def scoring() -> str:
@@ -109,6 +150,29 @@ def scoring() -> str:
         f"{table(head, rows)}\n\nBatches of 1,024, raw rows in, probabilities out; in brackets, the ratio to a loop that only "
         "calls the model, on tensors made beforehand. DCNv2 and a text tower of TinyBERT's size; one core of the same "
         "machine."
+    )
+
+
+def goodreads_join() -> str:
+    """Time and memory of the engines that can join GoodReads."""
+    names = {"duckdb": "DuckDB", "polars": "Polars, streaming"}
+    rows = []
+    for file in ("goodreads_join.json", "goodreads_join_20m.json"):
+        measured = load(file)
+        for engine, name in names.items():
+            r = measured.get(engine)
+            if r is None or r["seconds"] is None:
+                continue
+            cells = [f"{r['seconds']:,.0f}", f"{r['cpu_seconds']:,.0f}", f"{r['peak_mib']:,.0f}"]
+            rows.append(
+                [f"{measured['interactions'] / 1e6:.0f}", f"{measured['books']:,}", f"{name} {r['version']}", *cells]
+            )
+    imports = min(run["imports_mib"] for run in load("goodreads_join.json")["duckdb"]["rounds"])
+    head = ["million interactions", "books", "engine", "seconds", "CPU seconds", "peak memory, MiB"]
+    return (
+        f"{table(head, rows)}\n\nOf the memory, {imports:,.0f} MiB are the imports. At 2 million the best of three rounds; at 20 "
+        "million one round, of ten copies of the 2 million with other users and books, while the load of the machine changed: "
+        "only memory and CPU seconds compare there."
     )
 
 
@@ -203,7 +267,7 @@ def speed_of(figures: list[dict[str, Any]], key: str) -> str:
 
 def render(text: str) -> str:
     """The text with each table between its marks."""
-    for section in (quickstart, results_in_short, speed, results):
+    for section in (quickstart, results_in_short, speed, goodreads_join, results):
         begin, end = f"<!-- {section.__name__} -->", f"<!-- end of {section.__name__} -->"
         if begin in text:
             before, rest = text.split(begin)

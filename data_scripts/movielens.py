@@ -6,26 +6,22 @@ Ratings of 3 are dropped, higher ones become label 1 and lower ones label 0. Row
 the test split, and the last tenth of what remains is the validation split.
 """
 
-import argparse
-import gzip
-import hashlib
 import re
 import sys
 import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, DatasetDict, DownloadConfig, DownloadManager
+from datasets import DatasetDict
 
 if __name__ == "__main__":  # run as a file, python looks for modules in the file's folder, not in the one above it
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from data_scripts import registry
-from data_scripts.publishing import dataset_card, dataset_id, push, write
-from modeling_flip.training.splits import earlier_part
+from data_scripts import raw_files, registry
+from data_scripts.publishing import one_line_errors, parser_of, publish
+from data_scripts.raw_files import Folder
 
 BASE_URL = "https://files.grouplens.org/datasets/movielens"
 
@@ -95,13 +91,18 @@ def load(dataset_name: str, raw_dir: str | Path | None = None) -> DatasetDict:
     Raises ValueError for an unknown name, a line that is not in the published format or a rating of an unknown user or
     movie, FileNotFoundError for a missing folder or file, ConnectionError where the archive cannot be had.
     """
+    return read(dataset_name, raw_dir)[0]
+
+
+def read(dataset_name: str, raw_dir: str | Path | None = None) -> tuple[DatasetDict, dict[str, int]]:
+    """Return what `load` does, and the ratings at each step."""
     if dataset_name not in _ARCHIVES:
         raise ValueError(f"unknown dataset_name {dataset_name!r}: choose one of {', '.join(_ARCHIVES)}")
-    folder = _download(dataset_name) if raw_dir is None else Path(raw_dir)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"raw_dir {str(folder)!r} is not a folder: name the one that holds the published files")
+    folder = raw_files.folder_of(raw_dir, lambda: _download(dataset_name))
     users, movies, ratings = _read_1m(folder) if dataset_name == "movielens-1m" else _read_100k(folder)
-    return _split_by_time(_join(users, movies, ratings))
+    rows = _join(users, movies, ratings)
+    counts = {"ratings": len(ratings), "dropped: rating 3": len(ratings) - len(rows), "rows": len(rows)}
+    return raw_files.cut(rows), counts
 
 
 def _download(dataset_name: str) -> zipfile.Path:
@@ -110,37 +111,16 @@ def _download(dataset_name: str) -> zipfile.Path:
     The archive is read where it lies: nothing is unpacked, so no half-unpacked folder can be taken for a whole one.
     """
     name, md5 = _ARCHIVES[dataset_name]
-    url = f"{BASE_URL}/{name}.zip"
-    # The checksum pins the content, so a cached archive is good without asking the server for its ETag.
-    manager = DownloadManager(download_config=DownloadConfig(use_etag=False))
-    try:
-        archive = Path(manager.download(url))
-    except Exception as error:  # each layer below (fsspec, aiohttp, the offline mode) has exceptions of its own
-        raise ConnectionError(
-            f"cannot download {url} ({error}): pass --raw_dir (raw_dir= in Python), the folder of the unpacked archive"
-        ) from error
-    found = hashlib.md5(archive.read_bytes(), usedforsecurity=False).hexdigest()
-    if found != md5:
-        archive.unlink()
-        raise ValueError(
-            f"the archive from {url} has md5 {found}, the published one {md5}; it was deleted: run again, "
-            "or pass --raw_dir (raw_dir= in Python), the folder of a good archive, unpacked"
-        )
+    archive = raw_files.download(f"{BASE_URL}/{name}.zip", md5, "the folder of the unpacked archive")
     return zipfile.Path(archive, f"{name}/")
 
 
-def _read(folder: Path | zipfile.Path, file_name: str) -> pa.Table:
+def _read(folder: Folder, file_name: str) -> pa.Table:
     """Return the file's columns, all strings, read from `file_name` or `file_name`.gz in Latin-1."""
     pattern = _LINE[file_name]
-    file = next((folder / name for name in (file_name, f"{file_name}.gz") if (folder / name).is_file()), None)
-    if file is None:
-        raise FileNotFoundError(f"no {file_name} in {str(folder)!r}: looked for {file_name} and {file_name}.gz")
-    try:
-        content = gzip.decompress(file.read_bytes()) if file.name.endswith(".gz") else file.read_bytes()
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{str(file)!r} is not a complete gzip file ({error}): download it again") from error
+    file = raw_files.find(folder, [file_name])
     # Not splitlines(): in Latin-1 it would also break a line at control characters inside a title.
-    text = content.decode("latin-1").replace("\r\n", "\n").rstrip("\n")
+    text = raw_files.content(file).decode("latin-1").replace("\r\n", "\n").rstrip("\n")
     lines = pc.split_pattern(pa.array([text]), pattern="\n").flatten()
     matches = pc.extract_regex(lines, pattern=f"^{pattern}$")
     if matches.null_count:
@@ -153,7 +133,7 @@ def _read(folder: Path | zipfile.Path, file_name: str) -> pa.Table:
     return pa.Table.from_struct_array(matches)
 
 
-def _read_1m(folder: Path | zipfile.Path) -> tuple[pa.Table, pa.Table, pa.Table]:
+def _read_1m(folder: Folder) -> tuple[pa.Table, pa.Table, pa.Table]:
     """Return users, movies and ratings of MovieLens-1M, its codes turned into words."""
     users, movies, ratings = (_read(folder, f"{name}.dat") for name in ("users", "movies", "ratings"))
     for column, words in (("gender", _GENDERS), ("age", _AGES_1M), ("occupation", _OCCUPATIONS_1M)):
@@ -161,7 +141,7 @@ def _read_1m(folder: Path | zipfile.Path) -> tuple[pa.Table, pa.Table, pa.Table]
     return users, _replace(movies, "genre", pc.replace_substring(movies["genre"], "|", ", ")), ratings
 
 
-def _read_100k(folder: Path | zipfile.Path) -> tuple[pa.Table, pa.Table, pa.Table]:
+def _read_100k(folder: Folder) -> tuple[pa.Table, pa.Table, pa.Table]:
     """Return users, movies and ratings of MovieLens-100K, its flags turned into words."""
     users, movies, genres, ratings = (_read(folder, f"u.{name}") for name in ("user", "item", "genre", "data"))
     users = _replace(users, "gender", _in_words(users["gender"], _GENDERS, "gender in u.user"))
@@ -187,17 +167,6 @@ def _join(users: pa.Table, movies: pa.Table, ratings: pa.Table) -> pa.Table:
     time = ratings["timestamp"].cast(pa.int64()).to_numpy()
     order = np.argsort(time, kind="stable")
     return rows.take(order[rating.to_numpy()[order] != 3])
-
-
-def _split_by_time(rows: pa.Table) -> DatasetDict:
-    """Cut rows that are in time order into train, validation and test."""
-    fitted = earlier_part(len(rows))  # train and validation
-    train = earlier_part(fitted)
-    return DatasetDict(
-        train=Dataset(rows.slice(0, train)),
-        validation=Dataset(rows.slice(train, fitted - train)),
-        test=Dataset(rows.slice(fitted)),
-    )
 
 
 def _positions(values: pa.ChunkedArray, known: pa.ChunkedArray, what: str, where: str) -> pa.ChunkedArray:
@@ -243,24 +212,17 @@ DATASET = registry.Dataset(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write one of the data sets as Parquet files with a dataset card, and push it where that is asked for."""
-    parser = argparse.ArgumentParser(description="Write MovieLens as Parquet files with a dataset card.")
+    parser = parser_of("MovieLens")
     parser.add_argument("--dataset_name", required=True, choices=list(_ARCHIVES))
-    parser.add_argument("--raw_dir", type=Path, help="folder of the published files; downloaded if not given")
-    parser.add_argument("--output_dir", required=True, type=Path, help="folder to write")
-    parser.add_argument(
-        "--push_to_hub",
-        type=dataset_id,
-        metavar="OWNER/NAME",
-        help="also push it to this dataset on the Hub; it must be private, because MovieLens may not be redistributed",
-    )
     options = parser.parse_args(arguments)
-    try:
-        dataset = load(options.dataset_name, options.raw_dir)
+    with one_line_errors("movielens.py"):
+        dataset, counts = read(options.dataset_name, options.raw_dir)
         pretty_name = "MovieLens-" + options.dataset_name.removeprefix("movielens-").upper()
         url = f"{BASE_URL}/{_ARCHIVES[options.dataset_name][0]}"
-        card = dataset_card(
+        publish(
             dataset,
-            options.push_to_hub or str(options.output_dir),
+            counts,
+            options,
             DATASET.card.format(pretty_name=pretty_name, url=f"{url}.zip"),
             item_fields=DATASET.item_fields,
             train=f"configuration/{options.dataset_name}/dcnv2.yaml",
@@ -269,12 +231,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             license_name="movielens",
             license_link=f"{url}-README.txt",
         )
-        print(f"wrote {dataset.num_rows} to {write(dataset, options.output_dir, card)}")
-        if options.push_to_hub:
-            pushed_to = push(options.output_dir, options.push_to_hub, private=True)
-            print(f"pushed it to {pushed_to}, which is private: MovieLens may not be redistributed")
-    except (ValueError, OSError) as error:
-        sys.exit(f"movielens.py: error: {error}")
 
 
 if __name__ == "__main__":

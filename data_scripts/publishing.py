@@ -4,14 +4,53 @@ import argparse
 import contextlib
 import os
 import re
+import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from datasets import DatasetDict, concatenate_datasets
+import pyarrow.compute as pc
+from datasets import Dataset, DatasetDict, concatenate_datasets
 from huggingface_hub import CommitOperationAdd, DatasetCardData, HfApi
+
+
+def parser_of(name: str) -> argparse.ArgumentParser:
+    """The command line of a script that reads raw files of others, which may not be redistributed: see `publish`."""
+    parser = argparse.ArgumentParser(description=f"Write {name} as Parquet files with a dataset card.")
+    parser.add_argument("--raw_dir", type=Path, help="folder of the published files; downloaded if not given")
+    parser.add_argument("--output_dir", required=True, type=Path, help="folder to write")
+    parser.add_argument(
+        "--push_to_hub",
+        type=dataset_id,
+        metavar="OWNER/NAME",
+        help=f"also push it to this dataset of the Hub, always a private one: {name} may not be redistributed",
+    )
+    return parser
+
+
+@contextlib.contextmanager
+def one_line_errors(script: str) -> Iterator[None]:
+    """End the process with one line where the block raises what is the input's fault, or the network's."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        sys.exit(f"{script}: error: {error}")
+
+
+def publish(
+    dataset: DatasetDict, counts: Mapping[str, int], options: argparse.Namespace, text: str, **card: Any
+) -> None:
+    """Write dataset and card as the options of `parser_of` say, print the counts of each step, and push to a private
+    dataset where that is asked for. `card` is what `dataset_card` takes beside these."""
+    for step, count in counts.items():
+        print(f"{count:>12,} {step}")
+    name = options.push_to_hub or str(options.output_dir)
+    written = write(dataset, options.output_dir, dataset_card(dataset, name, text, counts=counts, **card))
+    print(f"wrote {dataset.num_rows} to {written}")
+    if options.push_to_hub:
+        pushed_to = push(options.output_dir, options.push_to_hub, private=True)
+        print(f"pushed it to {pushed_to}, which is private: {card['pretty_name']} may not be redistributed")
 
 
 def write(dataset: DatasetDict, output_dir: str | Path, card: str) -> Path:
@@ -43,21 +82,29 @@ def finished_folder(output_dir: str | Path) -> Iterator[Path]:
 
 
 def dataset_card(
-    dataset: DatasetDict, name: str, text: str, *, item_fields: Sequence[str], train: str, **metadata: Any
+    dataset: DatasetDict,
+    name: str,
+    text: str,
+    *,
+    item_fields: Sequence[str],
+    train: str,
+    counts: Mapping[str, int] | None = None,
+    **metadata: Any,
 ) -> str:
     """Return a dataset card: the metadata block that `write` needs beside its files, `text`, and what the rows say.
 
-    `name` is what `load_dataset` is to be given, `train` what `train.py` needs beside it; `metadata` holds at least
-    pretty_name and license.
+    `name` is what `load_dataset` is to be given, `train` what `train.py` needs beside it, `counts` how many there
+    were at each step from the raw files; `metadata` holds at least pretty_name and license.
     """
     rows = concatenate_datasets(list(dataset.values()))
     sizes = [("n<1K", 1_000), ("1K<n<10K", 10_000), ("10K<n<100K", 100_000), ("100K<n<1M", 1_000_000)]
+    sizes += [("1M<n<10M", 10_000_000), ("10M<n<100M", 100_000_000)]
     header = DatasetCardData(
         **metadata,
         language=["en"],
         task_categories=["tabular-classification"],
         tags=["click-through-rate-prediction", "recommendation"],
-        size_categories=[next((name for name, limit in sizes if len(rows) < limit), "1M<n<10M")],
+        size_categories=[next((name for name, limit in sizes if len(rows) < limit), "100M<n<1B")],
         configs=[
             {
                 "config_name": "default",
@@ -67,12 +114,12 @@ def dataset_card(
     )
     body = _CARD_BODY.format(
         pretty_name=metadata["pretty_name"],
-        text=text.strip(),
+        text=text.strip() + _steps(counts),
         splits="\n".join(
-            f"| {split} | {len(part):,} | {np.mean(part.data['label']):.1%} |" for split, part in dataset.items()
+            f"| {split} | {len(part):,} | {_mean(part, 'label'):.1%} |" for split, part in dataset.items()
         ),
         columns="\n".join(
-            f"| {column} | {feature.dtype} | {len(rows.unique(column)):,} | {_in_a_cell(rows[0][column])} |"
+            f"| {column} | {feature.dtype} | {_distinct(rows, column):,} | {_in_a_cell(rows[0][column])} |"
             for column, feature in rows.features.items()
         ),
         item_fields=", ".join(item_fields),
@@ -81,6 +128,22 @@ def dataset_card(
         output_dir=f"outputs/{Path(name).name}",
     )
     return f"---\n{header.to_yaml()}\n---\n{body}"
+
+
+def _mean(rows: Dataset, column: str) -> float:
+    return pc.mean(rows.data[column]).as_py() if len(rows) else float("nan")
+
+
+def _distinct(rows: Dataset, column: str) -> int:
+    """Missing is no value."""
+    return pc.count_distinct(rows.data[column]).as_py()
+
+
+def _steps(counts: Mapping[str, int] | None) -> str:
+    if not counts:
+        return ""
+    lines = "\n".join(f"| {step} | {count:,} |" for step, count in counts.items())
+    return f"\n\n| from the raw files | |\n| --- | --- |\n{lines}"
 
 
 def dataset_id(text: str) -> str:
@@ -129,8 +192,8 @@ def push(output_dir: Path, repo_id: str, *, private: bool) -> str:
 
 
 def _in_a_cell(value: Any) -> str:
-    """Return the value as the cell of a Markdown table."""
-    return str(value).replace("|", "\\|")
+    """Return the value as the cell of a Markdown table; a missing one is an empty cell."""
+    return "" if value is None else str(value).replace("|", "\\|")
 
 
 _CARD_BODY = """

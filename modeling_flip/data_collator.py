@@ -79,8 +79,7 @@ class PretrainingCollator:
 
     def __post_init__(self) -> None:
         check_masking(self.text_mask_ratio, self.tabular_mask_ratio, self.text_masking)
-        counts = self.processor.vocabulary.feature_counts
-        self._noise_distribution = np.cumsum(counts) / max(1, counts.sum())
+        self._draw_noise = FrequencySampler(self.processor.vocabulary.feature_counts)
 
     def __call__(self, rows: FlipDataset) -> dict[str, torch.Tensor]:
         """`feature_ids`, `masked_feature_ids`, `mtm_labels` (B, F), the feature where masked (of a list, one of its members),
@@ -122,7 +121,7 @@ class PretrainingCollator:
         batch = features | {
             "masked_feature_ids": np.where(is_masked_field, mask_feature, features["feature_ids"]),
             "mtm_labels": np.where(is_masked_field, targets, IGNORE),
-            "noise_feature_ids": np.searchsorted(self._noise_distribution, noise, side="right"),
+            "noise_feature_ids": self._draw_noise(noise),
             "input_ids": input_ids,
             "masked_input_ids": np.where(is_masked_token, self.processor.tokenizer.mask_token_id, input_ids),
             "attention_mask": sentences["attention_mask"],
@@ -139,6 +138,36 @@ class PretrainingCollator:
         draw = self._draw(rows, stream, num_fields)
         rank = draw.argsort(axis=1).argsort(axis=1)
         return rank < num_chosen(num_fields, ratio)
+
+
+class FrequencySampler:
+    """Draws numbers from 0 to M - 1 by their counts (M,), by inversion: u in [0, 1) gives the first whose cumulative share is
+    above u.
+
+    A table tells between which two numbers a draw lies (guide tables: Chen and Asau, AIIE Transactions 1974), so that what a
+    draw costs does not grow with M. Searching the shares from end to end is log M far places in memory.
+    """
+
+    def __init__(self, counts: np.ndarray):
+        self._shares = np.cumsum(counts) / max(1, counts.sum())
+        self._size = 1 << (len(counts) - 1).bit_length()  # a power of two, by which products are exact
+        guide = np.searchsorted(self._shares, np.arange(self._size + 1) / self._size, side="right")
+        last = np.searchsorted(self._shares, self._shares[-1])  # that was counted, should shares add up to less than 1
+        self._guide = np.minimum(guide, last).astype(np.int32)
+
+    def __call__(self, uniforms: np.ndarray) -> np.ndarray:
+        """Numbers of the shape of the uniforms, int64."""
+        u = uniforms.ravel()
+        place = (u * self._size).astype(np.int64)
+        low, high = self._guide[place], self._guide[place + 1]
+        open_ = np.flatnonzero(low < high)
+        while len(open_):
+            middle = (low[open_] + high[open_]) >> 1
+            is_below = self._shares[middle] <= u[open_]
+            low[open_[is_below]] = middle[is_below] + 1
+            high[open_[~is_below]] = middle[~is_below]
+            open_ = open_[low[open_] < high[open_]]
+        return low.astype(np.int64).reshape(uniforms.shape)
 
 
 def num_chosen(num_fields: int, ratio: float) -> int:

@@ -14,6 +14,11 @@ from torch import nn
 from .configuration_flip import FlipConfig
 
 
+class FeatureTable(nn.Embedding):
+    """A table with a row for each feature, (M, d). Nothing of it is read but the rows that are looked up: with `sparse` set, its
+    gradient holds these alone, and an optimizer can leave the others alone too."""
+
+
 class FeatureEmbeddings(nn.Module):
     """The table of embeddings (M, D) and, where the tower has a linear part, that of first-order weights (M, 1).
 
@@ -35,8 +40,8 @@ class FeatureEmbeddings(nn.Module):
     def __init__(self, config: FlipConfig, first_order: bool = False):
         super().__init__()
         self.list_fields = tuple(config.list_fields)
-        self.embedding = nn.Embedding(config.num_features, config.embedding_size)
-        self.first_order = nn.Embedding(config.num_features, 1) if first_order else None
+        self.embedding = FeatureTable(config.num_features, config.embedding_size)
+        self.first_order = FeatureTable(config.num_features, 1) if first_order else None
 
     def forward(self, feature_ids: torch.Tensor, list_feature_ids: torch.Tensor | None = None) -> torch.Tensor:
         """feature_ids (B, F), list_feature_ids (B, L, K) → embeddings (B, F, D).

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from transformers import initialization as init
 
 from .configuration_flip import FlipConfig
+from .feature_embeddings import FeatureTable
 from .tabular_layers import FieldwiseLinear
 
 IGNORE = -100
@@ -81,8 +82,8 @@ class MaskedTabularModeling(nn.Module):
         size = text_size if self.joint else tabular_size
         self.hidden = FieldwiseLinear(config.num_fields, size, config.projection_size)
         self.output = FieldwiseLinear(config.num_fields, config.projection_size, config.embedding_size)
-        self.feature_embedding = nn.Embedding(config.num_features, config.embedding_size)
-        self.feature_bias = nn.Embedding(config.num_features, 1)
+        self.feature_embedding = FeatureTable(config.num_features, config.embedding_size)
+        self.feature_bias = FeatureTable(config.num_features, 1)
 
     def forward(
         self,

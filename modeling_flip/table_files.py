@@ -8,6 +8,8 @@ cell as it would be spelled alone. Memory is bounded: files are read in parts, i
     table.schema             # names and types
     for batch in table.batches(): ...
     table.to_table()         # all of it
+
+What cannot be read is an error; rows of text files can be left out instead, and counted: see `Quarantine`.
 """
 
 from __future__ import annotations
@@ -20,15 +22,20 @@ import itertools
 import json
 import logging
 import re
+import shutil
+import tempfile
 import zlib
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import csv as arrow_csv
 
@@ -69,6 +76,84 @@ BOMS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 ENCODING_SAMPLE = 1 << 24
+# Stands for bytes that are not of the encoding, in rows that are then left out. Unicode keeps this character out of all text.
+NO_TEXT = "\ufdd0"
+codecs.register_error("modeling_flip.no_text", lambda error: (NO_TEXT, error.end))  # type: ignore[attr-defined]
+
+
+class BadRowError(ValueError):
+    """A row that cannot be read, and in a few words why."""
+
+    def __init__(self, message: str, reason: str):
+        super().__init__(message)
+        self.reason = reason
+
+
+class Quarantine:
+    """Rows that cannot be read and are left out: counted by file and reason, and listed with their place and content.
+
+    Files are read several times, each time from the beginning, and leave out the same rows each time. A row counts the first
+    time. More than 1 % of a file's rows are too many: then something is wrong with the file, or with how it is read.
+
+    Attributes:
+        counts: of each file the rows left out, by reason.
+    """
+
+    MOST = 0.01
+    FEW = 10  # these may be left out of any file, if others remain
+    MANY = 10_000  # with so many, the end of the file is not waited for
+    CUT = 500  # characters of each row that are listed
+
+    def __init__(self) -> None:
+        self.counts: dict[str, dict[str, int]] = {}
+        self._last: dict[tuple[str, str], int] = {}  # of each file and reason, the number of the last row
+        self._first: dict[str, str] = {}  # of each file, the error of its first such row
+        self._rows: TextIO | None = None
+
+    def add(self, path: Path, place: str, text: str, error: BadRowError, number: int | None = None) -> None:
+        """Leave out a row.
+
+        Args:
+            path: its file.
+            place: where in the file it is, in words.
+            text: what stands there.
+            error: what would be raised if it were not left out.
+            number: rises within the file, where that is read again.
+        """
+        file, reason = str(path), error.reason
+        if number is not None:
+            if number <= self._last.get((file, reason), -1):
+                return
+            self._last[file, reason] = number
+        self._first.setdefault(file, str(error))
+        counts = self.counts.setdefault(file, {})
+        counts[reason] = counts.get(reason, 0) + 1
+        if self._rows is None:
+            self._rows = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  # lives as long as this
+        text = text if len(text) <= self.CUT else f"{text[: self.CUT]}…"
+        row = {"file": file, "place": place, "reason": reason, "text": text.replace(NO_TEXT, "\ufffd")}
+        self._rows.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def check(self, path: Path, rows: int, so_far: bool = False) -> None:
+        """Raises ValueError where too many of a file's rows have been left out: of all, or of so many so far."""
+        file = str(path)
+        self.check_share(self._first.get(file, ""), sum(self.counts.get(file, {}).values()), rows, so_far)
+
+    def check_share(self, error: str, bad: int, rows: int, so_far: bool = False) -> None:
+        """Raises ValueError, which begins with the error of one of them, where so many rows are too many of all."""
+        nothing_left = bad == rows and not so_far
+        if bad > max(self.MANY if so_far else self.FEW, self.MOST * rows) or (bad and nothing_left):
+            raise ValueError(
+                f"{error}. {bad:,} of {'the first ' if so_far else ''}{rows:,} rows cannot be read, and on_bad_rows skip leaves "
+                f"out at most {self.MOST:.0%}: mend the file, or how it is read"
+            )
+
+    def write(self, path: Path) -> None:
+        """The rows that were left out, as JSON lines of `file`, `place`, `reason` and `text`."""
+        with open(path, "w", encoding="utf-8") as file:
+            if self._rows is not None:
+                self._rows.seek(0)
+                shutil.copyfileobj(self._rows, file)
 
 
 @dataclass(frozen=True)
@@ -93,7 +178,12 @@ class TableFile:
 
 
 def open_table(
-    path: str | Path, *, delimiter: str | None = None, encoding: str | None = None, columns: Sequence[str] | None = None
+    path: str | Path,
+    *,
+    delimiter: str | None = None,
+    encoding: str | None = None,
+    columns: Sequence[str] | None = None,
+    quarantine: Quarantine | None = None,
 ) -> TableFile:
     """Open a file, a folder of files of one kind, or a folder that `datasets` has saved.
 
@@ -102,13 +192,15 @@ def open_table(
         delimiter: of a CSV; by default the one of `,` `;` tab `|` that cuts the header and the next rows alike.
         encoding: of text; by default what a byte order mark says, UTF-8 where it is valid, else cp1252, which is said.
         columns: those wanted, in this order; by default all.
+        quarantine: takes the rows of CSV and JSON lines that cannot be read; by default they are errors. Damaged gzip and Parquet
+            files, a header that cannot be read, and a quote that is never closed always are: how many rows they cost is unknown.
 
     Raises:
         FileNotFoundError: there is none, with the nearest name in its folder.
         ValueError: it cannot be read; with file, line or row, column, and remedy. What lies further in is found by
             `batches`.
     """
-    found = open_splits(path, delimiter=delimiter, encoding=encoding, columns=columns)
+    found = open_splits(path, delimiter=delimiter, encoding=encoding, columns=columns, quarantine=quarantine)
     if None not in found:
         raise ValueError(
             f"{path} holds the splits {', '.join(map(str, found))}, each a table of its own: name one of them"
@@ -117,7 +209,12 @@ def open_table(
 
 
 def open_splits(
-    path: str | Path, *, delimiter: str | None = None, encoding: str | None = None, columns: Sequence[str] | None = None
+    path: str | Path,
+    *,
+    delimiter: str | None = None,
+    encoding: str | None = None,
+    columns: Sequence[str] | None = None,
+    quarantine: Quarantine | None = None,
 ) -> dict[str | None, TableFile]:
     """Open what `open_table` does, or a folder of splits: files or subfolders named train, validation (valid, val, dev) and
     test, or a saved `DatasetDict`.
@@ -130,7 +227,12 @@ def open_splits(
     """
     path = Path(path)
     open_files = partial(
-        _open_files, path=path, delimiter=_delimiter(delimiter), encoding=_encoding(encoding), columns=columns
+        _open_files,
+        path=path,
+        delimiter=_delimiter(delimiter),
+        encoding=_encoding(encoding),
+        columns=columns,
+        quarantine=quarantine,
     )
     if path.is_file():
         return {None: open_files([path])}
@@ -198,7 +300,12 @@ def _split_files(folder: Path) -> dict[str | None, list[Path]]:
 
 
 def _open_files(
-    files: list[Path], path: Path, delimiter: str | None, encoding: str | None, columns: Sequence[str] | None
+    files: list[Path],
+    path: Path,
+    delimiter: str | None,
+    encoding: str | None,
+    columns: Sequence[str] | None,
+    quarantine: Quarantine | None,
 ) -> TableFile:
     """One table of files of one kind."""
     kinds = {_kind(file): file for file in files}
@@ -209,12 +316,12 @@ def _open_files(
         )
     (kind,) = kinds
     if kind == "json":
-        return _chosen(_open_json(files, path, encoding), columns)
+        return _chosen(_open_json(files, path, encoding, quarantine), columns)
     if kind == "parquet":
         tables = [_open_parquet(file, columns) for file in files]
     else:
         tables = [
-            _open_csv(file, "\t" if kind == "tsv" and delimiter is None else delimiter, encoding, columns)
+            _open_csv(file, "\t" if kind == "tsv" and delimiter is None else delimiter, encoding, columns, quarantine)
             for file in files
         ]
     return tables[0] if len(tables) == 1 else _one_after_the_other(tables, path)
@@ -322,13 +429,21 @@ def _not_gzip(path: Path, error: Exception) -> ValueError:
 
 
 def detect_encoding(path: Path) -> str:
-    """What the byte order mark says; UTF-8 where the first 16 MiB are; else cp1252, which is said aloud.
+    """What the byte order mark says; UTF-8 where the first 16 MiB are, or hold more of its characters than other bytes; else
+    cp1252, which is said aloud.
 
     Raises:
         ValueError: the file is empty, or no whole gzip file.
     """
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    size = 0
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    size = characters = wrong = 0
+
+    def count(text: str) -> None:
+        nonlocal characters, wrong
+        if not text.isascii():
+            bad = len(text) - len(text.encode("utf-8", "ignore").decode())
+            wrong, characters = wrong + bad, characters + len(text) - len(text.encode("ascii", "ignore")) - bad
+
     try:
         with _bytes_of(path) as file:
             while size < ENCODING_SAMPLE and (chunk := file.read(BLOCK)):
@@ -339,12 +454,14 @@ def detect_encoding(path: Path) -> str:
                     if chunk.count(0) > len(chunk) // 4:
                         raise ValueError(f"{path} is not UTF-8: set its encoding, such as utf-16-le")
                 size += len(chunk)
-                decoder.decode(chunk)
+                count(decoder.decode(chunk))
+                if wrong > characters + 100:  # no need to look further
+                    break
             if size < ENCODING_SAMPLE:
-                decoder.decode(b"", final=True)
+                count(decoder.decode(b"", final=True))
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise _not_gzip(path, error) from error
-    except UnicodeDecodeError:
+    if wrong > characters:
         logger.warning(f"{path} is not UTF-8 and is read as cp1252 (Windows); if that is wrong, set its encoding")
         return "cp1252"
     if size == 0:
@@ -355,13 +472,18 @@ def detect_encoding(path: Path) -> str:
 class _Utf8(io.RawIOBase):
     """A file's text as UTF-8 bytes without byte order mark.
 
+    Args:
+        path, file, encoding: where it is.
+        marks: hand over NO_TEXT for bytes that are not of the encoding; `has_marks` tells whether there were any.
+
     Raises:
         ValueError: while it is read, where bytes are not of the encoding, with line and offset.
     """
 
-    def __init__(self, path: Path, file: BinaryIO, encoding: str):
-        self.path, self.file, self.encoding = path, file, encoding
-        self.decoder = codecs.getincrementaldecoder(encoding)()
+    def __init__(self, path: Path, file: BinaryIO, encoding: str, marks: bool):
+        self.path, self.file, self.encoding, self.marks = path, file, encoding, marks
+        self.has_marks = False
+        self.decoder = codecs.getincrementaldecoder(encoding)("modeling_flip.no_text" if marks else "strict")
         self.offset = self.lines = 0
         self.started = self.ended = False
         self.waiting = b""
@@ -401,23 +523,30 @@ class _Utf8(io.RawIOBase):
         if not self.started and text:
             self.started, text = True, text.removeprefix("\ufeff")
         self.lines += text.count("\n")
+        self.has_marks = self.has_marks or (self.marks and NO_TEXT in text)
         self.end = (self.end + text)[-(1 << 16) :]
         return text
 
 
 @contextmanager
-def _utf8(path: Path, encoding: str) -> Iterator[tuple[io.BufferedReader, _Utf8]]:
+def _utf8(path: Path, encoding: str, marks: bool = False) -> Iterator[tuple[io.BufferedReader, _Utf8]]:
     with _bytes_of(path) as file:
-        raw = _Utf8(path, file, encoding)
+        raw = _Utf8(path, file, encoding, marks)
         yield io.BufferedReader(raw, BLOCK), raw
 
 
 # ---- CSV
 
 
-def _open_csv(path: Path, delimiter: str | None, encoding: str | None, columns: Sequence[str] | None) -> TableFile:
+def _open_csv(
+    path: Path,
+    delimiter: str | None,
+    encoding: str | None,
+    columns: Sequence[str] | None,
+    quarantine: Quarantine | None,
+) -> TableFile:
     encoding = encoding or detect_encoding(path)
-    with _utf8(path, encoding) as (stream, _):
+    with _utf8(path, encoding, quarantine is not None) as (stream, _):
         head = stream.read(BLOCK)
         whole = not stream.read(1)
     text = head.decode(errors="ignore")  # the last character may be cut
@@ -432,6 +561,8 @@ def _open_csv(path: Path, delimiter: str | None, encoding: str | None, columns: 
     names = [name or f"Unnamed: {i}" for i, name in enumerate(rows[skipped])]
     if whole and len(rows) == skipped + 1 and "\n" in names[-1] and not text.rstrip().endswith('"'):
         raise ValueError(f"{path}, line {skipped + 1}: a quote in the header is not closed")
+    if quarantine is not None and any(NO_TEXT in name for name in names):
+        raise ValueError(f"{path}, line {skipped + 1}: the header is not {encoding}; set the file's encoding")
     _check_names(names, path)
     if columns is not None:
         _check_columns(columns, names, path)
@@ -440,7 +571,9 @@ def _open_csv(path: Path, delimiter: str | None, encoding: str | None, columns: 
         return TableFile(path, schema, lambda columns=None: iter(()), 0)
 
     def batches(some: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-        return _csv_batches(path, names, schema.names if some is None else some, delimiter, encoding, skipped)
+        return _csv_batches(
+            path, names, schema.names if some is None else some, delimiter, encoding, skipped, quarantine
+        )
 
     return TableFile(path, schema, batches)
 
@@ -472,11 +605,17 @@ def _some_rows(text: str, delimiter: str, whole: bool) -> list[list[str]]:
 
 
 def _csv_batches(
-    path: Path, names: list[str], some: Sequence[str], delimiter: str, encoding: str, skipped: int
+    path: Path,
+    names: list[str],
+    some: Sequence[str],
+    delimiter: str,
+    encoding: str,
+    skipped: int,
+    quarantine: Quarantine | None,
 ) -> Iterator[pa.RecordBatch]:
-    wanted = list(some)
-    # The last column is always read: a quote that is never closed shows in it.
-    read = wanted if names[-1] in wanted else [*wanted, names[-1]]
+    wanted, marks = list(some), quarantine is not None
+    # The last column is always read: a quote that is never closed shows in it. Any may hold what is no text.
+    read = names if marks else wanted if names[-1] in wanted else [*wanted, names[-1]]
     convert = arrow_csv.ConvertOptions(
         column_types={name: pa.string() for name in names},
         null_values=[""],
@@ -484,7 +623,6 @@ def _csv_batches(
         include_columns=read,
         check_utf8=False,  # the stream has done so
     )
-    parse = arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
     block, done = BLOCK, 0
     while True:
         options = arrow_csv.ReadOptions(
@@ -493,21 +631,91 @@ def _csv_batches(
             column_names=names,
             skip_rows_after_names=skipped + 1,
         )
+        ragged = array("q")  # numbers of rows
+
+        def leave_out(row: Any, ragged: array[int] = ragged) -> str:
+            if quarantine is None or _is_many_lines(row.text):
+                return "error"
+            error = _ragged(path, f"row {row.number}", row.actual_columns, len(names), row.text, delimiter)
+            quarantine.add(path, _csv_place(row.number), row.text, error, row.number)
+            ragged.append(row.number)
+            try:  # Arrow would swallow the error: it is raised below
+                quarantine.check(path, row.number, so_far=True)
+            except ValueError:
+                return "error"
+            return "skip"
+
+        parse = arrow_csv.ParseOptions(
+            delimiter=delimiter, newlines_in_values=True, invalid_row_handler=leave_out if marks else None
+        )
         seen, batch = 0, None
         try:
-            with _utf8(path, encoding) as (stream, raw), arrow_csv.open_csv(stream, options, parse, convert) as reader:
+            with (
+                _utf8(path, encoding, marks) as (stream, raw),
+                arrow_csv.open_csv(stream, options, parse, convert) as reader,
+            ):
                 for batch in reader:
                     seen += len(batch)
                     if seen > done:
-                        new, done = seen - done, seen
-                        yield batch.slice(len(batch) - new).select(wanted)
+                        new, done = batch.slice(len(batch) - (seen - done)), seen
+                        if quarantine is not None and raw.has_marks:
+                            # Rows are numbered as Arrow numbers them: from 1, with the header, and without empty lines.
+                            at = np.arange(seen - len(new), seen)
+                            before = np.asarray(ragged) - (skipped + 2) - np.arange(len(ragged))
+                            numbers = skipped + 2 + at + np.searchsorted(before, at, "right")
+                            new = _without_marks(new, numbers, path, encoding, delimiter, quarantine)
+                        if len(new):
+                            yield new.select(wanted)
                 if batch is not None and _is_open(batch[names[-1]][-1].as_py() or "", raw.end, delimiter):
                     raise pa.ArrowInvalid("a quote is not closed")
+                if quarantine is not None:
+                    quarantine.check(path, seen + len(ragged))
                 return
         except pa.ArrowInvalid as error:
             if "straddl" not in str(error) or block == LONGEST_ROW:
-                raise _csv_error(path, encoding, delimiter, names, error) from error
+                if quarantine is not None and ragged:
+                    quarantine.check(path, ragged[-1], so_far=True)
+                raise _csv_error(path, encoding, delimiter, names, error, marks) from error
             block *= 8  # a row is longer than a block: begin anew with a larger one, and pass over what has been read
+
+
+def _csv_place(number: int) -> str:
+    return f"row {number}, of which the header is the first"
+
+
+def _is_many_lines(text: str) -> bool:
+    """Whether a row that has the wrong number of cells has lines that may be rows of their own, behind a quote that is not
+    closed."""
+    return "\n" in text or "\r" in text
+
+
+def _without_marks(
+    batch: pa.RecordBatch, numbers: np.ndarray, path: Path, encoding: str, delimiter: str, quarantine: Quarantine
+) -> pa.RecordBatch:
+    """The rows that are text; `numbers` (N,) are those of all rows in the file."""
+    marked = np.zeros(len(batch), bool)
+    for column in batch.columns:
+        marked |= pc.fill_null(pc.match_substring(column, NO_TEXT), False).to_numpy(zero_copy_only=False)
+    for i in np.flatnonzero(marked).tolist():
+        text = delimiter.join(cell or "" for cell in batch.slice(i, 1).to_pylist()[0].values())
+        error = BadRowError(
+            f"{path}, row {numbers[i]}: it holds bytes that are not {encoding}; set the file's encoding",
+            f"not {encoding}",
+        )
+        quarantine.add(path, _csv_place(numbers[i]), text, error, int(numbers[i]))
+    quarantine.check(path, int(numbers[-1]), so_far=True)
+    return batch.filter(pa.array(~marked))
+
+
+def _ragged(
+    path: Path, where: str, cells: int, expected: int, text: str, delimiter: str, hint: str = ""
+) -> BadRowError:
+    shown = repr(text if len(text) <= 80 else f"{text[:80]}…")
+    return BadRowError(
+        f"{path}, {where}: {cells} cells where the header has {expected}: {shown}{hint}; quote cells that hold {delimiter!r}, "
+        "or set the delimiter",
+        "wrong number of cells",
+    )
 
 
 def _is_open(last_cell: str, end: str, delimiter: str) -> bool:
@@ -518,24 +726,22 @@ def _is_open(last_cell: str, end: str, delimiter: str) -> bool:
     return end.endswith((delimiter + opened, "\n" + opened))
 
 
-def _csv_error(path: Path, encoding: str, delimiter: str, names: list[str], error: Exception) -> ValueError:
+def _csv_error(
+    path: Path, encoding: str, delimiter: str, names: list[str], error: Exception, marks: bool
+) -> ValueError:
     """What is wrong, and in which line: the rows are read once more, by a slower reader that counts lines."""
     limit = csv.field_size_limit(LONGEST_ROW)
     start = line = 1
     try:
-        with _utf8(path, encoding) as (stream, _):
+        with _utf8(path, encoding, marks) as (stream, _):
             reader = csv.reader(io.TextIOWrapper(stream, "utf-8", newline=""), delimiter=delimiter)
             try:
                 for row in reader:
                     line, start = start, reader.line_num + 1
-                    if row and len(row) != len(names):
-                        shown = delimiter.join(row)
-                        shown = repr(shown if len(shown) <= 80 else f"{shown[:80]}…")
-                        hint = "; a quote in it may not be closed" if any("\n" in cell for cell in row) else ""
-                        return ValueError(
-                            f"{path}, line {line}: {len(row)} cells where the header has {len(names)}: {shown}{hint}; quote "
-                            f"cells that hold {delimiter!r}, or set the delimiter"
-                        )
+                    text = delimiter.join(row)
+                    if row and len(row) != len(names) and (not marks or _is_many_lines(text)):
+                        hint = "; a quote in it may not be closed" if "\n" in text else ""
+                        return _ragged(path, f"line {line}", len(row), len(names), text, delimiter, hint)
                 start = line
             except csv.Error:
                 pass
@@ -552,12 +758,12 @@ def _csv_error(path: Path, encoding: str, delimiter: str, names: list[str], erro
 # ---- JSON lines
 
 
-def _open_json(files: list[Path], path: Path, encoding: str | None) -> TableFile:
+def _open_json(files: list[Path], path: Path, encoding: str | None, quarantine: Quarantine | None) -> TableFile:
     """Reads the files once for their columns' types: a type must not depend on where in a file a batch begins."""
     encodings = [encoding or detect_encoding(file) for file in files]
     types: dict[str, pa.DataType] = {}
     count = 0
-    for rows in _json_rows(files, encodings):
+    for rows in _json_rows(files, encodings, quarantine):
         count += len(rows)
         for name in dict.fromkeys(itertools.chain.from_iterable(rows)):
             types[name] = _common(types.get(name, pa.null()), _json_type([row.get(name) for row in rows]))
@@ -570,48 +776,78 @@ def _open_json(files: list[Path], path: Path, encoding: str | None) -> TableFile
         chosen = [i for i, name in enumerate(schema.names) if some is None or name in some]
         chosen.sort(key=lambda i: i if some is None else list(some).index(schema.names[i]))
         keys, fields = list(types), pa.schema([schema.field(i) for i in chosen])
-        for rows in _json_rows(files, encodings):
+        for rows in _json_rows(files, encodings, quarantine):
             arrays = [_json_array([row.get(keys[i]) for row in rows], schema.types[i]) for i in chosen]
             yield pa.RecordBatch.from_arrays(arrays, schema=fields)
 
     return TableFile(path, schema, batches, count)
 
 
-def _json_rows(files: Iterable[Path], encodings: Iterable[str]) -> Iterator[list[dict[str, Any]]]:
+def _json_rows(
+    files: Iterable[Path], encodings: Iterable[str], quarantine: Quarantine | None
+) -> Iterator[list[dict[str, Any]]]:
     for path, encoding in zip(files, encodings, strict=True):
-        with _utf8(path, encoding) as (stream, _):
+        with _utf8(path, encoding, quarantine is not None) as (stream, raw):
             rows: list[dict[str, Any]] = []
+            count = 0
             for number in itertools.count(1):
                 line = stream.readline(LONGEST_ROW)
                 if not line:
                     break
-                if len(line) == LONGEST_ROW and not line.endswith(b"\n"):
-                    raise ValueError(
-                        f"{path}, line {number}: longer than {LONGEST_ROW >> 20} MiB; write one object a line"
-                    )
                 if line.isspace():
                     continue
-                rows.append(_json_row(line, path, number))
+                count += 1
+                try:
+                    rows.append(_json_row(line, path, number, encoding if raw.has_marks else None))
+                except BadRowError as error:
+                    if quarantine is None:
+                        raise
+                    quarantine.add(path, f"line {number}", line.decode(errors="ignore").strip(), error, number)
+                    quarantine.check(path, count, so_far=True)
+                while len(line) == LONGEST_ROW and not line.endswith(b"\n"):  # the rest of one that is too long
+                    line = stream.readline(LONGEST_ROW)
                 if len(rows) == ROWS_PER_BATCH:
                     yield rows
                     rows = []
+            if quarantine is not None:
+                quarantine.check(path, count)
             if rows:
                 yield rows
 
 
-def _json_row(line: bytes, path: Path, number: int) -> dict[str, Any]:
+def _json_row(line: bytes, path: Path, number: int, marked: str | None) -> dict[str, Any]:
+    """The object of a line; `marked` is the encoding that NO_TEXT stands in for bytes of another, if it does."""
+    here = f"{path}, line {number}"
+    if len(line) == LONGEST_ROW and not line.endswith(b"\n"):
+        raise BadRowError(f"{here}: longer than {LONGEST_ROW >> 20} MiB; write one object a line", "too long")
+    text = line.decode()
+    if marked is not None and NO_TEXT in text:
+        raise BadRowError(f"{here}: it holds bytes that are not {marked}; set the file's encoding", f"not {marked}")
     try:
-        row = json.loads(line.decode())
+        row = JSON(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{path}, line {number}: {_shown(line)} is not a JSON object ({getattr(error, 'msg', error)}); write one object a "
-            "line"
+        raise BadRowError(
+            f"{here}: {_shown(line)} is not a JSON object ({getattr(error, 'msg', error)}); write one object a line",
+            "not a JSON object",
         ) from error
     if not isinstance(row, dict):
-        raise ValueError(
-            f"{path}, line {number}: {_shown(line)} is not a JSON object but {_json_word(row)}; write one object a line"
+        raise BadRowError(
+            f"{here}: {_shown(line)} is not a JSON object but {_json_word(row)}; write one object a line",
+            "not a JSON object",
         )
     return row
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; of a key that stands in it twice, Python's reader would keep the last value."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"it has more than one key {next(name for name in names if names.count(name) > 1)!r}")
+    return found
+
+
+JSON = json.JSONDecoder(object_pairs_hook=_each_key_once).decode
 
 
 def _shown(line: bytes) -> str:

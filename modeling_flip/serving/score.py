@@ -3,7 +3,8 @@
 The input is CSV, TSV, JSON lines (all of these also gzipped) or Parquet. The output, Parquet or CSV, has the same columns and
 rows in the same order, and a column `probability`. Types stay too; the cells of CSV and TSV are text, exactly as it is written.
 The file is opened as in training (`table_files`), and each cell is read by its field's type, which the checkpoint holds: the
-same row gets the same probability from any kind of file.
+same row gets the same probability from any kind of file. A row that cannot be read is an error, and none is left out: the output
+has a row for each of the input.
 
 Files may be of any size: rows are read, scored and written in parts. Finished parts stay in OUTPUT.parts until all are there,
 so that the same command continues after an interruption. A record beside them names what they depend on: the model, the

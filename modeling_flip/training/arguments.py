@@ -6,11 +6,15 @@ from dataclasses import dataclass, field
 
 import torch
 from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from ..data_collator import check_masking
 
 # Where nothing is said. A click model hardly moves at transformers' 5e-5, and a pretrained text tower forgets at 1e-3.
 LEARNING_RATE, TEXT_LEARNING_RATE = 1e-3, 5e-5
+
+# Of transformers' optimizers, those that training/sparse.py knows.
+SPARSE_OPTIMS = ("adamw_torch_fused", "adamw_torch", "adagrad", "sgd")
 
 
 @dataclass
@@ -29,6 +33,9 @@ class FlipTrainingArguments(TrainingArguments):
         float32_matmul_precision: how exact the products of fp32 tensors are, as in `torch.set_float32_matmul_precision`:
             "high" is TF32 on a GPU, "medium" bf16 on a CPU that has it, where tabular towers train up to twice as fast;
             None leaves torch as it is. Only while training.
+        sparse_embeddings: a step touches only the rows of the features' tables that its batch looks up: gradients, optimizer,
+            weight decay and clipping cost the same however many features there are. `optim` is one of adamw_torch_fused,
+            adamw_torch (both then lazy: `SparseAdamW`), adagrad, or sgd without momentum.
     """
 
     learning_rate: float = field(  # type: ignore[assignment]  # until __post_init__
@@ -51,6 +58,10 @@ class FlipTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "highest, high (TF32 on a GPU) or medium (bf16 products, on CPUs that have them)."},
     )
+    sparse_embeddings: bool = field(
+        default=False,
+        metadata={"help": "Touch only the features' embeddings that a batch looks up, for very many features."},
+    )
     per_device_train_batch_size: int = field(default=256, metadata={"help": "Rows per step and device."})
     per_device_eval_batch_size: int = field(default=1024, metadata={"help": "Rows per evaluation step and device."})
     dataloader_pin_memory: bool = field(
@@ -70,8 +81,23 @@ class FlipTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"float32_matmul_precision is {self.float32_matmul_precision!r}; it must be highest, high or medium"
             )
+        if self.sparse_embeddings:
+            self._check_sparse_embeddings()
         check_masking(self.text_mask_ratio, self.tabular_mask_ratio, self.text_masking)
         if self.early_stopping_patience is not None and self.eval_strategy == "no":
             raise ValueError(
                 "early_stopping_patience needs evaluations, but eval_strategy is 'no': set it to epoch or steps"
+            )
+
+    def _check_sparse_embeddings(self) -> None:
+        if self.optim not in SPARSE_OPTIMS:
+            raise ValueError(
+                f"optim is {OptimizerNames(self.optim).value!r}, which updates whole tables; sparse_embeddings needs one of "
+                f"{', '.join(SPARSE_OPTIMS)}"
+            )
+        given = dict(pair.replace(" ", "").split("=", 1) for pair in (self.optim_args or "").split(",") if "=" in pair)
+        if self.optim == "sgd" and float(given.get("momentum", 0)):
+            raise ValueError(
+                f"optim_args has momentum={given['momentum']}, which moves every row in every step; sparse_embeddings needs sgd "
+                "without momentum, or adagrad or adamw_torch_fused"
             )

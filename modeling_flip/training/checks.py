@@ -69,6 +69,8 @@ def check_recipe(recipe: Recipe) -> None:
     for key in ("max_train_samples", "max_eval_samples"):
         if (most := getattr(recipe, key)) is not None and most < 1:
             raise ValueError(f"{key} is {most}; it must be 1 or more; leave it out to use all rows")
+    if recipe.on_bad_rows not in ("error", "skip"):
+        raise ValueError(f"on_bad_rows is {recipe.on_bad_rows!r}; it must be error or skip")
     if recipe.num_proc is not None and recipe.num_proc < 1:
         raise ValueError(f"num_proc is {recipe.num_proc}; it must be 1 or more")
     settings = model_settings(recipe)

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from ..fields import Field
 from ..row_reader import MISSING_WORDS, NUMBER, read_column
+from ..table_files import BadRowError
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +22,14 @@ PRESENT = (631_152_000, 4_102_444_800)
 UNITS = ("seconds", "milliseconds", "microseconds", "nanoseconds")
 
 Column: TypeAlias = pa.Array | pa.ChunkedArray
+
+
+class BadCellsError(BadRowError):
+    """Cells of a column that cannot be read. `rows` (N,) is true where they are."""
+
+    def __init__(self, message: str, reason: str, rows: np.ndarray):
+        super().__init__(message, reason)
+        self.rows = rows
 
 
 def _decoded(column: Column) -> pa.Array:
@@ -37,6 +46,11 @@ def _first(mask: Any) -> int | None:
     """The first row that a boolean column marks."""
     at = pc.index(mask, True).as_py()
     return None if at < 0 else at
+
+
+def _rows(mask: Any) -> np.ndarray:
+    """(N,) bool; null is false."""
+    return np.asarray(pc.fill_null(mask, False).to_numpy(zero_copy_only=False))
 
 
 def _missing(values: pa.Array) -> pa.Array:
@@ -60,9 +74,13 @@ def read_times(column: Column, name: str = "time", where: str = "the rows") -> n
         ValueError: a time is missing, is none, or can be two, with row, value and remedy.
     """
     values = _decoded(column)
-    at = _first(_missing(values))
-    if at is not None:
-        raise ValueError(f"time column {name!r} of {where} has no value in row {at}: drop such rows, or fill the gaps")
+    missing = _missing(values)
+    if (at := _first(missing)) is not None:
+        raise BadCellsError(
+            f"time column {name!r} of {where} has no value in row {at}: drop such rows, or fill the gaps",
+            "no time",
+            _rows(missing),
+        )
     kind = values.type
     if pa.types.is_timestamp(kind):
         return values.cast(pa.timestamp(kind.unit)).to_numpy(zero_copy_only=False)
@@ -75,7 +93,16 @@ def read_times(column: Column, name: str = "time", where: str = "the rows") -> n
     if not pa.types.is_string(kind):
         raise ValueError(f"time column {name!r} of {where} has type {kind}: turn it into dates, numbers or text first")
     values = pc.utf8_trim_whitespace(values)
-    if pc.all(pc.match_substring_regex(values, NUMBER)).as_py():
+    is_number = _rows(pc.match_substring_regex(values, NUMBER))
+    if not is_number.all() and is_number.mean() > 0.5:
+        at = int(np.argmin(is_number))
+        raise BadCellsError(
+            f"time column {name!r} of {where} holds {values[at].as_py()!r} in row {at}, which is not a number, as most are: "
+            "write all of them in one way",
+            "not a time",
+            ~is_number,
+        )
+    if is_number.all():
         try:
             numbers = values.cast(pa.int64())
         except pa.ArrowInvalid:
@@ -91,7 +118,11 @@ def _since_1970(numbers: np.ndarray, name: str, where: str) -> np.ndarray:
         numbers.dtype.kind == "f" and not (in_range := np.abs(numbers) < 2.0**63).all()
     ):  # neither infinite nor no number
         at = int(np.argmin(in_range))
-        raise ValueError(f"time column {name!r} of {where} holds {numbers[at]} in row {at}, which is not a time")
+        raise BadCellsError(
+            f"time column {name!r} of {where} holds {numbers[at]} in row {at}, which is not a time: drop such rows",
+            "not a time",
+            ~in_range,
+        )
     year, month, day = numbers // 10_000, numbers // 100 % 100, numbers % 100
     if ((year >= 1900) & (year <= 2100) & (month >= 1) & (month <= 12) & (day >= 1) & (day <= 31)).all():
         months = ((year - 1970) * 12 + month - 1).astype(np.int64).astype("datetime64[M]")
@@ -131,11 +162,13 @@ def _other_times(values: pa.Array, name: str, where: str) -> np.ndarray:
     """Dates in words, or with the day or the month first, as pandas reads them."""
     import pandas as pd  # `datasets` brings it
 
-    at = _first(pc.match_substring_regex(values, r"^\d{2}[/-]\d{1,2}[/-]\d{2}(\D|$)"))
-    if at is not None:
-        raise ValueError(
+    is_short = pc.match_substring_regex(values, r"^\d{2}[/-]\d{1,2}[/-]\d{2}(\D|$)")
+    if (at := _first(is_short)) is not None:
+        raise BadCellsError(
             f"time column {name!r} of {where} holds {values[at].as_py()!r} in row {at}: with a year of two digits it can be two "
-            "dates; write it as 2024-04-25"
+            "dates; write it as 2024-04-25",
+            "not a time",
+            _rows(is_short),
         )
     texts = values.to_pandas()
 
@@ -162,9 +195,11 @@ def _other_times(values: pa.Array, name: str, where: str) -> np.ndarray:
     wrong = np.isnat(times) | ~has_year
     if wrong.any():
         at = int(np.argmax(wrong))
-        raise ValueError(
+        raise BadCellsError(
             f"time column {name!r} of {where} holds {values[at].as_py()!r} in row {at}, which is not a date or time that can "
-            "be read: write it as 2024-04-25 or 2024-04-25T13:00:00, or as seconds since 1970"
+            "be read: write it as 2024-04-25 or 2024-04-25T13:00:00, or as seconds since 1970",
+            "not a time",
+            wrong,
         )
     if day_first is None and month_first is None and numeric.null_count < len(numeric):
         other = np.argsort(parse(True), kind="stable")
@@ -183,7 +218,7 @@ def _other_times(values: pa.Array, name: str, where: str) -> np.ndarray:
 def read_labels(
     column: Column,
     name: str = "label",
-    split: str = "the rows",
+    where: str = "the rows",
     positive_label: str | None = None,
     positive_above: float | None = None,
 ) -> np.ndarray:
@@ -192,7 +227,7 @@ def read_labels(
     Args:
         column: 0 and 1 as numbers or text, or booleans; with `positive_label` any words; with `positive_above` numbers.
         name: of the column, for messages.
-        split: where it is, for messages, such as "split 'train'".
+        where: it is, for messages, such as "split 'train'".
         positive_label: the word that is a click; all others are none.
         positive_above: numbers greater than this are clicks.
 
@@ -203,7 +238,7 @@ def read_labels(
         >>> read_labels(pa.array(["yes", "no", "maybe"]), positive_label="yes")
         array([1., 0., 0.], dtype=float32)
     """
-    here = f"label column {name!r} of {split}"
+    here = f"label column {name!r} of {where}"
     if positive_label is not None and positive_above is not None:
         raise ValueError(
             f"positive_label is {positive_label!r} and positive_above is {positive_above}: give only one of them"
@@ -218,9 +253,12 @@ def read_labels(
     is_missing = _missing(values)
     if positive_label is not None and pa.types.is_string(values.type):
         is_missing = pc.and_(is_missing, pc.fill_null(pc.not_equal(values, positive_label), True))
-    at = _first(is_missing)
-    if at is not None:
-        raise ValueError(f"{here} holds a missing value (row {at}): drop such rows or fill them in first")
+    if (at := _first(is_missing)) is not None:
+        raise BadCellsError(
+            f"{here} holds a missing value (row {at}): drop such rows or fill them in first",
+            "no label",
+            _rows(is_missing),
+        )
     texts = pc.utf8_trim_whitespace(read_column(values, Field(name=name, missing_words=False)).dictionary_decode())
     if positive_label is not None:
         wanted = positive_label.lower() if pa.types.is_boolean(values.type) else positive_label.strip()
@@ -240,28 +278,32 @@ def read_labels(
         numbers = pc.if_else(is_number, texts, None).cast(pa.float64())
         clicks = pc.if_else(is_number, pc.equal(numbers, 1.0), pc.equal(lower, "true"))
         known = pc.or_(clicks, pc.if_else(is_number, pc.equal(numbers, 0.0), pc.equal(lower, "false")))
-        at = _first(pc.invert(known))
-        if at is not None:
+        unknown = pc.invert(known)
+        if (at := _first(unknown)) is not None:
             examples = (
                 "--positive_above 3 (labels above 3 are clicks)",
                 "--positive_label yes (the others are no clicks)",
             )
             first, second = examples if is_number[at].as_py() else examples[::-1]
-            raise ValueError(
+            raise BadCellsError(
                 f"{here} holds {texts[at].as_py()!r} (row {at}); labels are 0 or 1, and these are {_seen(texts)}: say which "
-                f"are clicks, such as {first} or {second}"
+                f"are clicks, such as {first} or {second}",
+                "not a label",
+                _rows(unknown),
             )
     return clicks.to_numpy(zero_copy_only=False).astype(np.float32)
 
 
 def _numbers(values: pa.Array, texts: pa.Array, here: str) -> pa.Array:
-    if pa.types.is_string(values.type):
-        at = _first(pc.invert(pc.match_substring_regex(texts, NUMBER)))
-        if at is not None:
-            raise ValueError(
-                f"{here} holds {texts[at].as_py()!r} (row {at}), which is not a number: positive_above is for ratings; for "
-                "words give positive_label"
-            )
+    is_text = pa.types.is_string(values.type)
+    wrong = pc.invert(pc.match_substring_regex(texts, NUMBER) if is_text else pc.is_finite(values.cast(pa.float64())))
+    if (at := _first(wrong)) is not None:
+        raise BadCellsError(
+            f"{here} holds {texts[at].as_py()!r} (row {at}), which is not a number: positive_above is for ratings; for words "
+            "give positive_label",
+            "not a label",
+            _rows(wrong),
+        )
     return (texts if pa.types.is_string(values.type) else values).cast(pa.float64())
 
 

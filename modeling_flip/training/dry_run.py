@@ -31,6 +31,7 @@ from .preparation import Prepared, prepare, reads_whole_sentences
 from .recipe import Recipe, model_settings, needs_pretraining, stage_arguments
 from .resume import check_output_dir
 from .samplers import InOrder
+from .sparse import feature_tables
 from .splits import SPLITS, RawSplits
 from .stages import make_model
 from .trainer import FlipTrainer
@@ -362,7 +363,9 @@ def time_stage(
     parameters = dict.fromkeys((*PARTS.values(), HEADS), 0)
     for path, parameter in model.named_parameters():
         parameters[part_of(path)] += parameter.numel()
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    tables = feature_tables(model).values() if arguments.sparse_embeddings else ()  # of these a batch's rows alone
+    without = {table.weight for table in tables}
+    trained = [p for p in model.parameters() if p.requires_grad and p not in without]
     state = [] if trainer.optimizer is None else trainer.optimizer.state.values()
     rows = {split: prepared.splits[split] for split in ("validation", "test")}
     rows_per_step = trainer.args.train_batch_size * trainer.args.world_size * trainer.args.gradient_accumulation_steps

@@ -326,6 +326,9 @@ def results_table(results: Mapping[str, Any]) -> str:
                 lines.append(f"| {split_title} | {title} | " + " | ".join(shown) + " |")
     rows = results.get("rows") or {}
     said = [f"{split}: {count:,} rows" for split, count in rows.items()]
+    if bad := results.get("bad_rows"):
+        count = sum(sum(reasons.values()) for reasons in bad.values())
+        said.append(f"{count:,} rows of the files could not be read and were left out")
     if "test_unseen_rows" in results:
         said.append(f"{results['test_unseen_rows']:,} test rows hold a value never seen in training")
     if "test_auc" in results:

@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -53,6 +54,7 @@ CODE = (
     "training/preparation",
 )
 FACTS_FILE = "prepared.json"
+BAD_ROWS_FILE = "bad_rows.jsonl"
 # The fields are inferred from so many training rows; of more, from a random sample.
 ROWS_TO_INSPECT = 1_000_000
 MOST_WORKERS = 4
@@ -69,8 +71,8 @@ class Prepared:
         splits: encoded rows with their labels, by the names in SPLITS.
         watched: the validation rows that are scored while training.
         inputs: what the manifests say of them: `data` (rows and SHA-256 of each split), `vocabulary` and `text_model`.
-        reports: what was found in the data: `rows`, how many each split has, and `cut_fields`, of each field that max_length
-            cuts the share of training rows where it does.
+        reports: what was found in the data: `rows`, how many each split has, `cut_fields`, of each field that max_length cuts
+            the share of training rows where it does, and `bad_rows`, of each file how many were left out, by reason.
         groups: of each split the rows' values of `group_column`, as integers; empty where there is none.
     """
 
@@ -128,6 +130,10 @@ def prepare(
         groups = {split: read_array(folder / split, "groups") for split in SPLITS if recipe.group_column is not None}
     check_towers(recipe, processor.schema)
     reports: dict[str, Any] = {"rows": {split: len(rows) for split, rows in splits.items()}}
+    if bad := facts["bad_rows"]:
+        reports["bad_rows"] = bad
+        if state.is_main_process:
+            logger.warning(f"{said_of_bad_rows(bad)} They are listed in {folder / BAD_ROWS_FILE}")
     if reads_whole_sentences(recipe) and (cut := facts["cut_fields"]):
         reports["cut_fields"] = cut
         worst = sorted(cut.items(), key=lambda item: -item[1])[:5]
@@ -192,8 +198,11 @@ def _fill(
             "field_table": table,
             "messages": messages,
             "data": {split: manifest.describe_rows(rows) for split, rows in splits.items()},
+            "bad_rows": {} if raw.quarantine is None else raw.quarantine.counts,
             "cut_fields": processor.cut_fields(splits["train"]) if processor.has_text else {},
         }
+    if facts["bad_rows"] and raw.quarantine is not None:
+        raw.quarantine.write(folder / BAD_ROWS_FILE)
     files = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
     manifest.write(folder / FACTS_FILE, json.dumps(facts | {"files": files}))
 
@@ -239,8 +248,10 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     try:
         yield unfinished
         unfinished.rename(folder)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(unfinished, ignore_errors=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(folder)  # which disk is full
         raise
 
 
@@ -299,6 +310,15 @@ def watched_rows(recipe: Recipe, validation: FlipDataset) -> FlipDataset:
         f"{recipe.seed}; at the end all of them"
     )
     return rows
+
+
+def said_of_bad_rows(bad: Mapping[str, Mapping[str, int]]) -> str:
+    """One sentence, such as "5 rows that cannot be read were left out (3 not utf-8, 2 no label)."."""
+    reasons = Counter[str]()
+    for of_file in bad.values():
+        reasons.update(of_file)
+    counts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+    return f"{reasons.total():,} rows that cannot be read were left out ({counts})."
 
 
 def reads_whole_sentences(recipe: Recipe) -> bool:

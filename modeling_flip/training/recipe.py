@@ -55,10 +55,10 @@ class Recipe:
     """The keys that both stages share.
 
     Args:
-        dataset_name: the data: demo, movielens-1m, movielens-100k, the id of a dataset on the Hub, a file or folder of CSV, TSV,
-            JSON lines or Parquet, or a folder written by save_to_disk.
+        dataset_name: the data: demo, movielens-1m, movielens-100k, bookcrossing, goodreads, the id of a dataset on the Hub, a
+            file or folder of CSV, TSV, JSON lines or Parquet, or a folder written by save_to_disk.
         output_dir: the folder for the model, its processor and all_results.json.
-        raw_dir: the folder with the raw files of a MovieLens dataset. By default they are downloaded.
+        raw_dir: the folder with the raw files of MovieLens, BookCrossing or GoodReads. By default they are downloaded.
         label_column: the column of clicks, 0 and 1 or booleans. For other values set positive_label or positive_above.
         positive_label: the label that means a click, such as yes. All other labels mean no click.
         positive_above: labels are ratings, and a rating above this number means a click.
@@ -77,6 +77,7 @@ class Recipe:
             fields with side item.
         delimiter: the character between the cells of a CSV. By default it is detected.
         encoding: the encoding of text files. By default it is detected.
+        on_bad_rows: error, or skip to leave out rows that cannot be read, which are counted and listed.
         model_type: flip (FLIP and its towers, ID models, PTab, CTRL), ctr_bert, morec or p5.
         text_model_name_or_path: the language model to use as text tower, a Hub id or a folder.
         pretrained_model_name_or_path: a pretraining checkpoint to finetune, instead of pretraining.
@@ -91,6 +92,7 @@ class Recipe:
             all validation and test rows are scored.
         min_count: values that occur less often than this share the unknown feature of their field.
         max_length: the longest sentence, in tokens; the rest is cut off. By default the tokenizer's limit, at most 512.
+        streaming: read a dataset of the Hub over the network instead of storing its files. Only the encoded rows are stored.
         cache_dir: the folder for encoded rows, which later runs on the same data open instead of reading it again. By default
             modeling_flip in the cache of Hugging Face (HF_HOME).
         num_proc: how many threads read the rows. By default one for each core, at most 4.
@@ -122,6 +124,7 @@ class Recipe:
     item_fields: list[str] | None = None
     delimiter: str | None = None
     encoding: str | None = None
+    on_bad_rows: str = "error"
     model_type: str = "flip"
     text_model_name_or_path: str | None = None
     pretrained_model_name_or_path: str | None = None
@@ -133,6 +136,7 @@ class Recipe:
     max_eval_samples: int | None = None
     min_count: int = 1
     max_length: int | None = None
+    streaming: bool = False
     cache_dir: str | None = None
     num_proc: int | None = None
     use_cpu: bool = False
@@ -152,7 +156,7 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """The keys that differ from the defaults, as in the YAML."""
         given = {f.name: getattr(self, f.name) for f in fields(self)}
-        defaults = {f.name: f.default for f in fields(self) if f.name in HUB_KEYS}
+        defaults = {f.name: f.default for f in fields(self) if f.name in (*HUB_KEYS, "on_bad_rows")}
         return {k: v for k, v in given.items() if v not in (None, {}) and not (k in defaults and v == defaults[k])}
 
     def to_yaml(self) -> str:

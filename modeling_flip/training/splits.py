@@ -13,14 +13,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+from huggingface_hub import HfApi
 
 from ..fields import did_you_mean
-from ..table_files import KINDS, READ, SPLIT_NAMES, TableFile, as_arrow, in_memory, open_splits
-from .data import read_times
+from ..table_files import (
+    KINDS,
+    READ,
+    ROWS_PER_BATCH,
+    SPLIT_NAMES,
+    Quarantine,
+    TableFile,
+    as_arrow,
+    in_memory,
+    open_splits,
+)
+from .data import BadCellsError, Column, read_times
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +40,12 @@ SPLITS = ("train", "validation", "test")
 # the same test rows.
 SPLIT_SEED = 42
 ROWS_AT_ONCE = 1 << 19
+
+
+class Reader(Protocol):
+    """Reads a column, or raises BadCellsError; `where` names it in messages."""
+
+    def __call__(self, column: Column, /, *, where: str) -> Any: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,10 +138,12 @@ class RawSplits(Mapping[str, SplitRows]):
     Attributes:
         fingerprint: tells data apart: another one, another file, or a changed file has another.
         find: finds which row is in which split.
+        quarantine: rows that cannot be read and are left out; None where they are errors.
     """
 
     fingerprint: str
     find: Callable[[], list[Source]]
+    quarantine: Quarantine | None = None
 
     @classmethod
     def of(cls, tables: Mapping[str, Any]) -> RawSplits:
@@ -175,6 +194,9 @@ def load_splits(
     encoding: str | None = None,
     keep: Sequence[str] = (),
     max_train_samples: int | None = None,
+    streaming: bool = False,
+    quarantine: Quarantine | None = None,
+    readers: Mapping[str, Reader] | None = None,
 ) -> RawSplits:
     """The train, validation and test rows of a dataset, as they are written.
 
@@ -190,6 +212,10 @@ def load_splits(
         encoding: of a text file, where it cannot be detected.
         keep: columns that will be asked for whole; they are read in one go with the time column.
         max_train_samples: only the first rows of the training split, so many.
+        streaming: read a dataset of the Hub over the network, each time anew, instead of storing its files.
+        quarantine: takes the rows that cannot be read; by default they are errors.
+        readers: of columns that must be readable, such as the label, what reads them; with a quarantine, rows where they are not
+            are left out too.
 
     Raises:
         ValueError: the dataset cannot be found or opened; and when its rows are first asked for, that it has no train rows or too
@@ -197,22 +223,26 @@ def load_splits(
     """
     registered = registered or {}
     path = Path(dataset_name)
+    if streaming and (dataset_name in registered or path.exists()):
+        raise ValueError(f"streaming is for datasets on the Hub, and {dataset_name!r} is read here: leave it out")
     if dataset_name in registered:
         made = {split: as_table(rows) for split, rows in registered[dataset_name]().items()}
         tables, data = {split: in_memory(table, Path(split)) for split, table in made.items()}, _hash_of(made)
     elif path.exists():
-        found = open_splits(path, delimiter=delimiter, encoding=encoding)
+        found = open_splits(path, delimiter=delimiter, encoding=encoding, quarantine=quarantine)
         tables, data = {split or "train": table for split, table in found.items()}, _hash_of_files(path)
     else:
-        tables, data = _from_hub(dataset_name, registered)
+        tables, data = _from_hub(dataset_name, registered, streaming)
     what = f"dataset {dataset_name!r}"
 
     def find() -> list[Source]:
-        sources = cut_missing_splits(tables, what, time_column=time_column, seed=seed, keep=keep)
+        sources = cut_missing_splits(
+            tables, what, time_column=time_column, seed=seed, keep=keep, quarantine=quarantine, readers=readers
+        )
         return sources if max_train_samples is None else [_first_of_train(s, max_train_samples) for s in sources]
 
-    settings = (time_column, seed, delimiter, encoding, max_train_samples)
-    return RawSplits(_hash([data, repr(settings)]), find)
+    settings = (time_column, seed, delimiter, encoding, max_train_samples, quarantine is not None)
+    return RawSplits(_hash([data, repr(settings)]), find, quarantine)
 
 
 def as_table(rows: Any) -> pa.Table:
@@ -220,7 +250,7 @@ def as_table(rows: Any) -> pa.Table:
     return rows if isinstance(rows, pa.Table) else as_arrow(rows)
 
 
-def _from_hub(name: str, registered: Mapping[str, Any]) -> tuple[dict[str, TableFile], str]:
+def _from_hub(name: str, registered: Mapping[str, Any], streaming: bool) -> tuple[dict[str, TableFile], str]:
     try:
         if name.lower().endswith(tuple(KINDS)) or name.startswith((".", "/", "~")) or name.count("/") > 1:
             near = Path(name).parent
@@ -228,6 +258,12 @@ def _from_hub(name: str, registered: Mapping[str, Any]) -> tuple[dict[str, Table
             raise FileNotFoundError(f"{name} does not exist{did_you_mean(Path(name).name, neighbours)}")
         import datasets  # nothing else here needs it, and it takes a while
 
+        if streaming:
+            commit = HfApi().dataset_info(name).sha  # every reading is of the same files
+            opened = datasets.load_dataset(name, revision=commit, streaming=True)
+            return {SPLIT_NAMES.get(split, split): _streamed(rows, Path(split)) for split, rows in opened.items()}, str(
+                commit
+            )
         loaded = datasets.load_dataset(name)
     except Exception as error:  # each layer below (datasets, pyarrow, httpx) has exceptions of its own
         known = "".join(f"{other}, " for other in registered)
@@ -239,6 +275,19 @@ def _from_hub(name: str, registered: Mapping[str, Any]) -> tuple[dict[str, Table
     return tables, _hash(f"{split} {rows._fingerprint}" for split, rows in loaded.items())
 
 
+def _streamed(dataset: Any, path: Path) -> TableFile:
+    """The rows of a `datasets.IterableDataset`, which come over the network whenever they are asked for."""
+
+    def batches(some: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        chosen = dataset if some is None else dataset.select_columns(list(some))
+        for table in chosen.with_format("arrow").iter(ROWS_PER_BATCH):
+            names = table.column_names if some is None else list(some)
+            yield from table.select(names).replace_schema_metadata(None).combine_chunks().to_batches()
+
+    first = next(batches(), None)
+    return TableFile(path, pa.schema([]) if first is None else first.schema, batches, 0 if first is None else None)
+
+
 def cut_missing_splits(
     tables: Mapping[str, TableFile],
     what: str = "the data",
@@ -246,6 +295,8 @@ def cut_missing_splits(
     time_column: str | None = None,
     seed: int = SPLIT_SEED,
     keep: Sequence[str] = (),
+    quarantine: Quarantine | None = None,
+    readers: Mapping[str, Reader] | None = None,
 ) -> list[Source]:
     """The same splits, and those that are missing, cut from train; see `load_splits`. Rows cut by time are in time order, ties
     in the order of the file; rows cut at random stay in that order.
@@ -264,14 +315,21 @@ def cut_missing_splits(
     if time_column is not None and missing:
         keep = [*keep, time_column]  # of train it is needed, of another split it does no harm
     given = [Source.of_split(tables[split], split, keep) for split in SPLITS if split in tables]
+    if quarantine is not None:
+        of_time = {time_column: partial(read_times, name=time_column)} if time_column is not None and missing else {}
+        given = [
+            without_bad_cells(source, dict(readers or {}) | (of_time if source.split == "train" else {}), quarantine)
+            for source in given
+        ]
     if not missing:
         return given
     train = given[0]
-    size = len(train.codes)
+    readable = np.flatnonzero(train.codes >= 0)
+    size = len(readable)
     if size < 10:
         raise ValueError(f"{what} has {size} rows; cutting off {' and '.join(missing)} takes at least 10")
     if time_column is not None:
-        times = read_times(train.kept[time_column], time_column, "split 'train'")
+        times = read_times(SplitRows(train, "train")[time_column], time_column, "split 'train'")
         order = np.argsort(times, kind="stable")
     else:
         order = np.random.default_rng(seed).permutation(size)
@@ -289,11 +347,44 @@ def cut_missing_splits(
             f"{split} until {times[parts[split][-1]].astype('datetime64[s]')}" for split in SPLITS if split in parts
         ]
         logger.warning(f"{what} is split by {time_column}: {', '.join(said)}")
-    codes, places = np.empty(size, np.int8), np.empty(size, np.int64)
+    codes, places = np.full(len(train.codes), -1, np.int8), np.zeros(len(train.codes), np.int64)
     for split, part in parts.items():
-        rows = part if time_column is not None else np.sort(part)
+        rows = readable[part if time_column is not None else np.sort(part)]
         codes[rows], places[rows] = SPLITS.index(split), np.arange(len(rows))
     return [replace(train, codes=codes, places=places), *given[1:]]
+
+
+def without_bad_cells(source: Source, readers: Mapping[str, Reader], quarantine: Quarantine) -> Source:
+    """The source without the rows in which one of these columns cannot be read; they go to the quarantine.
+
+    Raises:
+        ValueError: these are too many, or a column cannot be read at all.
+    """
+    path, size = source.table.path, len(source.codes)
+    left = np.arange(size)
+    for name in (name for name in readers if name in source.kept):
+        column = pa.table({name: source.kept[name]})
+        while True:
+            rows = column if len(left) == size else _by_column(column, partial(_taken, pa.array(left)), path)
+            try:
+                readers[name](rows[name], where=f"split {source.split!r}")
+                break
+            except BadCellsError as error:  # of one reason; there may be more
+                wrong = left[error.rows]
+                quarantine.check_share(str(error), size - len(left) + len(wrong), size)
+                for row, cell in zip(wrong.tolist(), column[name].take(pa.array(wrong)).to_pylist(), strict=True):
+                    place = f"row {row} of those that can be read, from 0; column {name!r}"
+                    quarantine.add(path, place, "" if cell is None else str(cell), error)
+                left = left[~error.rows]
+    if len(left) == size:
+        return source
+    codes, places = np.full(size, -1, np.int8), np.zeros(size, np.int64)
+    codes[left], places[left] = source.codes[left], np.arange(len(left))
+    return replace(source, codes=codes, places=places)
+
+
+def _taken(rows: pa.Array, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return column.take(rows)
 
 
 def _first_of_train(source: Source, count: int) -> Source:

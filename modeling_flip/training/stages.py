@@ -82,7 +82,9 @@ STAGE_SPLITS = {
 # What finetuning, and what publishing, leave in the output folder.
 MADE = (*MODEL.patterns, *PROCESSOR.patterns, "*.sha256", "*.py")
 PUBLISHED = ("README.md", RESULTS_FILE)
-ELSEWHERE = {"output_dir", "use_cpu", "cache_dir", "num_proc"} | {key for keys in STAGE_KEYS.values() for key in keys}
+ELSEWHERE = {"output_dir", "use_cpu", "cache_dir", "num_proc", "streaming"} | {
+    key for keys in STAGE_KEYS.values() for key in keys
+}
 
 
 @dataclass(frozen=True)

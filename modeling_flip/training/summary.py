@@ -56,7 +56,7 @@ def next_steps(recipe: Recipe, arguments: Sequence[str]) -> str:
     folder, python = recipe.output_dir, python_command()
     data = Path(recipe.dataset_name)
     steps = []
-    if data.is_file():
+    if data.is_file() and recipe.on_bad_rows == "error":  # scoring leaves no row out
         written = f"{folder}-scores.{'csv' if '.csv' in data.suffixes or '.tsv' in data.suffixes else 'parquet'}"
         score = ["--input", str(data), "--output", written]
         for key in ("delimiter", "encoding"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from .checkpoints import check_weights, fact, seal
 from .metrics import ctr_metrics
 from .publishing import UNPUSHED, PublishCallback, Publisher, kept_step, validation_of, write_card
 from .samplers import InOrder, Shuffled
+from .sparse import SPARSE_OPTIMIZERS, looked_up, reduce_sparse_gradients, sparse_gradients
 
 logger = logging.get_logger(__name__)
 
@@ -90,6 +92,11 @@ class FlipTrainer(Trainer):
             compute_metrics=None if isinstance(model, FlipForPreTraining) else self._compute_metrics,
             callbacks=callbacks,
         )
+        if self.args.sparse_embeddings and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError(
+                "sparse_embeddings works in one process or with DistributedDataParallel, not with FSDP or DeepSpeed: set it to "
+                "false, or launch without them"
+            )
         self._warn_of_what_trains_badly()
         if self._publisher is not None:
             strategy, always = self.args.hub_strategy, self.args.hub_always_push
@@ -161,8 +168,10 @@ class FlipTrainer(Trainer):
         config.logit_scale, config.logit_shift = 1.0, 0.0  # a calibration was of the weights before
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision(self.args.float32_matmul_precision or before)
+        sparse = sparse_gradients(self.model) if self.args.sparse_embeddings else nullcontext()
         try:
-            output = super().train(*args, **kwargs)
+            with sparse:
+                output = super().train(*args, **kwargs)
         finally:
             torch.set_float32_matmul_precision(before)
         self._stop_if_not_finite()
@@ -191,6 +200,8 @@ class FlipTrainer(Trainer):
                 key = (self.args.learning_rate if rate is None else rate, self.args.weight_decay * (name in decayed))
                 groups.setdefault(key, []).append(parameter)
         optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
+        if self.args.sparse_embeddings:
+            optimizer_class = SPARSE_OPTIMIZERS[optimizer_class]
         parameters = [{"params": group, "lr": lr, "weight_decay": decay} for (lr, decay), group in groups.items()]
         self.optimizer = optimizer_class(parameters, **kwargs)
         return self.optimizer
@@ -208,10 +219,18 @@ class FlipTrainer(Trainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
+        if self.args.sparse_embeddings and self.accelerator.sync_gradients:
+            reduce_sparse_gradients(self.model, self.accelerator)
         # On the device, without waiting for it: looked at whenever something is logged or saved.
         step = torch.where(loss.isfinite(), torch.inf, float(self.state.global_step + 1))
         self._first_bad_step = step if self._first_bad_step is None else torch.minimum(self._first_bad_step, step)
         return loss
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        return super()._clip_grad_norm(looked_up(model) if self.args.sparse_embeddings else model)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        return super()._get_grad_norm(looked_up(model) if self.args.sparse_embeddings else model, grad_norm)
 
     def floating_point_ops(self, inputs: Any) -> int:
         """0: Trainer's estimate is a language model's, and it would count the parameters anew at every step."""

@@ -199,13 +199,13 @@ def predict(folder: Path) -> None:
     import torch
 
     from modeling_flip import FlipForCTR, FlipProcessor
-    from modeling_flip.training.data import load_splits
+    from modeling_flip.training.splits import load_splits
 
     os.chdir(folder)
     torch.set_num_threads(1)
     model, processor = FlipForCTR.from_pretrained(OUTPUT).eval(), FlipProcessor.from_pretrained(OUTPUT)
     with torch.no_grad():
-        logits = model(**processor(load_splits("clicks.csv", registered={})["test"])).logits
+        logits = model(**processor(load_splits("clicks.csv")["test"].to_table())).logits
     Path("predictions").write_text(json.dumps(logits.tolist()))
 
 

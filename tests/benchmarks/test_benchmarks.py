@@ -21,6 +21,7 @@ from benchmarks import (
     quickstart,
     scoring,
     small_text_model,
+    sparse_step,
     tabular_training,
 )
 from data_scripts import demo
@@ -102,6 +103,20 @@ def test_tabular_training_writes_its_figures(tmp_path: Path, monkeypatch: pytest
     for figure in figures.values():
         ratio = figure["trainer_samples_per_second"] / figure["bare_samples_per_second"]
         assert figure["ratio"] == pytest.approx(ratio)
+
+
+def test_sparse_step_writes_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "figures.json"
+    arguments = ["--features", "200", "--rounds", "1", "--steps", "2", "--json", str(path)]
+    monkeypatch.setattr(sys, "argv", ["sparse_step.py", *arguments])
+    monkeypatch.setattr(sparse_step, "NUM_ROWS", 256)
+    monkeypatch.setattr(sparse_step, "BATCH_SIZES", {"finetuning": 32, "mtm": 16})
+    sparse_step.main()
+    seconds = json.loads(path.read_text())["step_seconds"]
+    trained = {f"{stage}, {kind}" for stage in ("finetuning", "mtm") for kind in ("dense", "sparse")}
+    bare = {f"bare loop, {candidate}" for candidate in sparse_step.candidates()}
+    assert set(seconds) == trained | bare | {"finetuning, sparse, uniform rows"}
+    assert all(set(of) == {"200"} and min(of.values()) > 0 for of in seconds.values())
 
 
 def test_the_bare_loop_trains_as_the_trainer_does() -> None:

@@ -133,15 +133,16 @@ def test_the_table_compares_with_the_best_baseline_of_the_kind(results: Path) ->
     assert cells["FLIP"][9:11] == ["–", "–"]
 
 
-def test_every_recipe_for_movielens_has_a_name_in_the_table() -> None:
-    stems = {path.stem for path in (ROOT / "configuration").glob("movielens-*/*.yaml")}
+def test_every_recipe_for_a_dataset_has_a_name_in_the_table() -> None:
+    stems = {path.stem for name in results_table.DATASETS for path in (ROOT / "configuration" / name).glob("*.yaml")}
     assert stems <= results_table.SYSTEMS.keys()
 
 
 def test_the_papers_figures_are_probabilities_of_known_systems() -> None:
     paper = json.loads((ROOT / "benchmarks" / "paper.json").read_text())
-    assert paper["movielens-1m"].keys() <= results_table.SYSTEMS.keys()
+    tables = [paper[name] for name in ("movielens-1m", "bookcrossing", "goodreads")]
+    assert all(len(table) == 17 and table.keys() <= results_table.SYSTEMS.keys() for table in tables)
     assert re.search(r"10\.1145/\d+\.\d+", paper["source"])
-    for auc, logloss in paper["movielens-1m"].values():
+    for auc, logloss in (figures for table in tables for figures in table.values()):
         assert 0.5 < auc < 1
         assert 0 < logloss < 0.7

@@ -31,7 +31,7 @@ DATASET = registry.Dataset(
 
 def test_every_dataset_says_what_it_is() -> None:
     found = registered_datasets()
-    assert list(found) == ["demo", "movielens-1m", "movielens-100k"]
+    assert list(found) == ["bookcrossing", "demo", "goodreads", "movielens-1m", "movielens-100k"]
     for dataset in found.values():
         assert set(dataset.fields.values()) == {"categorical"}
         assert set(dataset.item_fields) < set(dataset.fields)

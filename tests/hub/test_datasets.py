@@ -133,6 +133,7 @@ def test_train_keeps_the_rows_and_says_in_one_line_what_it_cannot_load(
 ) -> None:
     code = f"""
 import hashlib, json, os
+from pathlib import Path
 from huggingface_hub import HfApi
 import train
 
@@ -152,13 +153,19 @@ said["private"] = error("me/private")
 os.environ["HF_TOKEN"] = "hf_wrong"
 said["wrong token"] = error("me/private")
 del os.environ["HF_TOKEN"]
-data = train.load_data(train.Recipe(dataset_name="me/flip-demo", output_dir="out"))
-said["rows"] = {{s: hashlib.sha256(json.dumps(rows.to_pylist()).encode()).hexdigest() for s, rows in data.items()}}
+for what, streaming in (("streamed", True), ("rows", False)):
+    data = train.load_data(train.Recipe(dataset_name="me/flip-demo", output_dir="out", streaming=streaming))
+    said[what] = {{
+        s: hashlib.sha256(json.dumps(rows.to_table().to_pylist()).encode()).hexdigest() for s, rows in data.items()
+    }}
+    said[f"{{what}} on disk"] = len([*Path(os.environ["HF_HOME"]).rglob("*.arrow")])
 print(json.dumps(said))
 """
     hub.fail = lambda method, path: "drop" if path.endswith(".csv") else None
     said = last_line(run_python(code))
-    assert said.pop("rows") == {split: digest(rows.to_list()) for split, rows in demo.load().items()}
+    rows = {split: digest(rows.to_list()) for split, rows in demo.load().items()}
+    assert said.pop("rows") == said.pop("streamed") == rows
+    assert said.pop("streamed on disk") == 0 and said.pop("rows on disk") == 3
     nowhere = "doesn't exist on the Hub or cannot be accessed"
     reasons = {"missing": nowhere, "cut off": "disconnected", "empty": "doesn't contain any data files"}
     reasons |= {"private": nowhere, "wrong token": "Invalid credentials"}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from modeling_flip import Field, FlipDataCollator, FlipDataset, FlipProcessor, PretrainingCollator
-from modeling_flip.data_collator import IGNORE, uniforms
+from modeling_flip.data_collator import IGNORE, FrequencySampler, uniforms
 
 FIELDS = ["user_id", "gender", "age", "title", "genre"]
 FAMILIES = ["wordpiece", "byte_level_bpe", "unigram"]
@@ -235,6 +235,20 @@ def test_noise_is_never_a_feature_that_training_did_not_see(wordpiece: PreTraine
     processor = FlipProcessor.fit(rows, ["gender", "city"], wordpiece)
     # unknown, f, m, unknown, x, <MASK>
     assert set(draw_noise(processor, rows, copies=100).ravel().tolist()) == {1, 2, 4}
+
+
+@pytest.mark.parametrize(
+    "counts", [[1], [0, 3, 0], [1, 1, 1], [5, 0, 0, 1, 2, 0, 900, 0], [2**30, *range(1000), 0], [1] * 4097]
+)
+def test_a_draw_is_the_first_whose_cumulative_share_is_above_the_uniform(counts: list[int]) -> None:
+    shares = np.cumsum(counts) / sum(counts)
+    edges = np.concatenate([shares, np.nextafter(shares, 0), np.arange(64) / 64])  # between two, and on the guide's own
+    edges = edges[edges < 1]
+    uniforms = np.concatenate([np.random.default_rng(0).random(2000), edges, [0, 1 - 2**-53]]).reshape(1, -1)
+    drawn = FrequencySampler(np.array(counts))(uniforms)
+    assert drawn.dtype == np.int64
+    assert (drawn == np.searchsorted(shares, uniforms, side="right")).all()
+    assert (np.array(counts)[drawn] > 0).all()
 
 
 def test_each_masked_field_has_noise_of_its_own(

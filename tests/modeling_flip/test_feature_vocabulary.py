@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from modeling_flip import feature_vocabulary
 from modeling_flip.feature_vocabulary import FORMAT_VERSION, SEARCHED_SHARE, FeatureVocabulary, LocalValues
 from modeling_flip.fields import Field, used
+from modeling_flip.row_dataset import FlipDataset
 from modeling_flip.row_reader import MEMBER_SEPARATOR, read_columns
 from modeling_flip.token_table import TokenTable
 
@@ -722,3 +723,42 @@ def test_rows_of_every_spelling_are_known_to_a_vocabulary_of_the_first_format(tm
     value_ids, local = vocabulary.encode(read_columns(rows, vocabulary.columns)[0])
     assert value_ids.tolist() == [[1, 4, 7], [1, 4, 6], [2, 5, 7], [0, 3, 8]]
     assert unseen(local) == [(2, "N/A")]
+
+
+def test_max_size_keeps_the_most_frequent_values_by_hand() -> None:
+    cities = {"city": ["x", "y", "z", "x", "z", "w"]}
+    vocabulary = FeatureVocabulary.fit(cities, [Field(name="city", max_size=2)])
+    # 0 is the unknown feature, which the rare y and w share; x and z are kept, though y came before z; 3 is <MASK>.
+    assert vocabulary.num_features == 4
+    assert vocabulary.values["city"].to_pylist() == ["x", "y", "z", "w"]
+    assert vocabulary.value_features.tolist() == [0, 1, 0, 2, 0]
+    assert vocabulary.feature_counts.tolist() == [2, 2, 2, 0]
+
+
+def test_a_hashed_field_has_one_feature_a_bucket_whatever_comes(tmp_path: Path) -> None:
+    schema = [Field(name="session", hash_size=5), Field(name="city")]
+    vocabulary = FeatureVocabulary.fit({"session": ["a", "b", "a", None], "city": ["x", "x", "y", "x"]}, schema)
+    # Computed once with hashlib alone: blake2b of 8 bytes, little-endian, modulo 5.
+    buckets = {"a": 3, "b": 3, "3": 1}
+    assert vocabulary.num_features == (1 + 5) + (1 + 2) + 1
+    counts = [1, 0, 0, 0, 0, 0]
+    counts[1 + buckets["a"]] += 2
+    counts[1 + buckets["b"]] += 1
+    assert vocabulary.feature_counts[:6].tolist() == counts
+    vocabulary.save(tmp_path / "vocabulary.parquet")
+    loaded = FeatureVocabulary.load(tmp_path / "vocabulary.parquet")
+    assert loaded == vocabulary and loaded.fingerprint == vocabulary.fingerprint
+    # "3" was never seen, and is not the third bucket; nothing is unknown but what is missing.
+    columns, _ = read_columns({"session": ["3", "b", None], "city": ["x", "x", "q"]}, schema)
+    value_ids, local = loaded.encode(columns)
+    rows = FlipDataset(value_ids, loaded, local, None, None)
+    assert rows.feature_ids()[:, 0].tolist() == [1 + buckets["3"], 1 + buckets["b"], 0]
+    assert local.texts.to_pylist() == ["3", "b", "q"]
+    assert rows.is_unseen.tolist() == [[False, False], [False, False], [False, True]]
+
+
+def test_hashed_parts_merge_to_the_whole() -> None:
+    schema = [Field(name="session", hash_size=3)]
+    one, two = ({"session": part} for part in (["a", "b"], ["c", "a", None]))
+    both = FeatureVocabulary.fit({"session": one["session"] + two["session"]}, schema)
+    assert FeatureVocabulary.merge([FeatureVocabulary.fit(one, schema), FeatureVocabulary.fit(two, schema)]) == both

@@ -25,6 +25,8 @@ from modeling_flip.fields import (
 
 OTHER_VALUES: dict[str, Any] = {
     "min_count": 5,
+    "max_size": 4,
+    "hash_size": 6,
     "num_buckets": 7,
     "max_items": 3,
     "separator": "|",
@@ -38,8 +40,8 @@ def any_field(draw: st.DrawFn) -> Field:
     kind = draw(st.sampled_from(KINDS))
     types = [t for t in TYPES if kind != "numeric" or t not in ("string", "boolean")]
     options = draw(st.sets(st.sampled_from(OPTIONS_OF_KIND[kind]))) if OPTIONS_OF_KIND[kind] else set()
-    if "features_of" in options:
-        options -= {"min_count"}
+    if {"features_of", "hash_size"} & options:
+        options -= {"min_count", "max_size"}
     text = st.text(max_size=5)
     return Field(
         name=draw(text),
@@ -125,7 +127,16 @@ def test_which_kinds_the_tabular_tower_reads() -> None:
         ),
         (
             {"kind": "list", "features_of": "movie", "min_count": 2},
-            "field 'a' shares the features of 'movie' and its min_count; leave min_count out",
+            "field 'a' shares the features of 'movie' and its min_count and max_size; leave these out",
+        ),
+        ({"max_size": 0}, "field 'a': max_size is 0; it must be 1 or more"),
+        (
+            {"hash_size": 9, "min_count": 2},
+            "field 'a' has a hash_size: its values are not counted; leave min_count and max_size out",
+        ),
+        (
+            {"kind": "numeric", "hash_size": 9},
+            "field 'a' is numeric: hash_size is not an option of that kind; leave it out",
         ),
         ({"knd": "list"}, r"field 'a' has no setting 'knd'; did you mean 'kind'\?"),
         ({"buckets": 3}, r"field 'a' has no setting 'buckets'; did you mean 'num_buckets'\?"),

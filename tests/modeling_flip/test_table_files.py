@@ -214,7 +214,7 @@ def test_bytes_of_another_encoding_are_named_by_line_and_offset(
         open_table(path)
     assert open_table(path, encoding="utf-16-le").to_table().to_pylist() == [{"a": "1", "b": "2"}]
     path.write_bytes(b"a,b\nx\x81,2\n")
-    with pytest.raises(ValueError, match=r"line 2 \(byte 5\): 0x81 is not cp1252; say"):
+    with pytest.raises(ValueError, match=r"line 2 \(byte 5\): 0x81 is not cp1252; set"):
         open_table(path).to_table()
 
 

@@ -27,6 +27,21 @@ def test_a_bad_argument_is_refused_before_training(arguments: dict[str, Any], tm
         FlipTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"optim": "adafactor"}, "optim is 'adafactor'.*sparse_embeddings needs one of adamw_torch_fused, .*, sgd$"),
+        ({"optim": "sgd", "optim_args": "nesterov=true, momentum=0.9"}, "momentum=0.9.*sgd without momentum"),
+    ],
+)
+def test_an_optimizer_that_moves_every_row_is_refused_for_sparse_embeddings(
+    arguments: dict[str, Any], error: str, tmp_path: Path
+) -> None:
+    FlipTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **arguments)
+    with pytest.raises(ValueError, match=error):
+        FlipTrainingArguments(output_dir=str(tmp_path), use_cpu=True, sparse_embeddings=True, **arguments)
+
+
 def test_rates_of_this_field_where_nothing_is_said(tmp_path: Path) -> None:
     def rates(**given: float) -> tuple[float, float | None]:
         arguments = FlipTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **given)

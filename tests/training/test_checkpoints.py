@@ -121,12 +121,16 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over_whatever_is_wrong_with_it
     assert seen >= {"state.sha256", "model.sha256", "processor.sha256", "feature_vocab.parquet", "config.json"}
 
 
-def test_what_goes_on_from_the_one_before_ends_with_the_same_bits(make: Make, tmp_path: Path) -> None:
-    straight = make(output_dir=str(tmp_path / "straight"), save_strategy="no", load_best_model_at_end=False)
+@pytest.mark.parametrize("sparse", [{}, {"sparse_embeddings": True}, {"sparse_embeddings": True, "optim": "adagrad"}])
+def test_what_goes_on_from_the_one_before_ends_with_the_same_bits(
+    sparse: dict[str, Any], make: Make, tmp_path: Path
+) -> None:
+    last_weights = {"load_best_model_at_end": False} | sparse
+    straight = make(output_dir=str(tmp_path / "straight"), save_strategy="no", **last_weights)
     straight.train()
-    folder = killed_at(6, make, load_best_model_at_end=False)
+    folder = killed_at(6, make, **last_weights)
     flipped(folder / "checkpoint-6" / "optimizer.pt")
-    again = make(load_best_model_at_end=False)
+    again = make(**last_weights)
     last = last_checkpoint(again.args)
     assert last == str(folder / "checkpoint-5")
     again.train(resume_from_checkpoint=last)

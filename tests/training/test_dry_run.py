@@ -141,6 +141,13 @@ def clicks(recipe: MakeRecipe) -> tuple[Recipe, dict[str, pa.Table]]:
     return made, {split: rows.to_table() for split, rows in train.load_data(made).items()}
 
 
+def test_gradients_of_sparse_tables_are_as_large_as_a_batch(recipe: MakeRecipe, tmp_path: Path) -> None:
+    made = recipe("--finetuning.sparse_embeddings", "true")
+    _, stage = inspected(made, train.load_data(made), tmp_path / "scratch").stages
+    table = stage.parameters["feature embeddings"]
+    assert stage.gradients == stage.weights - 4 * table
+
+
 def test_size_of_the_model_and_its_memory(clicks: Any, tmp_path: Path) -> None:
     recipe, data = clicks
     torch.manual_seed(3)
@@ -289,7 +296,7 @@ def test_lengths_without_a_token_table_are_those_of_whole_sentences(
     family: str, tokenizers: Any, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from modeling_flip import FlipProcessor
-    from modeling_flip.training.stages import Prepared
+    from modeling_flip.training.preparation import Prepared
 
     def facts(is_exact: bool) -> dry_run.SentenceFacts:
         processor = FlipProcessor.fit(rows, None, tokenizers[family], max_length=12)
