@@ -16,7 +16,13 @@ from .configuration_flip import FlipConfig
 
 class FeatureTable(nn.Embedding):
     """A table with a row for each feature, (M, d). Nothing of it is read but the rows that are looked up: with `sparse` set, its
-    gradient holds these alone, and an optimizer can leave the others alone too."""
+    gradient holds these alone, and an optimizer can leave the others alone too.
+
+    Attributes:
+        more: (U, d) rows of the ids M, M + 1, …, which stand in no table; see `FeatureEmbeddings.with_more`.
+    """
+
+    more: torch.Tensor | None = None
 
 
 class FeatureEmbeddings(nn.Module):
@@ -62,7 +68,7 @@ class FeatureEmbeddings(nn.Module):
         return torch.stack([self._rows(table, ids).square().sum() for table in self.tables]).sum()
 
     @property
-    def tables(self) -> list[nn.Embedding]:
+    def tables(self) -> list[FeatureTable]:
         return [self.embedding] if self.first_order is None else [self.embedding, self.first_order]
 
     @property
@@ -89,23 +95,22 @@ class FeatureEmbeddings(nn.Module):
             yield
         finally:
             for table in self.tables:
-                del table.more
+                table.more = None
 
     def _parts(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """rows (n, W) → those of each table."""
         return rows.split([table.embedding_dim for table in self.tables], dim=1)
 
     @staticmethod
-    def _rows(table: nn.Embedding, ids: torch.Tensor) -> torch.Tensor:
+    def _rows(table: FeatureTable, ids: torch.Tensor) -> torch.Tensor:
         """ids (…) → (…, d)."""
-        more = getattr(table, "more", None)
-        if more is None:
+        if table.more is None:
             return table(ids)
         own = ids - table.num_embeddings  # their place among the rows that the table lacks
-        return torch.where((own < 0).unsqueeze(-1), table(torch.where(own < 0, ids, 0)), more[own.clamp(min=0)])
+        return torch.where((own < 0).unsqueeze(-1), table(torch.where(own < 0, ids, 0)), table.more[own.clamp(min=0)])
 
     def _fields(
-        self, table: nn.Embedding, feature_ids: torch.Tensor, list_feature_ids: torch.Tensor | None
+        self, table: FeatureTable, feature_ids: torch.Tensor, list_feature_ids: torch.Tensor | None
     ) -> torch.Tensor:
         """(B, F, d), with one lookup."""
         if not self.list_fields:
