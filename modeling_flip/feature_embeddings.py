@@ -5,6 +5,9 @@ B rows, F fields with a table side, L of them lists, K members of the longest li
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
@@ -13,7 +16,13 @@ from .configuration_flip import FlipConfig
 
 class FeatureTable(nn.Embedding):
     """A table with a row for each feature, (M, d). Nothing of it is read but the rows that are looked up: with `sparse` set, its
-    gradient holds these alone, and an optimizer can leave the others alone too."""
+    gradient holds these alone, and an optimizer can leave the others alone too.
+
+    Attributes:
+        more: (U, d) rows of the ids M, M + 1, …, which stand in no table; see `FeatureEmbeddings.with_more`.
+    """
+
+    more: torch.Tensor | None = None
 
 
 class FeatureEmbeddings(nn.Module):
@@ -56,16 +65,52 @@ class FeatureEmbeddings(nn.Module):
     def squared_norm(self, feature_ids: torch.Tensor, list_feature_ids: torch.Tensor | None = None) -> torch.Tensor:
         """Scalar Σ (‖e‖² + w²) over the distinct features that the batch looks up."""
         ids = torch.cat(self._looked_up(feature_ids, list_feature_ids)).unique()
-        tables = [self.embedding] if self.first_order is None else [self.embedding, self.first_order]
-        return torch.stack([self._rows(table, ids).square().sum() for table in tables]).sum()
+        return torch.stack([self._rows(table, ids).square().sum() for table in self.tables]).sum()
+
+    @property
+    def tables(self) -> list[FeatureTable]:
+        return [self.embedding] if self.first_order is None else [self.embedding, self.first_order]
+
+    @property
+    def width(self) -> int:
+        """W, the numbers that a feature has in all tables."""
+        return sum(table.embedding_dim for table in self.tables)
+
+    def rows(self, ids: torch.Tensor) -> torch.Tensor:
+        """ids (n,) → (n, W): of each feature its embedding, and behind it its first-order weight."""
+        return torch.cat([table(ids) for table in self.tables], dim=1)
+
+    def replace_rows(self, rows: torch.Tensor) -> None:
+        """Take rows (M, W), as `rows` gives them, as those of all features; M may be another."""
+        for table, part in zip(self.tables, self._parts(rows), strict=True):
+            table.num_embeddings = len(part)
+            table.weight = nn.Parameter(part.to(table.weight.dtype).contiguous(), table.weight.requires_grad)
+
+    @contextmanager
+    def with_more(self, rows: torch.Tensor) -> Iterator[None]:
+        """Meanwhile the ids M, M + 1, … have these rows (U, W), one or more."""
+        for table, part in zip(self.tables, self._parts(rows), strict=True):
+            table.more = part.to(table.weight.dtype)
+        try:
+            yield
+        finally:
+            for table in self.tables:
+                table.more = None
+
+    def _parts(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """rows (n, W) → those of each table."""
+        return rows.split([table.embedding_dim for table in self.tables], dim=1)
 
     @staticmethod
-    def _rows(table: nn.Embedding, ids: torch.Tensor) -> torch.Tensor:
+    def _rows(table: FeatureTable, ids: torch.Tensor) -> torch.Tensor:
         """ids (…) → (…, d)."""
-        return table(ids)
+        if table.more is None:
+            return table(ids)
+        own = ids - table.num_embeddings  # their place among the rows that the table lacks
+        return torch.where((own < 0).unsqueeze(-1), table(torch.where(own < 0, ids, 0)), table.more[own.clamp(min=0)])
 
     def _fields(
-        self, table: nn.Embedding, feature_ids: torch.Tensor, list_feature_ids: torch.Tensor | None
+        self, table: FeatureTable, feature_ids: torch.Tensor, list_feature_ids: torch.Tensor | None
     ) -> torch.Tensor:
         """(B, F, d), with one lookup."""
         if not self.list_fields:

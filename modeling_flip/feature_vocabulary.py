@@ -69,6 +69,12 @@ class LocalValues:
         first[has_one] = self.features[self.offsets[:-1][has_one]]
         return first
 
+    def unseen_categories(self, vocabulary: FeatureVocabulary) -> np.ndarray:
+        """Which of these are categories that have their field's unknown feature, because training never saw them; of a hashed
+        field nobody knows."""
+        kinds = [field.kind == "categorical" and field.hash_size is None for field in vocabulary.columns]
+        return np.flatnonzero(np.array(kinds, bool)[self.columns])
+
 
 @dataclass(frozen=True, eq=False)
 class FeatureVocabulary:
@@ -184,6 +190,54 @@ class FeatureVocabulary:
             values[name], counts[name] = _count(parts)
         nulls = {name: self.null_counts[name] + other.null_counts[name] for name in self.fields}
         return FeatureVocabulary(self.schema, values, counts, nulls)
+
+    def grown(self, later: FeatureVocabulary) -> FeatureVocabulary:
+        """The vocabulary of these rows and of `later` ones, in which what had a feature keeps it: `features_in` says where.
+
+        As `merge`, but numeric fields stay as they are, so that their buckets keep their bounds; and where a field's `max_size`
+        leaves no room, later values get no feature, and rare ones stay rare, however often they come.
+
+        Raises:
+            ValueError: the fields differ.
+
+        Example:
+            >>> before = FeatureVocabulary.fit({"city": ["Rome", "Oslo"], "day": ["1", "1"]}, ["city", "day"])
+            >>> after = before.grown(FeatureVocabulary.fit({"city": ["Oslo", "Lima"], "day": ["2", "2"]}, ["city", "day"]))
+            >>> after.values["city"].to_pylist(), before.features_in(after).tolist()
+            (['Rome', 'Oslo', 'Lima'], [0, 1, 2, 4, 5, 7])
+        """
+        grown = self._merge_two(later)
+        values, counts = dict(grown.values), dict(grown.counts)
+        for field in self.columns:
+            name, size = field.name, len(self.values[field.name])
+            if field.kind == "numeric":
+                values[name], counts[name] = self.values[name], self.counts[name]
+            elif field.max_size is not None:
+                others = np.setdiff1d(np.arange(len(counts[name])), np.flatnonzero(self._kept[name]))
+                others = others[counts[name][others] >= field.min_count]
+                room = field.max_size - int(self._kept[name].sum())
+                left_out = others[np.argsort(-counts[name][others], kind="stable")[room:]]
+                stays = left_out[left_out < size]
+                counts[name][stays] = self.counts[name][stays]
+                is_in = np.ones(len(counts[name]), bool)
+                is_in[left_out[left_out >= size]] = False
+                values[name], counts[name] = values[name].filter(pa.array(is_in)), counts[name][is_in]
+        return replace(grown, values=values, counts=counts)
+
+    def features_in(self, grown: FeatureVocabulary) -> np.ndarray:
+        """(M,) int64 which feature of a vocabulary that has grown from this one each feature is there."""
+        found = np.empty(self.num_features, np.int64)
+        found[self.mask_feature_id] = grown.mask_feature_id
+        for i, field in enumerate(self.columns):
+            first, stop = self.feature_offsets[i : i + 2]
+            if first == stop:
+                continue
+            found[first:stop] = grown.feature_offsets[i] + np.arange(stop - first)
+            if field.kind != "numeric":  # a rare value that has become frequent may stand before one that has been so
+                there = grown._kept[field.name]
+                own = np.flatnonzero(self._kept[field.name])
+                found[first + 1 : stop] = grown.feature_offsets[i] + np.cumsum(there)[own]
+        return found
 
     def __eq__(self, other: object) -> bool:
         return (

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -17,6 +19,7 @@ from transformers.utils import logging
 from .configuration_flip import IS_REMOTE_CODE
 from .data_collator import FlipDataCollator
 from .fields import Field
+from .new_values import Ridge, predicted_rows
 from .processing_flip import FlipProcessor
 from .row_dataset import FlipDataset
 from .row_reader import read_columns
@@ -46,11 +49,14 @@ class CtrPredictionPipeline(Pipeline):
         processor: the FlipProcessor that the model was trained with, or the folder or Hub id that holds it; by default that of
             the model.
         batch_size: rows to a batch, 1,024 unless set here or in a call.
+        cold_start: "text" gives a category that training never saw the embedding that the text tower predicts for its words,
+            instead of its field's unknown feature. The model must be a FlipForCTR with both towers. The first such value of a
+            field takes a while, since the text tower then reads up to 4,096 known ones.
         kwargs: `device` and whatever else `transformers.Pipeline` takes; `return_towers` and `group_by` of every call.
 
     Raises:
         ValueError: there is no processor, or it is another model's, or the model predicts no clicks, or weights of it were never
-            trained.
+            trained; `cold_start` is not "text", or the model has no text tower to predict with.
     """
 
     # The package loads the processor itself: transformers.pipeline would let the checkpoint choose its class and code. A
@@ -58,7 +64,7 @@ class CtrPredictionPipeline(Pipeline):
     _load_processor = IS_REMOTE_CODE
     _load_tokenizer = _load_image_processor = _load_video_processor = _load_feature_extractor = False
 
-    def __init__(self, model: Any, processor: Any = None, **kwargs: Any):
+    def __init__(self, model: Any, processor: Any = None, *, cold_start: str | None = None, **kwargs: Any):
         if not hasattr(model, "inputs"):
             raise ValueError(f"{type(model).__name__} predicts no clicks; load the checkpoint as FlipForCTR")
         if model.untrained_weights:
@@ -68,6 +74,14 @@ class CtrPredictionPipeline(Pipeline):
                 f"{' …' * (len(model.untrained_weights) > 3)}: scores would be noise. Finetune it first, or load only the towers "
                 "that it has (towers='tabular' or 'text'); if you have trained it since it was loaded, save it and load it again"
             )
+        if cold_start not in (None, "text"):
+            raise ValueError(f"cold_start is {cold_start!r}; it must be 'text', or left out")
+        if cold_start and (model.config.model_type != "flip" or model.config.towers != "both"):
+            raise ValueError(
+                f"cold_start='text' needs a FlipForCTR with both towers, but this is a {type(model).__name__} with "
+                f"config.towers {model.config.towers!r}; load a checkpoint of both, or leave it out"
+            )
+        self._cold_start, self._fitted = cold_start, dict[int, Ridge]()
         source = getattr(model, "loaded_from", None)
         if processor is None and source is not None:
             processor = source.name
@@ -202,20 +216,33 @@ class CtrPredictionPipeline(Pipeline):
         return torch.inference_mode
 
     def preprocess(self, rows: Any, batch_size: int = DEFAULT_BATCH_SIZE) -> dict[str, Any]:
-        """Rows → `batches` of tensors, shortest sentences first, and the rows' `order` in them."""
+        """Rows → `batches` of tensors, shortest sentences first, and the rows' `order` in them; with `cold_start` also `more`,
+        the rows of features that the tables lack."""
         return self._batches(self.encode(rows), batch_size)
 
     def _batches(self, dataset: FlipDataset, batch_size: int) -> dict[str, Any]:
+        made = {}
+        if self._cold_start and len(unseen := dataset.local.unseen_categories(dataset.vocabulary)):
+            local = dataset.local
+            features = local.features.copy()
+            features[local.offsets[unseen]] = dataset.vocabulary.num_features + np.arange(len(unseen))
+            texts = local.texts.take(pa.array(unseen))
+            self.model.eval()
+            made["more"] = predicted_rows(self.model, self.processor, local.columns[unseen], texts, self._fitted)
+            dataset = replace(dataset, local=replace(local, features=features))
         order = dataset.lengths.argsort(kind="stable")
         starts = range(0, len(order), batch_size)
         batches = [self._collate(dataset.__getitems__(order[i : i + batch_size])) for i in starts]
-        return {"batches": batches, "order": order}
+        return {"batches": batches, "order": order, **made}
 
     def _forward(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Batches → `logits` (N,), in the order of the batches, and those of both towers where there are two."""
         if self.model.training:
             self.model.eval()
-        outputs = [self.model(**batch) for batch in inputs["batches"]]
+        with contextlib.ExitStack() as held:
+            if "more" in inputs:
+                held.enter_context(self.model.base_model.feature_embeddings.with_more(inputs["more"]))
+            outputs = [self.model(**batch) for batch in inputs["batches"]]
         names = [n for n in PROBABILITIES | TOWER_PROBABILITIES if outputs[0].get(n) is not None]
         return {n: torch.cat([output[n] for output in outputs]) for n in names} | {"order": inputs["order"]}
 

@@ -324,6 +324,13 @@ class FlipProcessor(ProcessorMixin):
             self.max_length,
         )
 
+    def sentences_of_values(self, table: TokenTable, values: np.ndarray) -> dict[str, np.ndarray]:
+        """What `sentences` gives, of some values of a token table (B,), each a sentence by itself."""
+        assert self.tokenizer is not None and self.max_length is not None
+        tables, field = (table, TokenTable.of_parts([])), np.zeros(1, np.int64)
+        special, pad = self._special_ids, self.tokenizer.pad_token_id
+        return gather_sentences(tables, values[:, None], field, special, pad, self.max_length)
+
     @property
     def num_special_tokens(self) -> int:
         """How many the tokenizer puts around a sentence."""

@@ -103,10 +103,10 @@ class FlipDataset(torch.utils.data.Dataset["FlipDataset"]):
     def is_unseen(self) -> np.ndarray:
         """(N, C) bool, the same of each cell."""
         vocabulary, local = self.vocabulary, self.local
-        is_hashed = np.array([field.hash_size is not None for field in vocabulary.columns])[local.columns]
         kinds = np.array([field.kind for field in vocabulary.columns])[local.columns]
         unknown = vocabulary.unknown_features[local.columns]
-        is_unseen = (kinds == "categorical") & ~is_hashed  # of a hashed field nobody knows
+        is_unseen = np.zeros(len(local), bool)
+        is_unseen[local.unseen_categories(vocabulary)] = True
         owner = np.repeat(np.arange(len(local)), np.diff(local.offsets))
         with_unknown = np.zeros(len(local), bool)
         with_unknown[owner[local.features == unknown[owner]]] = True

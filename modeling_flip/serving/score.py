@@ -296,12 +296,18 @@ def delete_parts(folder: Path) -> None:
 
 
 def load_pipeline(
-    model: str, revision: str | None, device: str | None, return_towers: bool, **kwargs: Any
+    model: str,
+    revision: str | None,
+    device: str | None,
+    return_towers: bool,
+    cold_start: str | None = None,
+    **kwargs: Any,
 ) -> CtrPredictionPipeline:
     """Model and processor of a checkpoint; `kwargs` are dtype and towers."""
     loaded = AutoModelForSequenceClassification.from_pretrained(model, revision=revision, **kwargs)
     processor = FlipProcessor.from_pretrained(model, revision=revision)
-    return CtrPredictionPipeline(loaded, processor, task="ctr-prediction", device=device, return_towers=return_towers)
+    options: dict[str, Any] = {"task": "ctr-prediction", "device": device, "return_towers": return_towers}
+    return CtrPredictionPipeline(loaded, processor, cold_start=cold_start, **options)
 
 
 def model_version(model: str, revision: str | None) -> dict[str, Any]:
@@ -382,6 +388,12 @@ def make_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also write the probability from each tower alone, `tabular_probability` and `text_probability`",
     )
+    parser.add_argument(
+        "--cold_start",
+        choices=("text",),
+        help="values never seen in training get the embedding that the text tower predicts for their words (default: their "
+        "field's unknown feature)",
+    )
     parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub (default: main)")
     parser.add_argument(
         "--device", type=_device, help="cpu, cuda, cuda:1, … (default: the first accelerator, else the CPU)"
@@ -398,7 +410,8 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """The command; 0 where all went well, 2 where it could not, 130 or 143 where it was interrupted."""
     args = make_parser().parse_args(arguments)
-    settings = {"dtype": args.dtype} | ({} if args.towers is None else {"towers": args.towers})
+    given = {"towers": args.towers, "cold_start": args.cold_start}
+    settings = {"dtype": args.dtype} | {name: value for name, value in given.items() if value is not None}
     try:
         # Before the model is loaded, which may take long.
         table = open_input(args.input, args.delimiter, args.encoding)

@@ -28,6 +28,7 @@ from .recipe import (
     model_settings,
     needs_text,
     stage_arguments,
+    starts_from,
 )
 from .splits import SPLITS, SplitRows
 
@@ -48,7 +49,12 @@ def check_recipe(recipe: Recipe) -> None:
         )
     if not 0 <= recipe.seed < 2**32:
         raise ValueError(f"seed is {recipe.seed}; it must be from 0 to {2**32 - 1}")
-    pretrains = recipe.pretraining is not None or recipe.pretrained_model_name_or_path is not None
+    if recipe.init_from is not None and recipe.pretrained_model_name_or_path is not None:
+        raise ValueError(
+            f"init_from is {recipe.init_from!r} and pretrained_model_name_or_path {recipe.pretrained_model_name_or_path!r}: name "
+            "one of them, init_from to let the vocabulary grow"
+        )
+    pretrains = recipe.pretraining is not None or starts_from(recipe) is not None
     if recipe.model_type != "flip" and pretrains:
         raise ValueError(
             f"pretraining aligns FLIP's two towers; model_type {recipe.model_type!r} has none: leave pretraining out"
@@ -106,22 +112,26 @@ def check_recipe(recipe: Recipe) -> None:
         FlipConfig(text_config=text_config, **settings)
         if recipe.model_type == "p5":
             check_has_decoder(text_config)
-    if (pretrained := recipe.pretrained_model_name_or_path) is not None:
+    if (pretrained := starts_from(recipe)) is not None:
+        key = "pretrained_model_name_or_path" if recipe.init_from is None else "init_from"
         try:
             pretrained_config = FlipConfig.from_pretrained(pretrained)
         except OSError as error:
-            raise ValueError(f"pretrained_model_name_or_path {pretrained!r} does not exist; pretrain first") from error
+            raise ValueError(f"{key} {pretrained!r} does not exist; train it first") from error
         if Path(pretrained).is_dir() and not [*Path(pretrained).glob("*.safetensors")]:
+            raise ValueError(f"{key} {pretrained!r} holds no weights (*.safetensors): train it first")
+        if pretrained_config.towers not in ("both", recipe.towers):
             raise ValueError(
-                f"pretrained_model_name_or_path {pretrained!r} holds no weights (*.safetensors): pretrain first"
+                f"towers is {recipe.towers!r}, but {pretrained} has only one, {pretrained_config.towers!r}; set towers to that, "
+                "or name a checkpoint of both"
             )
         theirs = vars(pretrained_config) | (pretrained_config.tower_settings or {})
         ours = vars(config) | (config.tower_settings or {})
         for key in ("tabular_tower", *recipe.model):
             if key in ours and key not in FREE_MODEL_KEYS and ours[key] != theirs.get(key):
                 raise ValueError(
-                    f"{key} is {ours[key]!r}, but {pretrained} was pretrained with {theirs.get(key)!r}; "
-                    "use that, or pretrain again"
+                    f"{key} is {ours[key]!r}, but {pretrained} was trained with {theirs.get(key)!r}; use that, or train from the "
+                    "beginning"
                 )
 
 

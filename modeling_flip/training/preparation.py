@@ -41,7 +41,7 @@ from .checks import check_columns, check_data
 from .data import group_codes
 from .encoded_rows import fit_and_encode, open_split, read_array, write_array
 from .phases import phase
-from .recipe import Recipe, field_names, needs_text
+from .recipe import Recipe, field_names, needs_text, starts_from
 from .splits import SPLITS, RawSplits, SplitRows, check_column
 
 logger = transformers_logging.get_logger(__name__)
@@ -69,7 +69,8 @@ class Prepared:
     """Rows that models read.
 
     Attributes:
-        processor: the pretraining checkpoint's, or one fitted on the training rows.
+        processor: that of the checkpoint that training starts from, with `init_from` grown by the training rows; or one fitted
+            on these.
         splits: encoded rows with their labels, by the names in SPLITS.
         watched: the validation rows that are scored while training.
         inputs: what the manifests say of them: `data` (rows and SHA-256 of each split), `vocabulary` and `text_model`.
@@ -93,8 +94,8 @@ def prepare(
     kinds: Mapping[str, str] | None = None,
     wall_time: dict[str, float] | None = None,
 ) -> Prepared:
-    """Infer the fields from the training rows and fit the processor on them, or take the pretraining checkpoint's, and encode
-    all rows; or open what an earlier run has kept of the same.
+    """Infer the fields from the training rows and fit the processor on them, or take the checkpoint's, and encode all rows; or
+    open what an earlier run has kept of the same.
 
     Args:
         recipe: says which columns are read, and how.
@@ -107,7 +108,7 @@ def prepare(
             of `max_length`, or `max_eval_samples` are too few.
     """
     given = pretrained_processor(recipe)
-    tokenizer, limit = None, None
+    tokenizer, limit = None if given is None else given.tokenizer, None
     if given is None and needs_text(recipe):
         text_model = str(recipe.text_model_name_or_path)
         tokenizer = load_tokenizer(text_model)
@@ -128,9 +129,11 @@ def prepare(
             print(f"encoded rows: {folder}, kept from an earlier run", file=sys.stderr, flush=True)
     with phase("open", wall_time):
         processor = given
-        if processor is None:
-            vocabulary = FeatureVocabulary.load(folder / VOCABULARY_FILE)
-            processor = FlipProcessor(tokenizer, vocabulary, max_length=recipe.max_length)
+        if processor is None or recipe.init_from is not None:
+            vocabulary, max_length = FeatureVocabulary.load(folder / VOCABULARY_FILE), recipe.max_length
+            processor = FlipProcessor(
+                tokenizer, vocabulary, max_length=max_length if given is None else given.max_length
+            )
         splits = {split: open_split(folder / split, processor) for split in SPLITS}
         groups = {split: read_array(folder / split, "groups") for split in SPLITS if recipe.group_column is not None}
     check_towers(recipe, processor.schema)
@@ -189,7 +192,11 @@ def _fill(
             check_columns(raw, schema)
 
         def make_processor(fit: Callable[[], FeatureVocabulary]) -> FlipProcessor:
-            return given or FlipProcessor(tokenizer, fit(), max_length=recipe.max_length)
+            if given is None:
+                return FlipProcessor(tokenizer, fit(), max_length=recipe.max_length)
+            if recipe.init_from is None:
+                return given
+            return FlipProcessor(tokenizer, given.vocabulary.grown(fit()), max_length=given.max_length)
 
         processor = fit_and_encode(raw, schema, make_processor, folder, workers=workers_of(recipe), wall_time=wall_time)
         splits = {}
@@ -199,7 +206,7 @@ def _fill(
                 write_array(folder / split, "groups", groups[split])
             splits[split] = open_split(folder / split, processor)
             processor.warn_of_strange_columns(splits[split], f"{split} rows")
-        if given is None:
+        if processor is not given:
             processor.vocabulary.save(folder / VOCABULARY_FILE)
         facts = {
             "field_table": table,
@@ -231,14 +238,13 @@ def cache_folder(
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> Path:
     """The folder of these rows, as this recipe reads them."""
-    if given is not None:
-        tokenizer = given.tokenizer
     package = manifest.PACKAGE
     key = {
         "data": raw.fingerprint,
         "recipe": {name: getattr(recipe, name) for name in KEYS},
         "kinds": dict(kinds),
         "vocabulary": given and [given.vocabulary.fingerprint, given.max_length, *(f.to_dict() for f in given.schema)],
+        "grows": recipe.init_from is not None,
         "tokenizer": tokenizer and manifest.tokenizer_sha256(tokenizer),
         "code": [manifest.sha256_of_file(package / f"{name}.py") for name in CODE],
         "versions": [np.__version__, pa.__version__, tokenizers.__version__],
@@ -338,14 +344,15 @@ def reads_whole_sentences(recipe: Recipe) -> bool:
 
 
 def pretrained_processor(recipe: Recipe) -> FlipProcessor | None:
-    """The processor of the pretraining checkpoint that the recipe names; None where it names none.
+    """The processor of the checkpoint that the recipe starts from; None where it names none.
 
     Raises:
         ValueError: the recipe asks for other fields than the checkpoint's.
     """
-    if recipe.pretrained_model_name_or_path is None:
+    checkpoint = starts_from(recipe)
+    if checkpoint is None:
         return None
-    processor = FlipProcessor.from_pretrained(recipe.pretrained_model_name_or_path)
+    processor = FlipProcessor.from_pretrained(checkpoint)
     theirs = {
         "fields": processor.fields,
         "min_count": max(field.min_count for field in processor.schema),
@@ -355,8 +362,7 @@ def pretrained_processor(recipe: Recipe) -> FlipProcessor | None:
     for key, value in ours.items():
         if value not in (None, Recipe.min_count if key == "min_count" else None, theirs[key]):
             raise ValueError(
-                f"{key} is {value}, but {recipe.pretrained_model_name_or_path} was pretrained with {theirs[key]}; "
-                "use that, or pretrain again"
+                f"{key} is {value}, but {checkpoint} was trained with {theirs[key]}; use that, or train from the beginning"
             )
     check_settings_of_fields(recipe, processor.schema)
     return processor
@@ -372,8 +378,8 @@ def check_settings_of_fields(recipe: Recipe, schema: Sequence[Field]) -> None:
             pretrained = getattr(theirs.get(name), key, None)
             if value != pretrained:
                 raise ValueError(
-                    f"{key} of field {name!r} is {value!r}, but {recipe.pretrained_model_name_or_path} was pretrained with "
-                    f"{pretrained!r}; use that, or pretrain again"
+                    f"{key} of field {name!r} is {value!r}, but {starts_from(recipe)} was trained with {pretrained!r}; use that, "
+                    "or train from the beginning"
                 )
 
 

@@ -81,6 +81,8 @@ class Recipe:
         model_type: flip (FLIP and its towers, ID models, PTab, CTRL), ctr_bert, morec or p5.
         text_model_name_or_path: the language model to use as text tower, a Hub id or a folder.
         pretrained_model_name_or_path: a pretraining checkpoint to finetune, instead of pretraining.
+        init_from: a checkpoint to go on from with new rows. Its vocabulary grows: known values keep their embeddings, and new
+            ones start from what its text tower predicts for their words. There is no pretraining.
         tabular_tower: the tabular tower (afm, pnn, wide_deep, dcn, deepfm, xdeepfm, afn, autoint, dcnv2 or dcn_mix).
         towers: what to finetune: both (FLIP), tabular (FLIP_ID, or without pretraining an ID model from scratch) or text
             (FLIP_PLM).
@@ -125,6 +127,7 @@ class Recipe:
     model_type: str = "flip"
     text_model_name_or_path: str | None = None
     pretrained_model_name_or_path: str | None = None
+    init_from: str | None = None
     tabular_tower: str = "dcnv2"
     towers: str = "both"
     seed: int = 42
@@ -229,12 +232,17 @@ def hub_repo(recipe: Recipe) -> str:
 
 
 def needs_pretraining(recipe: Recipe) -> bool:
-    return recipe.pretraining is not None and recipe.pretrained_model_name_or_path is None
+    return recipe.pretraining is not None and starts_from(recipe) is None
+
+
+def starts_from(recipe: Recipe) -> str | None:
+    """The checkpoint that finetuning starts from, where the recipe names one."""
+    return recipe.init_from or recipe.pretrained_model_name_or_path
 
 
 def needs_text(recipe: Recipe) -> bool:
     """Whether a text tower must be loaded from outside."""
-    return recipe.pretrained_model_name_or_path is None and (
+    return starts_from(recipe) is None and (
         recipe.towers != "tabular" or recipe.pretraining is not None or recipe.model_type != "flip"
     )
 

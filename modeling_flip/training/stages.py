@@ -21,8 +21,10 @@ from transformers import TrainerCallback, set_seed
 from transformers.utils import logging
 
 from ..checkpoint_files import MODEL, PROCESSOR, check_files
+from ..configuration_flip import FlipConfig
 from ..ctr_models import CTR_MODELS
 from ..modeling_flip import FlipForCTR, FlipForPreTraining, FlipPreTrainedModel
+from ..new_values import grow
 from ..processing_flip import FlipProcessor
 from ..row_dataset import FlipDataset
 from . import manifest
@@ -368,7 +370,9 @@ def calibrate(recipe: Recipe, trainer: FlipTrainer, validation: FlipDataset) -> 
 
 
 def make_model(recipe: Recipe, processor: FlipProcessor, aligned: Aligned | None) -> FlipPreTrainedModel:
-    """The model to finetune: a pretraining checkpoint's towers, or a fresh one around the text model."""
+    """The model to finetune: a checkpoint's towers, or a fresh one around the text model."""
+    if recipe.init_from is not None:
+        return grown_model(recipe, processor)
     pretrained = recipe.pretrained_model_name_or_path if aligned is None else str(aligned.folder)
     if pretrained is not None:
         free = {key: value for key, value in recipe.model.items() if key in FREE_MODEL_KEYS}
@@ -388,6 +392,27 @@ def make_model(recipe: Recipe, processor: FlipProcessor, aligned: Aligned | None
             f"a model of these sizes ({', '.join(f'{k} {v}' for k, v in recipe.model.items())}) does not fit in memory: lower "
             "them in the recipe's section model"
         ) from error
+
+
+def grown_model(recipe: Recipe, processor: FlipProcessor) -> FlipForCTR:
+    """The model of the checkpoint in `init_from`, with the features of a processor that has grown from its own."""
+    checkpoint = str(recipe.init_from)
+    before, has_text = (
+        FlipProcessor.from_pretrained(checkpoint),
+        FlipConfig.from_pretrained(checkpoint).towers == "both",
+    )
+    free = {key: value for key, value in recipe.model.items() if key in FREE_MODEL_KEYS}
+    model = FlipForCTR.from_pretrained(checkpoint, towers=recipe.towers, logit_scale=1.0, logit_shift=0.0, **free)
+    if not has_text and recipe.towers != "text":
+        logger.warning(
+            f"{checkpoint} has no text tower to predict embeddings with: new values start from the mean of their field; name a "
+            "checkpoint of both towers to start from their words"
+        )
+    teacher = None
+    if has_text and recipe.towers != "text":
+        teacher = FlipForCTR.from_pretrained(checkpoint, towers="both").to(PartialState().device).eval()
+    grow(model, before, processor, teacher)
+    return model
 
 
 def training_figures(trainer: FlipTrainer) -> dict[str, Any]:

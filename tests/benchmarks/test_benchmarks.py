@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
 from benchmarks import (
     cluster_fit,
     data_pipeline,
     movielens_like,
+    new_values,
     preparation_tools,
     pretraining_step,
     quickstart,
@@ -27,7 +28,14 @@ from benchmarks import (
     tabular_training,
 )
 from data_scripts import demo
-from modeling_flip import FlipConfig, FlipForCTR, FlipForPreTraining, FlipProcessor, PretrainingCollator
+from modeling_flip import (
+    CtrPredictionPipeline,
+    FlipConfig,
+    FlipForCTR,
+    FlipForPreTraining,
+    FlipProcessor,
+    PretrainingCollator,
+)
 from modeling_flip.training.command_line import parse_recipe
 
 
@@ -240,3 +248,27 @@ def test_the_fold_by_parts_is_the_fit_of_all_rows(tmp_path: Path, capsys: pytest
         cluster_fit.run(engine, tmp_path)
         sums.append(json.loads(capsys.readouterr().out)["sha256"])
     assert sums[0] == sums[1] and len(list(tmp_path.iterdir())) == 3
+
+
+def test_old_days_new_days_and_test_rows_follow_each_other() -> None:
+    ends = new_values.DATASETS["demo"][1]
+    old, new, test = new_values.days("demo", None, ends)
+    given = demo.load()
+    rows = [row for split in ("train", "validation", "test") for row in given[split]["item_id"]]
+    assert [*old["item_id"].to_pylist(), *new["item_id"].to_pylist(), *test["item_id"].to_pylist()] == rows
+    assert {name: len(part) for name, part in new_values.splits(new, test).items()} == {
+        "train": 4320,
+        "validation": 480,
+        "test": 4800,
+    }
+
+
+def test_the_mean_start_is_used_for_training_and_scoring(
+    tiny_text_model: Path, wordpiece: PreTrainedTokenizerFast
+) -> None:
+    processor = FlipProcessor.fit({"title": ["das boot", "toy story", "usual suspects"]}, ["title"], wordpiece)
+    model = FlipForCTR.from_text_pretrained(tiny_text_model, processor, embedding_size=4, hidden_sizes=[8]).eval()
+    with new_values.mean_start():
+        pipe = CtrPredictionPipeline(model, processor, cold_start="text", device=-1)
+        rows = pipe.preprocess([{"title": "a wonderful life"}])["more"]
+    torch.testing.assert_close(rows[0], model.flip.feature_embeddings.rows(torch.arange(1, 4)).mean(0))

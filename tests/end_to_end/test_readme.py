@@ -41,6 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, clicks_csv: Path, tiny_text
     (here / "sentence-transformers").mkdir()
     (here / "sentence-transformers" / "all-MiniLM-L6-v2").symlink_to(tiny_text_model)
     (here / "clicks.csv").write_text(clicks_csv.read_text().replace("genre", "category"))
+    (here / "new-days.csv").write_text((here / "clicks.csv").read_text().replace("Toy Story 8", "Das Boot"))
     return here
 
 
@@ -59,7 +60,7 @@ def test_the_readme_has_no_command_that_is_not_run() -> None:
     others = {line for line in COMMANDS if not line.startswith(TRAIN) and line not in ELSEWHERE}
     benchmarks = {line for line in others if line.startswith(PYTHON)}  # tests/benchmarks runs these
     scripts = {"pretraining_step", "data_pipeline", "tabular_training", "sparse_step", "scoring", "compare", "scale"}
-    scripts |= {"small_text_model", "preparation_tools"}
+    scripts |= {"small_text_model", "new_values", "preparation_tools"}
     assert {line.removeprefix(PYTHON).split()[0] for line in benchmarks} == scripts
     others -= benchmarks
     # The first is what `make install` does; CI runs the second, and with it the first.
@@ -80,6 +81,9 @@ def test_training_commands_run(command: str, folder: Path, monkeypatch: pytest.M
         pytest.skip("MovieLens is not at hand")
     of_recipe, is_dry = without_dry_run(arguments)
     recipe = train.parse_recipe(of_recipe)
+    if recipe.init_from is not None and not Path(recipe.init_from).exists():
+        (first,) = (c for c in COMMANDS if c.endswith(f" --output_dir {recipe.init_from}"))
+        train.main([*shlex.split(first.removeprefix(TRAIN)), *QUICK, *QUICK_PRETRAINING])
     output_dir, pretraining = recipe.output_dir, recipe.pretraining is not None
     train.main([*arguments, *QUICK, *(QUICK_PRETRAINING if pretraining else [])])
     assert (folder / output_dir / "all_results.json").exists() != is_dry

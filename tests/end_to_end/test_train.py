@@ -213,6 +213,42 @@ def test_one_tower_is_finetuned_from_a_pretraining_checkpoint(
     assert "test_tabular_auc" not in results
 
 
+@pytest.mark.parametrize("checkpoint", [".", "pretraining"])
+def test_a_checkpoint_goes_on_with_new_rows_and_new_values(
+    checkpoint: str, flip: tuple[Recipe, dict[str, Any]], recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    first, days = Path(flip[0].output_dir) / checkpoint, tmp_path / "days.csv"
+    text = Path(flip[0].dataset_name).read_text()
+    days.write_text(re.sub(r"Toy Story ([5-8])", r"Das Boot \1", text))
+    going_on = recipe("--dataset_name", days, "--init_from", first, "--towers", "tabular", "--finetuning.max_steps", 2)
+    run_recipe(going_on)
+    folder, before = Path(going_on.output_dir), FlipProcessor.from_pretrained(first).vocabulary
+    assert not (folder / "pretraining").exists()
+    after = FlipProcessor.from_pretrained(folder).vocabulary
+    known, grown = before.values["title"].to_pylist(), after.values["title"].to_pylist()
+    assert grown[: len(known)] == known
+    assert {*grown} - {*known} == {f"Das Boot {i}" for i in range(5, 9)}
+    assert after.counts["title"].sum() == 2 * before.counts["title"].sum()
+    if checkpoint == ".":
+        again = replace(going_on, output_dir=str(tmp_path / "again"))  # with the rows that the first run has kept
+        run_recipe(again)
+        assert same_bits(folder, Path(again.output_dir))
+
+
+def test_new_values_of_an_id_checkpoint_start_from_the_mean_and_other_towers_are_refused(
+    flip: tuple[Recipe, dict[str, Any]], recipe: MakeRecipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tabular = tmp_path / "tabular"
+    FlipForCTR.from_pretrained(flip[0].output_dir, towers="tabular").save_pretrained(
+        tabular, processor=FlipProcessor.from_pretrained(flip[0].output_dir).tabular_only()
+    )
+    with pytest.raises(ValueError, match=r"towers is 'both', but .* has only one, 'tabular'; set towers to that"):
+        run_recipe(recipe("--init_from", tabular))
+    going_on = recipe("--init_from", tabular, "--towers", "tabular", "--finetuning.max_steps", 1)
+    run_recipe(going_on)
+    assert "has no text tower to predict embeddings with: new values start from the mean of their field" in caplog.text
+
+
 @pytest.mark.parametrize("tabular_tower", ["dcnv2", "deepfm", "autoint"])
 def test_an_id_model_from_scratch_needs_no_text_model(tabular_tower: str, recipe: MakeRecipe) -> None:
     scratch = replace(
@@ -450,6 +486,12 @@ def empty(split: str) -> Callable[[Any], None]:
         (lambda data: None, ["--tabular_tower", "dcnv3"], "tabular_tower is 'dcnv3'.* did you mean 'dcnv2'"),
         (lambda data: None, ["--towers", "all"], "towers is 'all'; it must be one of both, tabular, text"),
         (lambda data: None, ["--pretrained_model_name_or_path", "no/where"], "'no/where' does not exist"),
+        (lambda data: None, ["--init_from", "no/where"], "init_from 'no/where' does not exist; train it first"),
+        (
+            lambda data: None,
+            ["--init_from", "a", "--pretrained_model_name_or_path", "b"],
+            "init_from is 'a' and pretrained_model_name_or_path 'b': name one of them",
+        ),
         (lambda data: None, ["--pretraining.text_mask_ratio", "1.5"], "text_mask_ratio is 1.5"),
     ],
 )
@@ -473,14 +515,12 @@ def test_a_pretraining_checkpoint_of_another_shape_is_refused(
     flip: tuple[Recipe, dict[str, Any]], recipe: MakeRecipe
 ) -> None:
     pretrained = Path(flip[0].output_dir) / "pretraining"
-    with pytest.raises(ValueError, match=r"tabular_tower is 'autoint', but .* was pretrained with 'dcnv2'"):
+    with pytest.raises(ValueError, match=r"tabular_tower is 'autoint', but .* was trained with 'dcnv2'"):
         run_recipe(recipe("--tabular_tower", "autoint", "--pretrained_model_name_or_path", pretrained))
-    with pytest.raises(ValueError, match=r"embedding_size is 5, but .* was pretrained with 4"):
+    with pytest.raises(ValueError, match=r"embedding_size is 5, but .* was trained with 4"):
         run_recipe(recipe("--model.embedding_size", 5, "--pretrained_model_name_or_path", pretrained))
     for fields in ('{"age": {"kind": "text"}}', '[user_id, {"name": "age", "kind": "text"}, title, genre]'):
-        with pytest.raises(
-            ValueError, match=r"kind of field 'age' is 'text', but .* was pretrained with 'categorical'"
-        ):
+        with pytest.raises(ValueError, match=r"kind of field 'age' is 'text', but .* was trained with 'categorical'"):
             run_recipe(recipe("--fields", fields, "--pretrained_model_name_or_path", pretrained))
 
 

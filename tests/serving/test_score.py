@@ -144,6 +144,16 @@ def test_towers(run: Callable[..., int], pipe: CtrPredictionPipeline, tmp_path: 
     assert alone == pytest.approx(scored["text_probability"].to_pylist(), rel=0, abs=1e-6)
 
 
+def test_cold_start_is_that_of_the_pipeline(run: Callable[..., int], checkpoint: Path, tmp_path: Path) -> None:
+    assert run("--cold_start", "text") == 0
+    pipe = CtrPredictionPipeline(FlipForCTR.from_pretrained(checkpoint), cold_start="text", device="cpu")
+    expected = [row["probability"] for row in pipe(TABLE)]
+    found = pq.read_table(tmp_path / "scores.parquet")["probability"].to_numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert run(output="plain.parquet") == 0
+    assert np.abs(pq.read_table(tmp_path / "plain.parquet")["probability"].to_numpy() - expected).max() > 1e-4
+
+
 def test_half_precision(run: Callable[..., int], tmp_path: Path) -> None:
     assert run() == 0
     assert run("--dtype", "bfloat16", output="bf16.parquet") == 0
