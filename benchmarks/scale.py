@@ -145,8 +145,12 @@ def measure_feeding(data: Path, cache: Path) -> dict[str, Any]:
 
 
 def measure_steps(features: list[int]) -> dict[str, Any]:
-    """The best of three rounds, in each of which every size is measured."""
+    """The best of three rounds, in each of which every size is measured, on one core."""
+    import torch
+
     from benchmarks.sparse_step import step_seconds
+
+    torch.set_num_threads(1)
 
     found = {size: step_seconds(size, steps=STEPS) for size in features}
     for _ in range(2):
@@ -225,7 +229,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     memory.set(xlabel="million rows", ylabel="GiB", title="Peak memory", ylim=0)
     sizes, seconds = zip(*((int(m), s) for m, s in result["step_seconds"].items()), strict=True)
     steps.plot([m / 1e6 for m in sizes], [s * 1000 for s in seconds], marker="o")
-    steps.set(xlabel="million features", ylabel="ms", title=f"DCNv2 step, batch {BATCH_SIZE}", ylim=0)
+    steps.set(xlabel="million features", ylabel="ms", title=f"DCNv2 step, batch {BATCH_SIZE}, one core", ylim=0)
     speed.legend()
     memory.legend()
     figure.savefig(path, dpi=150)
