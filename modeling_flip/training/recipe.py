@@ -87,7 +87,7 @@ class Recipe:
         towers: what to finetune: both (FLIP), tabular (FLIP_ID, or without pretraining an ID model from scratch) or text
             (FLIP_PLM).
         seed: seed of the weights, the order of the rows, the masks and the noise.
-        max_train_samples: use only this many training rows (by time: the latest).
+        max_train_samples: use only this many training rows (by time, the last).
         max_eval_samples: during training, evaluate on only this many validation rows, drawn at random. At the end all are scored.
         min_count: values that occur less often than this share the unknown feature of their field.
         max_length: the longest sentence, in tokens; the rest is cut off. By default the tokenizer's limit, at most 512.

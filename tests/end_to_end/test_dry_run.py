@@ -12,6 +12,7 @@ import yaml
 
 import train
 from modeling_flip.training import dry_run
+from modeling_flip.training.summary import python_command
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,7 +45,9 @@ def test_nothing_is_left_on_disk(
     printed = capsys.readouterr().out
     table, report = printed.split("\n\nSplits")
     assert table.splitlines()[0].startswith("field")
-    assert report.endswith(f"To train, run the same without --dry_run:\n  python train.py {' '.join(command[:-1])}\n")
+    assert report.endswith(
+        f"To train, run the same without --dry_run:\n  {python_command()} train.py {' '.join(command[:-1])}\n"
+    )
 
 
 def test_what_is_wrong_is_one_line_and_leaves_nothing(command: list[str], tmp_path: Path) -> None:
