@@ -294,7 +294,12 @@ def test_one_lost_request_is_sent_again(hub: LoopbackHub, tabular_recipe_file: P
             ["--hub_private_repo", "true"],
             "me/theirs should be private, but exists and is public",
         ),
-        ("me/theirs", "hf_test", ["--hub_strategy", "checkpoint"], "holds another model: its recipe.yaml is not a recipe"),
+        (
+            "me/theirs",
+            "hf_test",
+            ["--hub_strategy", "checkpoint"],
+            "holds another model: its recipe.yaml is not a recipe",
+        ),
         ("me/model", "hf_test", ["--license", "nonsense"], "license is 'nonsense', which the Hub does not accept"),
     ],
 )
