@@ -151,10 +151,8 @@ def grow(model: Any, before: FlipProcessor, after: FlipProcessor, teacher: Any =
     is_new[places] = False
     values = np.flatnonzero(is_new[new.value_features] & (new.value_features >= 0))
     owners, texts = new.value_columns[values], new.all_texts.take(pa.array(values))
-    if teacher is None:
-        started = mean_rows(model, before, owners)
-    else:
-        started = predicted_rows(teacher, before, owners, texts).cpu()
+    predict = mean_rows if teacher is None else predicted_rows
+    started = predict(teacher or model, before, owners, texts).cpu()
     rows = torch.empty(new.num_features, features.width)
     rows[torch.from_numpy(places)] = features.rows(torch.arange(old.num_features))
     rows[torch.from_numpy(new.value_features[values]).long()] = started
