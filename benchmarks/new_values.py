@@ -11,7 +11,8 @@ finetuned on the old days. Then four ways to go on with the new days, for FLIP a
 - scratch: alignment and finetuning of all rows so far, from the beginning.
 
 And without any training on the new days: the model of the old days scores the test set, values that it has never seen having
-their field's unknown feature, its mean embedding, or what the text tower predicts (`cold_start="text"`).
+their field's unknown feature, its mean embedding, or what the text tower predicts (`cold_start="text"`). FLIP-text-scoring-text
+is both: the model that has gone on with the new days scores so what is new after them.
 """
 
 from __future__ import annotations
@@ -126,6 +127,8 @@ def one_seed(recipe: Recipe, tables: tuple[pa.Table, pa.Table, pa.Table], folder
         with mean_start() if start == "mean" else nullcontext():
             option = {} if start == "unknown" else {"cold_start": "text"}
             figures[f"scoring-{start}"] = {"auc": measure(base, test, is_new, is_unseen, **option)}
+    both = measure(folder / "FLIP-text", test, is_new, is_unseen, cold_start="text")
+    figures["FLIP-text-scoring-text"] = {"auc": both}
     return figures
 
 
@@ -135,7 +138,7 @@ def show(of_seeds: list[dict[str, Any]]) -> None:
         f"\n{counts['all']:,} test rows; {counts['new']:,} with a value that is new since the old days, {counts['unseen']:,} of"
     )
     print("them with one that the new days do not have either")
-    print(f"\n{'':18}{'AUC, all':>18}{'new values':>18}{'learned':>18}{'unseen':>18}{'seconds':>9}")
+    print(f"\n{'':24}{'AUC, all':>18}{'new values':>18}{'learned':>18}{'unseen':>18}{'seconds':>9}")
     for name in [name for name in of_seeds[0] if name != "rows"]:
         cells = []
         for part in ("all", "new", "learned", "unseen"):
@@ -143,7 +146,7 @@ def show(of_seeds: list[dict[str, Any]]) -> None:
             cells.append(f"{found.mean():.4f} ± {found.std(ddof=1):.4f}" if len(found) > 1 else f"{found[0]:.4f}")
         seconds = [figures[name]["seconds"] for figures in of_seeds if "seconds" in figures[name]]
         cells.append(f"{np.mean(seconds):.0f}" if seconds else "–")
-        print(f"{name:18}" + "".join(f"{cell:>18}" for cell in cells[:-1]) + f"{cells[-1]:>9}")
+        print(f"{name:24}" + "".join(f"{cell:>18}" for cell in cells[:-1]) + f"{cells[-1]:>9}")
 
 
 def main() -> None:

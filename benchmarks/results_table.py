@@ -152,7 +152,7 @@ def scale() -> str:
                 f"{run['disk_mib'] / 1024:.1f}",
             ]
         )
-    head = ["rows", "features", "prepare", "of that, encode", "feed", "open", "peak memory, GiB", "disk, GiB"]
+    head = ["rows", "features", "prepare", "encode alone", "feed", "open", "peak memory, GiB", "disk, GiB"]
     tools = load("preparation_tools.json")
     names = {"modeling_flip": "this package", "datasets map": "`Dataset.map`", "pandas": "pandas", "polars": "Polars"}
     others = [

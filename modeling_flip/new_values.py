@@ -141,19 +141,19 @@ def grow(model: Any, before: FlipProcessor, after: FlipProcessor, teacher: Any =
     """Give a model of the processor `before` the features of `after`, whose vocabulary has grown from it. Known features keep
     their rows, bit for bit; new ones start from what the text tower of `teacher` predicts, or without one from their field's
     mean."""
-    old, new = before.vocabulary, after.vocabulary
+    for name, setting in after.config_settings.items():
+        setattr(model.config, name, setting)
+    if model.config.towers == "text":
+        return
+    old, new, features = before.vocabulary, after.vocabulary, model.base_model.feature_embeddings
     places = old.features_in(new)
     is_new = np.ones(new.num_features, bool)
     is_new[places] = False
     values = np.flatnonzero(is_new[new.value_features] & (new.value_features >= 0))
-    features = model.base_model.feature_embeddings
+    owners, texts = new.value_columns[values], new.all_texts.take(pa.array(values))
+    predict = mean_rows if teacher is None else predicted_rows
+    started = predict(teacher or model, before, owners, texts).cpu()
     rows = torch.empty(new.num_features, features.width)
     rows[torch.from_numpy(places)] = features.rows(torch.arange(old.num_features))
-    owners, texts = new.value_columns[values], new.all_texts.take(pa.array(values))
-    started = (
-        mean_rows(model, before, owners) if teacher is None else predicted_rows(teacher, before, owners, texts).cpu()
-    )
     rows[torch.from_numpy(new.value_features[values]).long()] = started
     features.replace_rows(rows)
-    for name, setting in after.config_settings.items():
-        setattr(model.config, name, setting)

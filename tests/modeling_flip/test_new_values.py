@@ -130,6 +130,15 @@ def test_without_a_text_tower_new_values_start_from_their_fields_mean(
     torch.testing.assert_close(features.rows(torch.tensor([later.encode(NEW).feature_ids()[1, 0]]))[0], mean)
 
 
+def test_a_text_tower_alone_has_nothing_to_grow_but_its_configuration(
+    processor: FlipProcessor, later: FlipProcessor, tiny_text_model: Path
+) -> None:
+    settings: dict[str, Any] = {"embedding_size": 4, "hidden_sizes": [8], "towers": "text"}
+    model = FlipForCTR.from_text_pretrained(tiny_text_model, processor, **settings)
+    grow(model, processor, later)
+    later.check_belongs_to(model.config)
+
+
 # ---- predicting, and scoring
 
 
