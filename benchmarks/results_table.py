@@ -166,6 +166,31 @@ def scale() -> str:
     )
 
 
+def new_values() -> str:
+    """What a start of new values is worth, on days that training never saw."""
+    measured = load("new_values-demo.json")["figures"]
+    labels = {
+        "FLIP_ID-unknown": "FLIP_ID of the old days goes on, new values unknown",
+        "FLIP_ID-mean": "FLIP_ID, `--init_from`, but starting from the mean",
+        "FLIP_ID-text": "FLIP_ID, `--init_from`",
+        "FLIP_ID-scratch": "FLIP_ID from scratch on all days, alignment included",
+        "FLIP-unknown": "FLIP of the old days goes on, new values unknown",
+        "FLIP-mean": "FLIP, `--init_from`, but starting from the mean",
+        "FLIP-text": "FLIP, `--init_from`",
+        "FLIP-text-scoring-text": 'FLIP, `--init_from`, and scored with `cold_start="text"`',
+        "FLIP-scratch": "FLIP from scratch on all days",
+        "scoring-unknown": "FLIP of the old days scores the test rows",
+        "scoring-text": 'FLIP of the old days scores them with `cold_start="text"`',
+    }
+    rows = []
+    for name, label in labels.items():
+        of = [run[name] for run in measured]
+        aucs = [f"{np.mean([one['auc'][which] for one in of]):.3f}" for which in ("all", "new")]
+        seconds = np.mean([one.get("seconds", 0) for one in of])
+        rows.append([label, *aucs, f"{seconds:.0f}" if seconds else "–"])
+    return table(["", "all rows", "new", "seconds"], rows)
+
+
 def scoring() -> str:
     """Rows/s of every way to score, and the time that one row takes."""
     measured = load("scoring.json")
@@ -325,7 +350,7 @@ def speed_of(figures: list[dict[str, Any]], key: str) -> str:
 
 def render(text: str) -> str:
     """The text with each table between its marks."""
-    for section in (quickstart, results_in_short, speed, scale, goodreads_join, cluster_fit, results):
+    for section in (quickstart, results_in_short, speed, scale, goodreads_join, cluster_fit, new_values, results):
         begin, end = f"<!-- {section.__name__} -->", f"<!-- end of {section.__name__} -->"
         if begin in text:
             before, rest = text.split(begin)
