@@ -28,12 +28,12 @@ class FeatureTable(nn.Embedding):
 class FeatureEmbeddings(nn.Module):
     """The table of embeddings (M, D) and, where the tower has a linear part, that of first-order weights (M, 1).
 
-    A field gives the row of its feature; a list field gives the mean of its members' rows. `feature_ids` (B, F) holds a
+    A field's embedding is the row of its feature; a list field's is the mean of its members' rows. `feature_ids` (B, F) holds a
     feature for each field; at `config.list_fields` that is the list's first member, and not looked up. `list_feature_ids`
     (B, L, K) holds the members of the list fields, each list padded with −1 and never empty: a list without members has its
     field's unknown feature, a masked one `<MASK>`. Models without list fields do not read it.
 
-    Nobody else reads the tables' weights, and they are read by `_rows` alone: so they can be sparse, or lie elsewhere.
+    Only `_rows` reads the weights of the tables, so they can be sparse or stored elsewhere.
 
     Example:
 
@@ -77,7 +77,7 @@ class FeatureEmbeddings(nn.Module):
         return sum(table.embedding_dim for table in self.tables)
 
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
-        """ids (n,) → (n, W): of each feature its embedding, and behind it its first-order weight."""
+        """ids (n,) → (n, W): each feature's embedding followed by its first-order weight."""
         return torch.cat([table(ids) for table in self.tables], dim=1)
 
     def replace_rows(self, rows: torch.Tensor) -> None:

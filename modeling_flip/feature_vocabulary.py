@@ -35,7 +35,7 @@ TEXTS, INTEGERS = ("field", "value"), ("count", "order", "tokens", "is_value")
 # Looking up more than a share of the vocabulary's size, all of it is hashed once; fewer are searched for in its order.
 SEARCHED_SHARE = 1 / 16
 HASHED_AT_ONCE = 1 << 16
-# Up to so many texts are searched for one by one.
+# Up to this many texts are searched for one by one.
 FEW_TEXTS = 16
 
 
@@ -120,7 +120,7 @@ class FeatureVocabulary:
 
     @classmethod
     def of_columns(cls, columns: Mapping[str, pa.DictionaryArray], schema: Sequence[Field]) -> FeatureVocabulary:
-        """The same of columns that have been read."""
+        """Fit on columns as `read_columns` returns them."""
         found, nulls = {}, {}
         for field in used(schema):
             column = columns[field.name]
@@ -137,7 +137,7 @@ class FeatureVocabulary:
         null_counts: Mapping[str, int],
         schema: Sequence[Field],
     ) -> FeatureVocabulary:
-        """The same of columns that have been counted.
+        """Fit on the counts of columns.
 
         Args:
             found: of each field but texts its distinct values as canonical text, in how many rows each stands, and in which row
@@ -375,7 +375,7 @@ class FeatureVocabulary:
         return np.concatenate([*blocks, np.zeros(0)]).astype(np.int32)
 
     def _buckets(self, column: int, texts: pa.Array) -> np.ndarray:
-        """(n,) feature of each number of a numeric field; the unknown feature of what is no number."""
+        """(n,) feature of each number of a numeric field; the unknown feature for what is not a number."""
         field, first = self.columns[column], int(self.unknown_features[column])
         numbers = as_numbers(texts, field.type)
         bucket = np.searchsorted(self.bounds[field.name], numbers, side="right")
@@ -459,7 +459,7 @@ class FeatureVocabulary:
         return self.orders[field]
 
     def encode(self, columns: Mapping[str, pa.DictionaryArray]) -> tuple[np.ndarray, LocalValues]:
-        """Value ids of columns as `read_columns` gives them.
+        """Value ids of columns, as `read_columns` returns these.
 
         Returns:
             (N, C) int32 value ids, and the values among them that have none in the vocabulary.
@@ -480,7 +480,7 @@ class FeatureVocabulary:
             ids = found + (self.value_offsets[i] + 1)
             ids[is_new] = self.num_values + num_local + np.arange(len(new))
             indices = pc.fill_null(column.indices, -1).to_numpy()
-            # The missing value stands behind all others, where index -1 finds it.
+            # The missing value follows all others, so index -1 finds it.
             value_ids[:, i] = np.append(ids, self.value_offsets[i])[indices]
             if len(new):
                 own, lengths = self.local_features(i, new)
@@ -544,7 +544,7 @@ class FeatureVocabulary:
         """Read what `save` wrote.
 
         Raises:
-            ValueError: the file is truncated, is no vocabulary, or was written by a later version.
+            ValueError: the file is truncated, is not a vocabulary, or was written by a later version.
         """
         try:
             table = _read_bounded(path).combine_chunks()
@@ -672,7 +672,7 @@ def _first_rows(column: pa.DictionaryArray) -> np.ndarray:
 
 
 def _count(parts: Sequence[tuple[pa.Array, np.ndarray]]) -> tuple[pa.Array, np.ndarray]:
-    """Texts and how often each was seen, parts of which name the same → each once, in order of first appearance."""
+    """Merges parts of texts and their counts: each text once, in order of first appearance, with the sum of its counts."""
     if not parts:
         return pa.array([], pa.string()), np.zeros(0, np.int64)
     both = pa.concat_arrays([texts for texts, _ in parts]).dictionary_encode()

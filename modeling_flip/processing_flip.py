@@ -31,15 +31,15 @@ logger = logging.get_logger(__name__)
 
 MISSING_TEXT = "unknown"
 MAX_LENGTH = 512
-# Values are cut to so many tokens in the token table, whatever max_length is: a processor may be loaded with another.
+# The token table cuts values at this many tokens, whatever max_length is: a processor may be loaded with a larger one.
 MAX_SEGMENT_LENGTH = 4096
-# A segment is tokenised behind this, as it stands in the sentence: behind the full stop of the segment before it.
+# A segment is tokenised after this anchor, because in a sentence it follows the full stop of the previous segment.
 ANCHOR = "."
 SEGMENTS_AT_ONCE = 4096
 ROWS_AT_ONCE = 1 << 18
-# Of a field of which nearly all values in so many rows are unseen, it is said: more likely the column is another.
+# A warning is logged when nearly all values of a field are unseen in this many rows: probably it is a different column.
 ROWS_TO_JUDGE, NEARLY_ALL = 20, 0.9
-# Of a numeric field it is said, even in a single row, if more than this share of its values are no numbers.
+# A warning is logged, even for a single row, when more than this share of a numeric field are not numbers.
 NOT_NUMBERS = 0.1
 
 
@@ -158,7 +158,7 @@ class FlipProcessor(ProcessorMixin):
         return cls(tokenizer, FeatureVocabulary.fit(rows, fields, min_count), **kwargs)
 
     def tabular_only(self) -> FlipProcessor:
-        """The same without its tokenizer, for a model of the tabular tower alone."""
+        """This processor without its tokenizer, for a model that has only the tabular tower."""
         return FlipProcessor(None, replace(self._vocabulary, token_table=None))
 
     @property
@@ -346,7 +346,7 @@ class FlipProcessor(ProcessorMixin):
         cut = np.zeros(len(self.fields), np.int64)
         for first in range(0, len(rows), ROWS_AT_ONCE):
             reach = gather(seen.lengths, local.lengths, rows.value_ids[first : first + ROWS_AT_ONCE]).cumsum(1)
-            cut += (reach - 1 > room).sum(0)  # the full stop behind a value is no part of it
+            cut += (reach - 1 > room).sum(0)  # the full stop after a value is not part of it
         shares = cut / max(1, len(rows))
         return {name: float(share) for name, share in zip(self.fields, shares, strict=True) if share}
 

@@ -190,7 +190,7 @@ def open_table(
     Args:
         path: .csv, .tsv, .jsonl, .ndjson, .json (one object a line; all also with .gz), .parquet, or a folder of them.
         delimiter: of a CSV; by default the one of `,` `;` tab `|` that cuts the header and the next rows alike.
-        encoding: of text; by default what a byte order mark says, UTF-8 where it is valid, else cp1252, which is said.
+        encoding: of text; by default what a byte order mark says, UTF-8 where it is valid, else cp1252, with a warning.
         columns: those wanted, in this order; by default all.
         quarantine: takes the rows of CSV and JSON lines that cannot be read; by default they are errors. Damaged gzip and Parquet
             files, a header that cannot be read, and a quote that is never closed always are: how many rows they cost is unknown.
@@ -430,7 +430,7 @@ def _not_gzip(path: Path, error: Exception) -> ValueError:
 
 def detect_encoding(path: Path) -> str:
     """What the byte order mark says; UTF-8 where the first 16 MiB are, or hold more of its characters than other bytes; else
-    cp1252, which is said aloud.
+    cp1252, with a warning.
 
     Raises:
         ValueError: the file is empty, or no whole gzip file.
@@ -676,7 +676,7 @@ def _csv_batches(
                 if quarantine is not None and ragged:
                     quarantine.check(path, ragged[-1], so_far=True)
                 raise _csv_error(path, encoding, delimiter, names, error, marks) from error
-            block *= 8  # a row is longer than a block: begin anew with a larger one, and pass over what has been read
+            block *= 8  # a row is longer than a block: start again with a larger one and skip what has been read
 
 
 def _csv_place(number: int) -> str:

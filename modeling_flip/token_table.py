@@ -66,12 +66,12 @@ def gather_sentences(
     """Sentences, each the segments of its row's values one after the other.
 
     Args:
-        tables: segments of the values seen in training, and of the others, whose ids stand behind those.
+        tables: segments of the values seen in training, and of the others, whose ids follow those.
         value_ids: (B, C).
         fields: (C,) the numbers of the fields, for `token_field_ids`.
         special_ids: token ids before and after a sentence.
         pad_token_id: fills up to the batch's longest sentence.
-        max_length: sentences are cut to so many tokens, special ones included.
+        max_length: sentences are cut to this many tokens, special ones included.
 
     Returns:
         `input_ids`, `attention_mask` and `token_field_ids` (the field whose value a token belongs to, or -1), each (B, L) int64.

@@ -10,7 +10,7 @@ from transformers.training_args import OptimizerNames
 
 from ..data_collator import check_masking
 
-# Where nothing is said. A click model hardly moves at transformers' 5e-5, and a pretrained text tower forgets at 1e-3.
+# Defaults. A click model hardly moves at transformers' 5e-5, and a pretrained text tower forgets at 1e-3.
 LEARNING_RATE, TEXT_LEARNING_RATE = 1e-3, 5e-5
 
 # Of transformers' optimizers, those that training/sparse.py knows.

@@ -156,7 +156,7 @@ class Part:
 
 
 def read_parts(raw: RawSplits, fields: Sequence[Field], workers: int) -> Iterator[Part]:
-    """All rows, in parts; so many threads read their cells."""
+    """All rows, in parts, whose cells `workers` threads read."""
 
     def read(raw_part: tuple[pa.Table, np.ndarray, np.ndarray]) -> Part:
         table, codes, places = raw_part
@@ -423,7 +423,7 @@ def _write_value_ids(
                     values = mine[:, i]
                     if not is_counted(f):
                         written[:, i] = np.where(values < 0, missing[i], vocabulary.num_values + values)
-                    else:  # behind the part's own values stands the missing one, where index -1 finds it
+                    else:  # the missing value follows the part's own values, so index -1 finds it
                         written[:, i] = np.append(ids[split][i][seen[f.name].maps[part]], missing[i])[values]
                 at = places[rows]
                 if len(at) and at[-1] - at[0] == len(at) - 1 and (np.diff(at) == 1).all():

@@ -58,7 +58,7 @@ CODE = (
 )
 FACTS_FILE = "prepared.json"
 BAD_ROWS_FILE = "bad_rows.jsonl"
-# The fields are inferred from so many training rows; of more, from a random sample.
+# Fields are inferred from at most this many training rows; from more rows, a random sample is drawn.
 ROWS_TO_INSPECT = 1_000_000
 MOST_WORKERS = 4
 A_DAY = 86_400
@@ -386,7 +386,7 @@ def check_settings_of_fields(recipe: Recipe, schema: Sequence[Field]) -> None:
 def inspect_fields(
     recipe: Recipe, rows: pa.Table, labels: np.ndarray, kinds: Mapping[str, str], population: int | None = None
 ) -> list[FieldReport]:
-    """The fields that the recipe and the dataset declare, and for the rest what training rows look like: these, of so many."""
+    """The declared fields of the recipe and the dataset; the rest is inferred from `rows`, a sample of `population` rows."""
     exclude = {name: "excluded by the recipe" for name in recipe.exclude_fields or []}
     declared: list[dict[str, Any]] = []
     overrides = recipe.fields if isinstance(recipe.fields, dict) else {}

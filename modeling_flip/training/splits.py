@@ -139,7 +139,7 @@ class RawSplits(Mapping[str, SplitRows]):
     """The raw rows of a dataset by split, not read before they are asked for.
 
     Attributes:
-        fingerprint: tells data apart: another one, another file, or a changed file has another.
+        fingerprint: identifies the data: another dataset, another file or a changed file has a different one.
         find: finds which row is in which split.
         quarantine: rows that cannot be read and are left out; None where they are errors.
     """
@@ -208,14 +208,14 @@ def load_splits(
 
     Args:
         dataset_name: a registered name, a file or folder that `open_splits` reads, or a Hub dataset id.
-        registered: loaders of registered datasets, by name; each gives train, validation and test.
+        registered: loaders of registered datasets, by name; each returns train, validation and test.
         time_column: dates or times in any spelling that `read_times` reads.
         seed: of the random split.
         delimiter: of a CSV, where it cannot be detected.
         encoding: of a text file, where it cannot be detected.
         keep: columns that will be asked for whole; they are read in one go with the time column.
-        max_train_samples: only so many rows of the training split: the latest if it was cut by time, else the first.
-        streaming: read a dataset of the Hub over the network, each time anew, instead of storing its files.
+        max_train_samples: keep only this many training rows: the latest if the split was cut by time, else the first.
+        streaming: read a dataset of the Hub over the network, again each time, instead of storing its files.
         quarantine: takes the rows that cannot be read; by default they are errors.
         readers: of columns that must be readable, such as the label, what reads them; with a quarantine, rows where they are not
             are left out too.
@@ -394,7 +394,7 @@ def _taken(rows: pa.Array, column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _some_of_train(source: Source, count: int, *, latest: bool) -> Source:
-    """The source with only the first so many training rows, or the last."""
+    """The source with only its first `count` training rows, or its last."""
     is_train = source.codes == SPLITS.index("train")
     skipped = max(0, int(is_train.sum()) - count) if latest else 0
     places = np.where(is_train, source.places - skipped, source.places)
@@ -418,7 +418,7 @@ def time_hint(table: TableFile) -> str:
 
 
 def earlier_part(rows: int) -> int:
-    """How many of so many rows stay when the last tenth is cut off: of all, train and validation; of these, train."""
+    """How many rows stay when the last tenth is cut off: first the test set off all rows, then the validation set."""
     return 9 * rows // 10
 
 
@@ -444,7 +444,7 @@ def _read(table: TableFile, names: Sequence[str]) -> pa.Table:
 
 
 def _together(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
-    """The same rows in tables of at least so many; the last may be shorter."""
+    """Joins batches into tables of at least `rows` rows; the last may be shorter."""
     waiting: list[pa.RecordBatch] = []
     count = 0
     for batch in batches:
@@ -496,7 +496,7 @@ def _by_column(table: pa.Table, pick: Callable[[pa.ChunkedArray], pa.ChunkedArra
 
 
 def _pickable(kind: pa.DataType) -> pa.DataType:
-    """The type with the same values of which Arrow can pick some."""
+    """A type with the same values whose rows Arrow can select."""
     if pa.types.is_string_view(kind):
         return pa.string()
     if pa.types.is_dictionary(kind):

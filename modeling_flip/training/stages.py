@@ -222,7 +222,7 @@ def run(
 
 
 def all_stages(run: Run, prepared: Prepared, wall_time: dict[str, float], started: float) -> dict[str, Any]:
-    """The stages behind `prepare`; what all_results.json holds."""
+    """Run the stages after `prepare`; returns what all_results.json holds."""
     results: dict[str, Any] = {}
     aligned = align(run, prepared) if needs_pretraining(run.recipe) else None
     if aligned is not None:
@@ -286,7 +286,7 @@ def align(run: Run, prepared: Prepared) -> Aligned:
 
 
 def is_aligned(run_folder: Path, folder: Path) -> bool:
-    """Whether an alignment has ended in the folder, and is as it was saved. What is damaged is deleted, which is said."""
+    """Whether the folder holds a finished, undamaged alignment. A damaged one is deleted, and the log says so."""
     if not folder.exists():
         return False
     try:

@@ -233,7 +233,7 @@ class FlipTrainer(Trainer):
         return super()._get_grad_norm(looked_up(model) if self.args.sparse_embeddings else model, grad_norm)
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """0: Trainer's estimate is a language model's, and it would count the parameters anew at every step."""
+        """Always 0: Trainer's estimate is for language models, and it would count the parameters again at every step."""
         return 0
 
     def _stop_if_loss_is_not_finite(self) -> None:
@@ -271,7 +271,7 @@ class FlipTrainer(Trainer):
     def _init_training_state(
         self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, *args: Any
     ) -> tuple[int, int]:
-        """Epochs, and batches of the next one, that a resumed training has behind it."""
+        """The finished epochs of a resumed training, and the batches of the next one that it has already seen."""
         done = super()._init_training_state(max_steps, num_update_steps_per_epoch, num_train_epochs, *args)
         state, patience = self.state, self.args.early_stopping_patience
         stopper = state.stateful_callbacks.get(EarlyStoppingCallback.__name__, {})
