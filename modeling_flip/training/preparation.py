@@ -28,7 +28,7 @@ from huggingface_hub.constants import HF_HOME
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from ..commands import sole_writer
+from ..commands import NO_SPACE, sole_writer
 from ..configuration_flip import load_text_config
 from ..feature_vocabulary import VOCABULARY_FILE, FeatureVocabulary
 from ..field_inference import FieldReport, field_table, infer_fields
@@ -250,7 +250,16 @@ def cache_folder(
         "versions": [np.__version__, pa.__version__, tokenizers.__version__],
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:32]
-    return Path(recipe.cache_dir or Path(HF_HOME) / "modeling_flip") / name
+    cache = Path(recipe.cache_dir or Path(HF_HOME) / "modeling_flip")
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise
+        raise ValueError(
+            f"encoded rows cannot be kept in {cache} ({error.strerror}); name a folder to write to with --cache_dir"
+        ) from error
+    return cache / name
 
 
 @contextmanager

@@ -200,3 +200,11 @@ def test_fields_of_a_large_log_are_inferred_from_a_sample(
     assert kinds["title"] == "categorical" and kinds["row"] == "ignored"
     assert any("field 'number' is used, but check it: it numbers the rows" in message for message in caplog.messages)
     assert len(made.processor.vocabulary.values["title"]) > 200  # the vocabulary is of all rows
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        ValueError, match=r"encoded rows cannot be kept in .*file/cache \(.*\); name a folder .*--cache_dir"
+    ):
+        prepared(replace(recipe, cache_dir=str(tmp_path / "file" / "cache")))
