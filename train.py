@@ -187,8 +187,11 @@ def main(arguments: list[str]) -> None:
                 report = dry_run(recipe, state)
                 if state.is_main_process:
                     print(show(report, command_of(arguments)))
+            else:
+                results = train(recipe, state)
+            state.destroy_process_group()  # threads of it that outlive Python would abort the process
+            if is_dry:
                 return
-            results = train(recipe, state)
     except KeyboardInterrupt as interrupt:
         goes_on = "" if is_dry else "; run the same command again to continue from the last checkpoint"
         print(f"\ntrain.py: interrupted{goes_on}", file=sys.stderr)

@@ -65,7 +65,7 @@ def find(folder: Folder, names: Sequence[str]) -> Folder:
 
 def not_gzip(file: Folder, error: Exception) -> ValueError:
     """What to raise for a damaged gzip file."""
-    return ValueError(f"{str(file)!r} is not a whole gzip file ({error}): fetch it again")
+    return ValueError(f"{str(file)!r} is not a complete gzip file ({error}): fetch it again")
 
 
 def content(file: Folder) -> bytes:

@@ -190,7 +190,7 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
     write(tmp_path, ['"1";"a";NULL'], [PLAIN], ['"1";"0001";"5"'], packed=True)
     whole = (tmp_path / "BX-Books.csv.gz").read_bytes()
     (tmp_path / "BX-Books.csv.gz").write_bytes(whole[:-9])
-    with pytest.raises(ValueError, match=r"BX-Books\.csv\.gz' is not a whole gzip file"):
+    with pytest.raises(ValueError, match=r"BX-Books\.csv\.gz' is not a complete gzip file"):
         bookcrossing.read(tmp_path)
     (tmp_path / "BX-Books.csv.gz").unlink()
     with pytest.raises(FileNotFoundError, match=r"no BX-Books\.csv in .*: looked for BX-Books.csv and BX-Books.csv.gz"):

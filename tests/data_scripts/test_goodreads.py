@@ -238,7 +238,7 @@ def test_a_book_told_twice_would_double_its_rows(tmp_path: Path) -> None:
 def test_damaged_gzip_is_named(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
     raw = write(tmp_path / "raw", records())
     (raw / INTERACTIONS).write_bytes(damage((raw / INTERACTIONS).read_bytes()))
-    with pytest.raises(ValueError, match=r"goodreads_interactions_dedup\.json\.gz' is not a whole gzip file"):
+    with pytest.raises(ValueError, match=r"goodreads_interactions_dedup\.json\.gz' is not a complete gzip file"):
         goodreads.read(raw)
 
 

@@ -408,7 +408,7 @@ def test_a_tabular_tower_alone_tokenises_nothing(checkpoint: Path, monkeypatch: 
     def tokenise(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("tokenised")
 
-    monkeypatch.setattr(FlipProcessor, "_tokenize", tokenise)
+    monkeypatch.setattr(FlipProcessor, "tokenize", tokenise)
     pipe([UNKNOWN])
 
 
