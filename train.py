@@ -32,7 +32,7 @@ from data_scripts.registry import registered_datasets
 from data_scripts.text_model import write as write_text_model
 from modeling_flip.commands import end_with, ends_in_order, exit_code, is_launched, no_space, sole_writer
 from modeling_flip.processing_flip import FlipProcessor
-from modeling_flip.table_files import Quarantine
+from modeling_flip.quarantine import Quarantine
 from modeling_flip.training.checks import check_data
 from modeling_flip.training.command_line import is_expected, parse_recipe, without_dry_run
 from modeling_flip.training.data import read_labels

@@ -22,16 +22,14 @@ import itertools
 import json
 import logging
 import re
-import shutil
-import tempfile
 import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -40,6 +38,7 @@ import pyarrow.parquet as pq
 from pyarrow import csv as arrow_csv
 
 from .fields import did_you_mean
+from .quarantine import NO_TEXT, BadRowError, Quarantine
 
 logger = logging.getLogger(__name__)
 
@@ -76,84 +75,6 @@ BOMS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 ENCODING_SAMPLE = 1 << 24
-# Stands for bytes that are not of the encoding, in rows that are then left out. Unicode keeps this character out of all text.
-NO_TEXT = "\ufdd0"
-codecs.register_error("modeling_flip.no_text", lambda error: (NO_TEXT, error.end))  # type: ignore[attr-defined]
-
-
-class BadRowError(ValueError):
-    """A row that cannot be read, and in a few words why."""
-
-    def __init__(self, message: str, reason: str):
-        super().__init__(message)
-        self.reason = reason
-
-
-class Quarantine:
-    """Rows that cannot be read and are left out: counted by file and reason, and listed with their place and content.
-
-    Files are read several times, each time from the beginning, and leave out the same rows each time. A row counts the first
-    time. More than 1 % of a file's rows are too many: then something is wrong with the file, or with how it is read.
-
-    Attributes:
-        counts: of each file the rows left out, by reason.
-    """
-
-    MOST = 0.01
-    FEW = 10  # these may be left out of any file, if others remain
-    MANY = 10_000  # with so many, the end of the file is not waited for
-    CUT = 500  # characters of each row that are listed
-
-    def __init__(self) -> None:
-        self.counts: dict[str, dict[str, int]] = {}
-        self._last: dict[tuple[str, str], int] = {}  # of each file and reason, the number of the last row
-        self._first: dict[str, str] = {}  # of each file, the error of its first such row
-        self._rows: TextIO | None = None
-
-    def add(self, path: Path, place: str, text: str, error: BadRowError, number: int | None = None) -> None:
-        """Leave out a row.
-
-        Args:
-            path: its file.
-            place: where in the file it is, in words.
-            text: what stands there.
-            error: what would be raised if it were not left out.
-            number: rises within the file, where that is read again.
-        """
-        file, reason = str(path), error.reason
-        if number is not None:
-            if number <= self._last.get((file, reason), -1):
-                return
-            self._last[file, reason] = number
-        self._first.setdefault(file, str(error))
-        counts = self.counts.setdefault(file, {})
-        counts[reason] = counts.get(reason, 0) + 1
-        if self._rows is None:
-            self._rows = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  # lives as long as this
-        text = text if len(text) <= self.CUT else f"{text[: self.CUT]}…"
-        row = {"file": file, "place": place, "reason": reason, "text": text.replace(NO_TEXT, "\ufffd")}
-        self._rows.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-    def check(self, path: Path, rows: int, so_far: bool = False) -> None:
-        """Raises ValueError where too many of a file's rows have been left out: of all, or of so many so far."""
-        file = str(path)
-        self.check_share(self._first.get(file, ""), sum(self.counts.get(file, {}).values()), rows, so_far)
-
-    def check_share(self, error: str, bad: int, rows: int, so_far: bool = False) -> None:
-        """Raises ValueError, which begins with the error of one of them, where so many rows are too many of all."""
-        nothing_left = bad == rows and not so_far
-        if bad > max(self.MANY if so_far else self.FEW, self.MOST * rows) or (bad and nothing_left):
-            raise ValueError(
-                f"{error}. {bad:,} of {'the first ' if so_far else ''}{rows:,} rows cannot be read, and on_bad_rows skip leaves "
-                f"out at most {self.MOST:.0%}: mend the file, or how it is read"
-            )
-
-    def write(self, path: Path) -> None:
-        """The rows that were left out, as JSON lines of `file`, `place`, `reason` and `text`."""
-        with open(path, "w", encoding="utf-8") as file:
-            if self._rows is not None:
-                self._rows.seek(0)
-                shutil.copyfileobj(self._rows, file)
 
 
 @dataclass(frozen=True)
@@ -163,18 +84,35 @@ class TableFile:
     Attributes:
         path: where it is, for messages.
         schema: its columns.
-        batches: call it for the rows, as often as you like; with names of columns it reads these alone, in this order.
+        read: the rows' columns of these names, in this order; called as often as the rows are asked for.
         num_rows: how many there are, where that is known without reading them.
     """
 
     path: Path
     schema: pa.Schema
-    batches: Callable[..., Iterator[pa.RecordBatch]]
+    read: Callable[[Sequence[str]], Iterator[pa.RecordBatch]]
     num_rows: int | None = None
 
-    def to_table(self) -> pa.Table:
-        """All rows in memory (those of a `save_to_disk` folder stay on disk, mapped)."""
-        return pa.Table.from_batches(self.batches(), self.schema)
+    def batches(self, names: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """The rows, some at a time; with `names` these columns alone are read, in this order.
+
+        Raises:
+            ValueError: there is no such column, with the nearest that there is.
+        """
+        names = self.schema.names if names is None else list(names)
+        for name in names:
+            if name not in self.schema.names:
+                known = list(self.schema.names)
+                raise ValueError(
+                    f"{self.path} has no column {name!r}; its columns are {known}{did_you_mean(name, known)}"
+                )
+        return self.read(names)
+
+    def to_table(self, names: Sequence[str] | None = None) -> pa.Table:
+        """All rows in memory (those of a `save_to_disk` folder stay on disk, mapped); with `names` these columns alone."""
+        batches = self.batches(names)
+        schema = self.schema if names is None else pa.schema([self.schema.field(name) for name in names])
+        return pa.Table.from_batches(batches, schema)
 
 
 def open_table(
@@ -182,7 +120,6 @@ def open_table(
     *,
     delimiter: str | None = None,
     encoding: str | None = None,
-    columns: Sequence[str] | None = None,
     quarantine: Quarantine | None = None,
 ) -> TableFile:
     """Open a file, a folder of files of one kind, or a folder that `datasets` has saved.
@@ -191,7 +128,6 @@ def open_table(
         path: .csv, .tsv, .jsonl, .ndjson, .json (one object a line; all also with .gz), .parquet, or a folder of them.
         delimiter: of a CSV; by default the one of `,` `;` tab `|` that cuts the header and the next rows alike.
         encoding: of text; by default what a byte order mark says, UTF-8 where it is valid, else cp1252, with a warning.
-        columns: those wanted, in this order; by default all.
         quarantine: takes the rows of CSV and JSON lines that cannot be read; by default they are errors. Damaged gzip and Parquet
             files, a header that cannot be read, and a quote that is never closed always are: how many rows they cost is unknown.
 
@@ -200,7 +136,7 @@ def open_table(
         ValueError: it cannot be read; with file, line or row, column, and remedy. What lies further in is found by
             `batches`.
     """
-    found = open_splits(path, delimiter=delimiter, encoding=encoding, columns=columns, quarantine=quarantine)
+    found = open_splits(path, delimiter=delimiter, encoding=encoding, quarantine=quarantine)
     if None not in found:
         raise ValueError(
             f"{path} holds the splits {', '.join(map(str, found))}, each a table of its own: name one of them"
@@ -213,7 +149,6 @@ def open_splits(
     *,
     delimiter: str | None = None,
     encoding: str | None = None,
-    columns: Sequence[str] | None = None,
     quarantine: Quarantine | None = None,
 ) -> dict[str | None, TableFile]:
     """Open what `open_table` does, or a folder of splits: files or subfolders named train, validation (valid, val, dev) and
@@ -231,7 +166,6 @@ def open_splits(
         path=path,
         delimiter=_delimiter(delimiter),
         encoding=_encoding(encoding),
-        columns=columns,
         quarantine=quarantine,
     )
     if path.is_file():
@@ -240,7 +174,7 @@ def open_splits(
         neighbours = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise FileNotFoundError(f"{path} does not exist{did_you_mean(path.name, neighbours)}")
     if any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
-        return {split: _chosen(table, columns) for split, table in _open_saved(path).items()}
+        return _open_saved(path)
     return {split: open_files(files) for split, files in _split_files(path).items()}
 
 
@@ -304,7 +238,6 @@ def _open_files(
     path: Path,
     delimiter: str | None,
     encoding: str | None,
-    columns: Sequence[str] | None,
     quarantine: Quarantine | None,
 ) -> TableFile:
     """One table of files of one kind."""
@@ -316,12 +249,12 @@ def _open_files(
         )
     (kind,) = kinds
     if kind == "json":
-        return _chosen(_open_json(files, path, encoding, quarantine), columns)
+        return _open_json(files, path, encoding, quarantine)
     if kind == "parquet":
-        tables = [_open_parquet(file, columns) for file in files]
+        tables = [_open_parquet(file) for file in files]
     else:
         tables = [
-            _open_csv(file, "\t" if kind == "tsv" and delimiter is None else delimiter, encoding, columns, quarantine)
+            _open_csv(file, "\t" if kind == "tsv" and delimiter is None else delimiter, encoding, quarantine)
             for file in files
         ]
     return tables[0] if len(tables) == 1 else _one_after_the_other(tables, path)
@@ -352,14 +285,14 @@ def _one_after_the_other(tables: list[TableFile], path: Path) -> TableFile:
             fields[field.name] = both.field(0)
     schema = pa.schema(list(fields.values()))
 
-    def batches(columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-        chosen = schema if columns is None else pa.schema([schema.field(name) for name in columns])
+    def read(names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        chosen = pa.schema([schema.field(name) for name in names])
         for table in tables:
-            for batch in table.batches(chosen.names):
+            for batch in table.batches(names):
                 yield pa.RecordBatch.from_arrays([_cast(batch[f.name], f, table.path) for f in chosen], schema=chosen)
 
     counts = [table.num_rows for table in tables]
-    return TableFile(path, schema, batches, None if None in counts else sum(c for c in counts if c is not None))
+    return TableFile(path, schema, read, None if None in counts else sum(c for c in counts if c is not None))
 
 
 def _cast(column: pa.Array, field: pa.Field, path: Path) -> pa.Array:
@@ -371,23 +304,8 @@ def _cast(column: pa.Array, field: pa.Field, path: Path) -> pa.Array:
         ) from error
 
 
-def _chosen(table: TableFile, columns: Sequence[str] | None) -> TableFile:
-    """The table with only these columns."""
-    if columns is None:
-        return table
-    _check_columns(columns, table.schema.names, table.path)
-    schema = pa.schema([table.schema.field(name) for name in columns])
-    return replace(table, schema=schema, batches=lambda some=None: table.batches(columns if some is None else some))
-
-
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-def _check_columns(wanted: Sequence[str], names: Sequence[str], path: Path) -> None:
-    for name in wanted:
-        if name not in names:
-            raise ValueError(f"{path} has no column {name!r}; its columns are {list(names)}{did_you_mean(name, names)}")
 
 
 def _check_names(names: Sequence[str], path: Path) -> None:
@@ -542,7 +460,6 @@ def _open_csv(
     path: Path,
     delimiter: str | None,
     encoding: str | None,
-    columns: Sequence[str] | None,
     quarantine: Quarantine | None,
 ) -> TableFile:
     encoding = encoding or detect_encoding(path)
@@ -564,18 +481,14 @@ def _open_csv(
     if quarantine is not None and any(NO_TEXT in name for name in names):
         raise ValueError(f"{path}, line {skipped + 1}: the header is not {encoding}; set the file's encoding")
     _check_names(names, path)
-    if columns is not None:
-        _check_columns(columns, names, path)
-    schema = pa.schema([pa.field(name, pa.string()) for name in (names if columns is None else columns)])
+    schema = pa.schema([pa.field(name, pa.string()) for name in names])
     if whole and not any(rows[skipped + 1 :]):
-        return TableFile(path, schema, lambda columns=None: iter(()), 0)
+        return TableFile(path, schema, lambda _: iter(()), 0)
 
-    def batches(some: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-        return _csv_batches(
-            path, names, schema.names if some is None else some, delimiter, encoding, skipped, quarantine
-        )
+    def read(wanted: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        return _csv_batches(path, names, wanted, delimiter, encoding, skipped, quarantine)
 
-    return TableFile(path, schema, batches)
+    return TableFile(path, schema, read)
 
 
 def detect_delimiter(text: str, whole: bool = True) -> str:
@@ -772,15 +685,13 @@ def _open_json(files: list[Path], path: Path, encoding: str | None, quarantine: 
     schema = pa.schema([pa.field(_whole_text(name), _without_null(kind)) for name, kind in types.items()])
     _check_names(schema.names, path)
 
-    def batches(some: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-        chosen = [i for i, name in enumerate(schema.names) if some is None or name in some]
-        chosen.sort(key=lambda i: i if some is None else list(some).index(schema.names[i]))
-        keys, fields = list(types), pa.schema([schema.field(i) for i in chosen])
+    def read(names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        keys, fields = dict(zip(schema.names, types, strict=True)), pa.schema([schema.field(name) for name in names])
         for rows in _json_rows(files, encodings, quarantine):
-            arrays = [_json_array([row.get(keys[i]) for row in rows], schema.types[i]) for i in chosen]
+            arrays = [_json_array([row.get(keys[field.name]) for row in rows], field.type) for field in fields]
             yield pa.RecordBatch.from_arrays(arrays, schema=fields)
 
-    return TableFile(path, schema, batches, count)
+    return TableFile(path, schema, read, count)
 
 
 def _json_rows(
@@ -932,7 +843,7 @@ def _whole_text(text: str) -> str:
 # ---- Parquet, and what `datasets` has saved
 
 
-def _open_parquet(path: Path, columns: Sequence[str] | None) -> TableFile:
+def _open_parquet(path: Path) -> TableFile:
     try:
         with pq.ParquetFile(path) as file:
             schema, num_rows = file.schema_arrow.remove_metadata(), file.metadata.num_rows
@@ -943,12 +854,8 @@ def _open_parquet(path: Path, columns: Sequence[str] | None) -> TableFile:
             f"{path} is not a complete Parquet file ({_one_line(error)}): copy or download it again"
         ) from error
     _check_names(schema.names, path)
-    if columns is not None:
-        _check_columns(columns, schema.names, path)
-        schema = pa.schema([schema.field(name) for name in columns])
 
-    def batches(some: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-        names = schema.names if some is None else list(some)
+    def read(names: Sequence[str]) -> Iterator[pa.RecordBatch]:
         try:
             with pq.ParquetFile(path) as file:
                 for batch in file.iter_batches(ROWS_PER_BATCH, columns=names):
@@ -957,7 +864,7 @@ def _open_parquet(path: Path, columns: Sequence[str] | None) -> TableFile:
         except (pa.ArrowException, OSError, UnicodeError) as error:
             raise ValueError(f"{path} cannot be read ({_one_line(error)}): copy or download it again") from error
 
-    return TableFile(path, schema, batches, num_rows)
+    return TableFile(path, schema, read, num_rows)
 
 
 def _open_saved(path: Path) -> dict[str | None, TableFile]:
@@ -978,10 +885,26 @@ def _open_saved(path: Path) -> dict[str | None, TableFile]:
 def in_memory(table: pa.Table, path: Path) -> TableFile:
     """A table that is there already; `path` names it in messages."""
 
-    def batches(some: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-        yield from (table if some is None else table.select(list(some))).to_batches(ROWS_PER_BATCH)
+    def read(names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        yield from table.select(names).to_batches(ROWS_PER_BATCH)
 
-    return TableFile(path, table.schema, batches, table.num_rows)
+    return TableFile(path, table.schema, read, table.num_rows)
+
+
+def in_parts(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
+    """The same rows in tables of `size` rows; the last may be shorter."""
+    waiting: list[pa.RecordBatch] = []
+    num_waiting = 0
+    for batch in batches:
+        waiting.append(batch)
+        num_waiting += len(batch)
+        if num_waiting >= size:
+            table = pa.Table.from_batches(waiting)
+            whole = len(table) - len(table) % size
+            yield from (table[first : first + size] for first in range(0, whole, size))
+            waiting, num_waiting = table[whole:].to_batches(), len(table) - whole
+    if any(map(len, waiting)):
+        yield pa.Table.from_batches(waiting)
 
 
 def as_arrow(dataset: Any) -> pa.Table:

@@ -38,7 +38,7 @@ from ..commands import ends_in_order, exit_code, no_space, sole_writer
 from ..fields import did_you_mean
 from ..pipeline_flip import DEFAULT_BATCH_SIZE, PROBABILITIES, TOWER_PROBABILITIES, CtrPredictionPipeline
 from ..processing_flip import FlipProcessor
-from ..table_files import READ, TableFile, open_table
+from ..table_files import READ, TableFile, in_parts, open_table
 from ..version import __version__
 
 ROWS_PER_PART = 32_768
@@ -61,22 +61,6 @@ def open_input(path: Path, delimiter: str | None = None, encoding: str | None = 
     if path.suffix.lower() == ".parquet":  # metadata such as pandas' index is not rows, but is kept
         return replace(table, schema=table.schema.with_metadata(pq.read_schema(path).metadata))
     return table
-
-
-def in_parts(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
-    """The same rows in tables of `size` rows; the last may be shorter."""
-    waiting: list[pa.RecordBatch] = []
-    num_waiting = 0
-    for batch in batches:
-        waiting.append(batch)
-        num_waiting += len(batch)
-        if num_waiting >= size:
-            table = pa.Table.from_batches(waiting)
-            whole = len(table) - len(table) % size
-            yield from (table[first : first + size] for first in range(0, whole, size))
-            waiting, num_waiting = table[whole:].to_batches(), len(table) - whole
-    if any(map(len, waiting)):
-        yield pa.Table.from_batches(waiting)
 
 
 def score_file(

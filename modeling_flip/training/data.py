@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..fields import Field
+from ..quarantine import BadRowError
 from ..row_reader import MISSING_WORDS, NUMBER, read_column
-from ..table_files import BadRowError
 
 logger = logging.getLogger(__name__)
 

@@ -52,7 +52,16 @@ KEYS = (
     *("fields", "exclude_fields", "item_fields", "min_count", "max_length"),
 )
 CODE = (
-    *("fields", "row_reader", "table_files", "field_inference", "feature_vocabulary", "token_table", "row_dataset"),
+    *(
+        "fields",
+        "row_reader",
+        "quarantine",
+        "table_files",
+        "field_inference",
+        "feature_vocabulary",
+        "token_table",
+        "row_dataset",
+    ),
     *("processing_flip", "training/splits", "training/data", "training/checks", "training/encoded_rows"),
     "training/preparation",
 )

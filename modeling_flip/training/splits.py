@@ -23,15 +23,16 @@ from huggingface_hub import HfApi
 
 from ..field_inference import TIME_WORDS, words_of
 from ..fields import did_you_mean
+from ..quarantine import Quarantine
 from ..table_files import (
     KINDS,
     READ,
     ROWS_PER_BATCH,
     SPLIT_NAMES,
-    Quarantine,
     TableFile,
     as_arrow,
     in_memory,
+    in_parts,
     open_splits,
 )
 from .data import BadCellsError, Column, read_times
@@ -181,7 +182,7 @@ class RawSplits(Mapping[str, SplitRows]):
         as in `Source`."""
         for source in self.sources:
             first = 0
-            for table in _together(source.table.batches(names), rows):
+            for table in in_parts(source.table.batches(names), rows):
                 stop = first + table.num_rows
                 yield table, source.codes[first:stop], source.places[first:stop]
                 first = stop
@@ -284,14 +285,15 @@ def _from_hub(name: str, registered: Mapping[str, Any], streaming: bool) -> tupl
 def _streamed(dataset: Any, path: Path) -> TableFile:
     """The rows of a `datasets.IterableDataset`, which come over the network whenever they are asked for."""
 
-    def batches(some: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-        chosen = dataset if some is None else dataset.select_columns(list(some))
-        for table in chosen.with_format("arrow").iter(ROWS_PER_BATCH):
-            names = table.column_names if some is None else list(some)
-            yield from table.select(names).replace_schema_metadata(None).combine_chunks().to_batches()
+    def rows_of(some: Any) -> Iterator[pa.RecordBatch]:
+        for table in some.with_format("arrow").iter(ROWS_PER_BATCH):
+            yield from table.replace_schema_metadata(None).combine_chunks().to_batches()
 
-    first = next(batches(), None)
-    return TableFile(path, pa.schema([]) if first is None else first.schema, batches, 0 if first is None else None)
+    def read(names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        return (batch.select(names) for batch in rows_of(dataset.select_columns(list(names))))
+
+    first = next(rows_of(dataset), None)
+    return TableFile(path, pa.schema([]) if first is None else first.schema, read, 0 if first is None else None)
 
 
 def cut_missing_splits(
@@ -439,22 +441,7 @@ def _read(table: TableFile, names: Sequence[str]) -> pa.Table:
     if not names and table.num_rows is not None:
         return pa.table({})
     names = names or table.schema.names[:1]
-    schema = pa.schema([table.schema.field(name) for name in names])
-    return pa.Table.from_batches(table.batches(names), schema)
-
-
-def _together(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
-    """Joins batches into tables of at least `rows` rows; the last may be shorter."""
-    waiting: list[pa.RecordBatch] = []
-    count = 0
-    for batch in batches:
-        waiting.append(batch)
-        count += len(batch)
-        if count >= rows:
-            yield pa.Table.from_batches(waiting)
-            waiting, count = [], 0
-    if waiting:
-        yield pa.Table.from_batches(waiting)
+    return table.to_table(names)
 
 
 def _picked(source: Source, names: Sequence[str], mine: np.ndarray) -> pa.Table:

@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_flip import table_files
-from modeling_flip.table_files import Quarantine, open_table
+from modeling_flip.quarantine import Quarantine
+from modeling_flip.table_files import open_table
 
 BAD_CSV = [b"1", b"1,2", b"1,2,3,4", b"caf\xe9,2,3", b'"caf\xe9, ""x""",2,3', b"\xff"]
 BAD_JSON = [b"{", b"[1]", b"7", b'{"a": "caf\xe9"}', b'{"a": 1, "a": 2}', b'{"a": 1} {"b": 2}', b"\xff"]

@@ -43,8 +43,8 @@ def write(path: Path, text: str, encoding: str = "utf-8") -> Path:
     return path
 
 
-def rows_of(path: Path, **options: Any) -> list[dict[str, Any]]:
-    return open_table(path, **options).to_table().to_pylist()
+def rows_of(path: Path, columns: list[str] | None = None, **options: Any) -> list[dict[str, Any]]:
+    return open_table(path, **options).to_table(columns).to_pylist()
 
 
 # ---- CSV: cells are text, as written
@@ -97,9 +97,9 @@ def test_quoted_cells_work_anywhere_in_a_file_of_many_blocks(
     path = tmp_path / "rows.csv"
     pd.DataFrame(rows).to_csv(path, index=False)
     expected = [{name: row[name] for name in columns or row} for row in rows]
-    table = open_table(path, columns=columns)
-    assert [row for batch in table.batches() for row in batch.to_pylist()] == expected
-    assert table.schema.names == list(expected[0])
+    table = open_table(path)
+    assert [row for batch in table.batches(columns) for row in batch.to_pylist()] == expected
+    assert table.to_table(columns).column_names == list(expected[0])
 
 
 def test_batches_can_be_read_again_and_are_small(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_names_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"has no column 'usr'; its columns are \['user', 'label'\]; did you mean 'user'"
     ):
-        open_table(tmp_path / "clicks.csv", columns=["usr"])
+        open_table(tmp_path / "clicks.csv").batches(["usr"])
     for name in ("rows.xlsx", "rows", "rows.parquet.gz"):
         with pytest.raises(
             ValueError, match=rf"{name} ends in .* which is not supported; supported are \.csv, \.tsv, .* and \.parquet"
@@ -339,7 +339,7 @@ def test_parquet_keeps_its_types_and_is_read_in_place(tmp_path: Path, monkeypatc
     assert read.num_rows == 3
     assert read.schema.field("a.b").type == pa.int8() and read.schema.field("t").type == pa.timestamp("ms", "UTC")
     assert read.to_table().to_pylist() == table.to_pylist()
-    chosen = open_table(tmp_path / "rows.parquet", columns=["t", "a"]).to_table()
+    chosen = open_table(tmp_path / "rows.parquet").to_table(["t", "a"])
     assert chosen.column_names == ["t", "a"] and chosen["a"].to_pylist() == ["x", "y", "x"]
 
 

@@ -30,7 +30,7 @@ from transformers import PreTrainedTokenizerFast, set_seed
 from modeling_flip import CtrPredictionPipeline, FlipForCTR, FlipForPreTraining, FlipProcessor, processing_flip
 from modeling_flip.pipeline_flip import BATCHES_PER_CHUNK
 from modeling_flip.serving import score
-from modeling_flip.table_files import open_table
+from modeling_flip.table_files import in_parts, open_table
 
 ROOT = Path(__file__).resolve().parents[2]
 FIELDS = ["user_id", "title", "zipcode"]
@@ -215,10 +215,10 @@ def test_parts_are_of_one_size_whatever_is_read() -> None:
             first += size
 
     for sizes in ([100], [1] * 100, [0, 33, 0, 67], [16, 16, 68]):
-        parts = list(score.in_parts(batches(sizes), PART))
+        parts = list(in_parts(batches(sizes), PART))
         assert [len(part) for part in parts] == [16] * 6 + [4]
         assert pa.concat_tables(parts).equals(TABLE)
-    assert list(score.in_parts(batches([0]), PART)) == []
+    assert list(in_parts(batches([0]), PART)) == []
 
 
 # ---- the same rows in any kind of file, and from Python: the same bits

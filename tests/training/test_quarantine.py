@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from modeling_flip.table_files import Quarantine
+from modeling_flip.quarantine import Quarantine
 from modeling_flip.training.checks import check_recipe
 from modeling_flip.training.data import read_labels, read_times
 from modeling_flip.training.model_card import results_table
