@@ -64,11 +64,9 @@ def cells_of(processor: FlipProcessor, encoded: FlipDataset) -> list[list[str]]:
 
 
 @given(rows=rows, data=st.data())
-@pytest.mark.parametrize("with_text", [False, True])
 def test_parts_on_the_disk_equal_the_whole_in_memory(
     rows: list[dict[str, Any]],
     data: st.DataObject,
-    with_text: bool,
     tmp_path_factory: Any,
     wordpiece: PreTrainedTokenizerBase,
 ) -> None:
@@ -79,6 +77,7 @@ def test_parts_on_the_disk_equal_the_whole_in_memory(
     codes[:3] = [0, 1, 2]
     source = a_source(table, codes, data.draw(st.integers(0, 9)), data.draw(st.integers(1, 7)))
     raw = RawSplits("", lambda: [source])
+    with_text = data.draw(st.booleans())
     tokenizer = wordpiece if with_text else None
     folder = tmp_path_factory.mktemp("encoded")
     with pytest.MonkeyPatch.context() as patched:
