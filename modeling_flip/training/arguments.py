@@ -25,6 +25,7 @@ class FlipTrainingArguments(TrainingArguments):
         learning_rate: of everything but the text tower; by default 1e-3.
         text_learning_rate: of the text tower; by default 5e-5, or where only learning_rate is given the same.
         early_stopping_patience: evaluations without a better validation metric before training stops; None: never.
+        stop_after_epochs: ends the training there, on the learning rate schedule of num_train_epochs; None: at its end.
         text_mask_ratio: share of fields masked in the text (pretraining).
         tabular_mask_ratio: share of fields masked in the table (pretraining).
         num_noise_features: K, noise features drawn per masked field for MTM (pretraining).
@@ -46,6 +47,9 @@ class FlipTrainingArguments(TrainingArguments):
     )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after this many evaluations without a better metric."}
+    )
+    stop_after_epochs: float | None = field(
+        default=None, metadata={"help": "Stop here, on the learning rate schedule of num_train_epochs."}
     )
     text_mask_ratio: float = field(default=0.15, metadata={"help": "Share of fields masked in the text."})
     tabular_mask_ratio: float = field(default=0.15, metadata={"help": "Share of fields masked in the table."})

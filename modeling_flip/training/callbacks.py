@@ -1,4 +1,4 @@
-"""Callbacks of a training: a clock, and a log line at each save."""
+"""Callbacks of a training: a clock, an end before the end of the schedule, and a log line at each save."""
 
 from __future__ import annotations
 
@@ -17,6 +17,19 @@ class LogAtSave(TrainerCallback):
         control.should_log |= control.should_save
 
     on_epoch_end = on_step_end
+
+
+class StopAfter(TrainerCallback):
+    """Ends a training after a number of epochs, which may be a fraction."""
+
+    def __init__(self, epochs: float) -> None:
+        self.epochs = epochs
+
+    def is_over(self, epoch: float | None) -> bool:
+        return (epoch or 0.0) + 1e-6 >= self.epochs
+
+    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
+        control.should_training_stop |= self.is_over(state.epoch)
 
 
 class EpochClock(TrainerCallback):

@@ -27,6 +27,7 @@ from .recipe import (
     field_names,
     model_settings,
     needs_text,
+    refits_now,
     stage_arguments,
     starts_from,
 )
@@ -81,6 +82,8 @@ def check_recipe(recipe: Recipe) -> None:
         raise ValueError(f"model: {' '.join(str(error).split())}") from error
     if recipe.calibration not in (None, "platt"):
         raise ValueError(f"calibration is {recipe.calibration!r}; it must be platt, or left out")
+    if recipe.refit is not None:
+        check_refit(recipe)
     if (rate := recipe.negative_sampling_rate) is not None and not 0 < rate <= 1:
         raise ValueError(
             f"negative_sampling_rate is {rate}; it is the share of the non-clicks that the log has kept: above 0, and at most 1"
@@ -135,6 +138,29 @@ def check_recipe(recipe: Recipe) -> None:
                 )
 
 
+def check_refit(recipe: Recipe) -> None:
+    """Raises ValueError if the recipe asks for a refit that cannot be."""
+    if recipe.pretraining is not None and stage_arguments(recipe, "pretraining").load_best_model_at_end:
+        raise ValueError(
+            "refit aligns on all rows for as long as pretraining says: leave out pretraining.load_best_model_at_end, or refit"
+        )
+    if not refits_now(recipe):
+        return
+    if recipe.refit is None or recipe.refit < 0:
+        raise ValueError(f"refit is {recipe.refit}; it is true, or a number of epochs above 0")
+    arguments = stage_arguments(recipe, "finetuning")
+    if arguments.max_steps <= 0 and recipe.refit > arguments.num_train_epochs:
+        raise ValueError(
+            f"refit is {recipe.refit:g} epochs, and finetuning.num_train_epochs {arguments.num_train_epochs:g}: the learning "
+            "rate schedule is of the latter; raise it, or lower refit"
+        )
+    if recipe.calibration is not None:
+        raise ValueError(
+            f"calibration is {recipe.calibration!r}, which needs validation rows, and with refit {recipe.refit:g} they are "
+            "trained on: set refit to true, or leave calibration out"
+        )
+
+
 def known_metrics(recipe: Recipe) -> list[str]:
     """The metrics that validation computes for the recipe's model."""
     towers = ("", "tabular_", "text_") if recipe.model_type == "flip" and recipe.towers == "both" else ("",)
@@ -185,7 +211,8 @@ def check_data(tables: Mapping[str, pa.Table | SplitRows], recipe: Recipe) -> di
                 + did_you_mean(column, in_any)
             )
     labels = {}
-    for split in SPLITS:
+    needed = [split for split in SPLITS if split != "validation" or not refits_now(recipe)]
+    for split in needed:
         if split not in tables:
             raise ValueError(f"split {split!r} is missing; the dataset has {', '.join(tables)}")
         columns = tables[split].column_names
@@ -195,7 +222,7 @@ def check_data(tables: Mapping[str, pa.Table | SplitRows], recipe: Recipe) -> di
                 + did_you_mean(label, in_any)
             )
         if len(tables[split]) == 0:
-            raise ValueError(f"split {split!r} is empty; every one of {', '.join(SPLITS)} needs rows")
+            raise ValueError(f"split {split!r} is empty; every one of {', '.join(needed)} needs rows")
         if set(columns) == {label}:
             raise ValueError(f"split {split!r} has no column but the label {label!r}: there is nothing to learn")
         for key, names in {"label_column": [label], "fields": named or [], **others}.items():
@@ -218,7 +245,7 @@ def check_data(tables: Mapping[str, pa.Table | SplitRows], recipe: Recipe) -> di
 
 def check_columns(tables: Mapping[str, pa.Table | SplitRows], schema: Sequence[Field]) -> None:
     """Raises ValueError if a field of the training rows is missing in another split."""
-    for split in SPLITS:
+    for split in tables:
         columns = tables[split].column_names
         for field in used(schema):
             if field.name not in columns:

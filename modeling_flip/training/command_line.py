@@ -46,6 +46,7 @@ PRETRAINING_ONLY = {"text_mask_ratio", "tabular_mask_ratio", "num_noise_features
 DRY_RUN = "--dry_run"  # belongs to the command, not to the recipe
 OUR_MODULES = ("modeling_flip", "data_scripts", "train", "__main__")
 FINETUNING_ONLY = {"early_stopping_patience"}
+OF_THE_REFIT = {"stop_after_epochs"}
 
 
 def load_yaml(text: str) -> Any:
@@ -118,7 +119,7 @@ def recipe_parser() -> RecipeParser:
         added |= set(setting_names(name))
     for stage in STAGE_DEFAULTS:
         others = PRETRAINING_ONLY if stage == "finetuning" else FINETUNING_ONLY
-        skip = {"output_dir", "seed", "data_seed", "use_cpu"} | others
+        skip = {"output_dir", "seed", "data_seed", "use_cpu"} | OF_THE_REFIT | others
         skip |= {f.name for f in fields(FlipTrainingArguments) if "hub_" in f.name or f.name == "push_to_hub"}
         parser.add_class_arguments(FlipTrainingArguments, stage, skip=skip)
     titles = {

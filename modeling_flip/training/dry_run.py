@@ -28,11 +28,11 @@ from .arguments import FlipTrainingArguments
 from .checks import check_recipe
 from .data import read_times
 from .preparation import Prepared, prepare, reads_whole_sentences
-from .recipe import Recipe, model_settings, needs_pretraining, stage_arguments
+from .recipe import Recipe, model_settings, needs_pretraining, refits_now, stage_arguments
 from .resume import check_output_dir
 from .samplers import InOrder
 from .sparse import feature_tables
-from .splits import SPLITS, RawSplits
+from .splits import RawSplits
 from .stages import make_model
 from .trainer import FlipTrainer
 
@@ -168,6 +168,7 @@ class DryRun:
         processes: how many share the work.
         output_dir: where the run would write.
         is_begun: whether that folder already holds the run, finished or not.
+        refit: how many times as many rows the refit trains on, after the stages; None where there is none.
     """
 
     splits: Mapping[str, SplitFacts]
@@ -182,6 +183,7 @@ class DryRun:
     processes: int
     output_dir: str
     is_begun: bool
+    refit: float | None = None
 
 
 def inspect(
@@ -207,6 +209,8 @@ def inspect(
     is_begun = check_output_dir(recipe, ["text_model_name_or_path"] if is_own else [])
     set_seed(recipe.seed)
     began = time.perf_counter()
+    if refits_now(recipe):
+        raw = raw.with_validation_in_train()
     prepared = prepare(recipe, raw, kinds)
     seconds = time.perf_counter() - began
     splits = facts_of_splits(recipe, raw, prepared)
@@ -225,6 +229,7 @@ def inspect(
         processes=state.num_processes,
         output_dir=recipe.output_dir,
         is_begun=is_begun,
+        refit=1 + splits["validation"].rows / splits["train"].rows if recipe.refit is True else None,
     )
 
 
@@ -233,8 +238,7 @@ def inspect(
 
 def facts_of_splits(recipe: Recipe, tables: RawSplits, prepared: Prepared) -> dict[str, SplitFacts]:
     time_column, found = recipe.time_column, {}
-    for split in SPLITS:
-        rows = prepared.splits[split]
+    for split, rows in prepared.splits.items():
         assert rows.labels is not None
         facts = SplitFacts(len(rows), float(rows.labels.mean()))
         if split != "train":
@@ -354,7 +358,7 @@ def time_stage(
         torch.accelerator.reset_peak_memory_stats()
     arguments = stage_arguments(recipe, name)
     few_steps: dict[str, Any] = {name: {**(getattr(recipe, name) or {}), **FEW_STEPS}}
-    few = stage_arguments(replace(recipe, output_dir=str(scratch / "steps"), **few_steps), name)
+    few = stage_arguments(replace(recipe, output_dir=str(scratch / "steps"), refit=None, **few_steps), name)
     timer = StepTimer()
     trainer = ShortTrainer(model, few, processor, prepared.splits["train"], callbacks=[timer])
     trainer.remove_callback(PrinterCallback)
@@ -366,12 +370,11 @@ def time_stage(
     without = {table.weight for table in tables}
     trained = [p for p in model.parameters() if p.requires_grad and p not in without]
     state = [] if trainer.optimizer is None else trainer.optimizer.state.values()
-    rows = {split: prepared.splits[split] for split in ("validation", "test")}
     rows_per_step = trainer.args.train_batch_size * trainer.args.world_size * trainer.args.gradient_accumulation_steps
     steps, epochs = steps_of(arguments, len(prepared.splits["train"]), trainer.args.world_size)
-    evaluated = evaluations_of(arguments, steps, epochs) * len(rows["validation"])
+    evaluated = evaluations_of(arguments, steps, epochs) * len(prepared.splits.get("validation", ()))
     if name == "finetuning":
-        evaluated += len(rows["test"])
+        evaluated += len(prepared.splits["test"])
     return StageFacts(
         name=name,
         parameters=parameters,
@@ -385,7 +388,7 @@ def time_stage(
         seconds_per_step=timer.median,
         timed_steps=len(timer.moments) - 1,
         evaluated_rows=evaluated,
-        evaluated_rows_per_second=time_evaluation(trainer, rows["validation"]) if evaluated else None,
+        evaluated_rows_per_second=time_evaluation(trainer, prepared.splits["test"]) if evaluated else None,
     )
 
 
@@ -432,7 +435,7 @@ def time_evaluation(trainer: FlipTrainer, rows: FlipDataset) -> float:
     """Rows scored per second."""
     some = spread(rows, TIMED_EVALUATION_BATCHES * trainer.args.eval_batch_size * trainer.args.world_size)
     began = time.perf_counter()
-    trainer.predict_logits(some, "validation")  # metrics need clicks and non-clicks, which few rows may not have
+    trainer.predict_logits(some, "test")  # metrics need clicks and non-clicks, which few rows may not have
     return len(some) / (time.perf_counter() - began)
 
 
@@ -442,6 +445,8 @@ def steps_of(args: FlipTrainingArguments, rows: int, processes: int) -> tuple[in
     batches = rows // each if args.dataloader_drop_last else math.ceil(rows / each)
     steps_per_epoch = max(1, math.ceil(batches / args.gradient_accumulation_steps))
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
+    if args.stop_after_epochs is not None:
+        steps = min(steps, math.ceil(args.stop_after_epochs * steps_per_epoch))
     return steps, steps / steps_per_epoch
 
 
@@ -571,6 +576,10 @@ def show_time(report: DryRun) -> str:
                 f"{duration(stage.evaluation_seconds)}"
             )
         total += stage.training_seconds + stage.evaluation_seconds
+    if report.refit is not None:
+        again = report.refit * sum(stage.training_seconds for stage in report.stages)
+        lines.append(f"  refit, the same on training and validation rows: at most {duration(again)}")
+        total += again
     return "\n".join([*lines, f"  together: about {duration(total)}"])
 
 

@@ -338,7 +338,14 @@ def results_table(results: Mapping[str, Any]) -> str:
         said.append(f"{count:,} rows of the files could not be read and were left out")
     if "test_unseen_rows" in results:
         said.append(f"{results['test_unseen_rows']:,} test rows hold a value never seen in training")
-    if "test_auc" in results:
+    if (selection := results.get("selection")) is not None:
+        before = ", ".join(f"{split} AUC {selection[f'{split}_auc']:.4f}" for split in ("validation", "test"))
+        said.append(
+            f"the number of epochs was chosen on validation rows, which were then trained on as well; before that: {before}"
+        )
+    elif "refit" in (results.get("recipe") or {}):
+        said.append("the validation rows were trained on as well; the test set was scored once")
+    elif "test_auc" in results:
         said.append("the epoch was chosen on validation; the test set was scored once")
     alpha = results.get("alpha")
     if alpha is not None and "test_tabular_auc" in results:

@@ -42,7 +42,7 @@ from .data import group_codes
 from .encoded_rows import fit_and_encode, open_split, read_array, write_array
 from .phases import phase
 from .recipe import Recipe, field_names, needs_text, starts_from
-from .splits import SPLITS, RawSplits, SplitRows, check_column
+from .splits import RawSplits, SplitRows, check_column
 
 logger = transformers_logging.get_logger(__name__)
 
@@ -80,8 +80,8 @@ class Prepared:
     Attributes:
         processor: that of the checkpoint that training starts from, with `init_from` grown by the training rows; or one fitted
             on these.
-        splits: encoded rows with their labels, by the names in SPLITS.
-        watched: the validation rows that are scored while training.
+        splits: encoded rows with their labels, by the names in SPLITS; without validation rows where these are in train.
+        watched: the validation rows that are scored while training; None without any.
         inputs: what the manifests say of them: `data` (rows and SHA-256 of each split), `vocabulary` and `text_model`.
         reports: what was found in the data: `rows`, how many each split has; `leaks`, of each field that may give the click away
             how it does; `cut_fields`, of each field that max_length cuts the share of training rows where it does; and
@@ -91,7 +91,7 @@ class Prepared:
 
     processor: FlipProcessor
     splits: Mapping[str, FlipDataset]
-    watched: FlipDataset
+    watched: FlipDataset | None
     inputs: Mapping[str, Any]
     reports: Mapping[str, Any]
     groups: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -143,8 +143,8 @@ def prepare(
             processor = FlipProcessor(
                 tokenizer, vocabulary, max_length=max_length if given is None else given.max_length
             )
-        splits = {split: open_split(folder / split, processor) for split in SPLITS}
-        groups = {split: read_array(folder / split, "groups") for split in SPLITS if recipe.group_column is not None}
+        splits = {split: open_split(folder / split, processor) for split in facts["data"]}
+        groups = {split: read_array(folder / split, "groups") for split in splits if recipe.group_column is not None}
     check_towers(recipe, processor.schema)
     reports: dict[str, Any] = {"rows": {split: len(rows) for split, rows in splits.items()}}
     if bad := facts["bad_rows"]:
@@ -168,7 +168,8 @@ def prepare(
         name = str(recipe.text_model_name_or_path)
         described = manifest.describe_text_model(name, AutoConfig.from_pretrained(name), processor.tokenizer)
     inputs = {"data": facts["data"], "vocabulary": processor.vocabulary.fingerprint, "text_model": described}
-    return Prepared(processor, splits, watched_rows(recipe, splits["validation"]), inputs, reports, groups)
+    watched = watched_rows(recipe, splits["validation"]) if "validation" in splits else None
+    return Prepared(processor, splits, watched, inputs, reports, groups)
 
 
 def _fill(
@@ -209,7 +210,7 @@ def _fill(
 
         processor = fit_and_encode(raw, schema, make_processor, folder, workers=workers_of(recipe), wall_time=wall_time)
         splits = {}
-        for split in SPLITS:
+        for split in raw:
             write_array(folder / split, "labels", labels[split])
             if split in groups:
                 write_array(folder / split, "groups", groups[split])

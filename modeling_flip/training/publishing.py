@@ -36,8 +36,13 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 RECIPE_FILE = "recipe.yaml"
-# Files of an output folder that are not pushed: training state, unfinished files, and foreign weights.
-UNPUSHED = ("checkpoints/*", "checkpoint-*/*", "runs/*", "manifests/*", ".*", "*/.*", *FOREIGN)
+SELECTION = "selection"  # folder of the model that was trained before a refit
+PREDICTIONS_FILE = "test_predictions.parquet"
+# Files of an output folder that are not pushed: training state, unfinished files, labels of single rows, and foreign weights.
+UNPUSHED = (
+    *("checkpoints/*", "checkpoint-*/*", "runs/*", "manifests/*", ".*", "*/.*"),
+    *(f"{SELECTION}/*", PREDICTIONS_FILE, *FOREIGN),
+)
 LAST = "last-checkpoint"
 RESULTS_FILE, PRETRAINING_RESULTS_FILE = "all_results.json", "pretraining_results.json"
 # Files that a push deletes from the repo unless it replaces them: those of an earlier run would look like this one's.

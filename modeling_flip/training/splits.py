@@ -81,26 +81,31 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class SplitRows:
-    """The rows of a split, in its order. What is asked of it is read then, as a table in memory."""
+    """The rows of a split, in its order. What is asked of it is read then, as a table in memory.
 
-    source: Source
+    Attributes:
+        sources: where they lie: those of a later source come after those of an earlier one.
+        split: its name.
+    """
+
+    sources: Sequence[Source]
     split: str
 
     @cached_property
-    def is_mine(self) -> np.ndarray:
-        """(N,) bool, which rows of the source are in this split."""
-        return self.source.codes == SPLITS.index(self.split)
+    def are_mine(self) -> list[np.ndarray]:
+        """Of each source (N,) bool, which of its rows are in this split."""
+        return [source.codes == SPLITS.index(self.split) for source in self.sources]
 
     @cached_property
     def num_rows(self) -> int:
-        return int(self.is_mine.sum())
+        return sum(int(mine.sum()) for mine in self.are_mine)
 
     def __len__(self) -> int:
         return self.num_rows
 
     @property
     def schema(self) -> pa.Schema:
-        return self.source.table.schema
+        return self.sources[0].table.schema
 
     @property
     def column_names(self) -> list[str]:
@@ -124,15 +129,17 @@ class SplitRows:
         Raises:
             ValueError: rows have to be picked out, and the type of a column does not allow that.
         """
-        mine, places = self.is_mine, self.source.places
-        if wanted is not None:
-            mine = mine.copy()
-            mine[mine] = wanted[places[mine]]
-        table, place = _picked(self.source, names, mine), places[mine]
-        if (np.diff(place) > 0).all():
-            return table
-        order = pa.array(np.argsort(place))
-        return _by_column(table, lambda column: column.take(order), self.source.table.path)
+        tables = []
+        for source, mine in zip(self.sources, self.are_mine, strict=True):
+            if wanted is not None:
+                mine = mine.copy()
+                mine[mine] = wanted[source.places[mine]]
+            table, place = _picked(source, names, mine), source.places[mine]
+            if not (np.diff(place) > 0).all():
+                order = pa.array(np.argsort(place))
+                table = _by_column(table, partial(_taken, order), source.table.path)
+            tables.append(table)
+        return tables[0] if len(tables) == 1 else pa.concat_tables(tables, promote_options="permissive")
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,9 +169,27 @@ class RawSplits(Mapping[str, SplitRows]):
 
     @cached_property
     def splits(self) -> dict[str, SplitRows]:
-        given = {source.split: source for source in self.sources}
-        cut = {split: given["train"] for code, split in enumerate(SPLITS) if (given["train"].codes == code).any()}
-        return {split: SplitRows((given | cut)[split], split) for split in SPLITS if split in given | cut}
+        found = {}
+        for code, split in enumerate(SPLITS):
+            if mine := [source for source in self.sources if source.split == split or (source.codes == code).any()]:
+                found[split] = SplitRows(mine, split)
+        return found
+
+    def with_validation_in_train(self) -> RawSplits:
+        """The validation rows after the training rows, as one split."""
+
+        def find() -> list[Source]:
+            train, validation = (np.int8(SPLITS.index(split)) for split in ("train", "validation"))
+            first, found = len(self["train"]), []
+            for source in self.sources:
+                moved = source.codes == validation
+                codes = np.where(moved, train, source.codes)
+                places = np.where(moved, source.places + first, source.places)
+                split = "train" if source.split == "validation" else source.split
+                found.append(replace(source, split=split, codes=codes, places=places))
+            return found
+
+        return RawSplits(_hash([self.fingerprint, "validation in train"]), find, self.quarantine)
 
     def __getitem__(self, split: str) -> SplitRows:
         return self.splits[split]
@@ -337,7 +362,7 @@ def cut_missing_splits(
     if size < 10:
         raise ValueError(f"{what} has {size} rows; cutting off {' and '.join(missing)} takes at least 10")
     if time_column is not None:
-        times = read_times(SplitRows(train, "train")[time_column], time_column, "split 'train'")
+        times = read_times(SplitRows([train], "train")[time_column], time_column, "split 'train'")
         order = np.argsort(times, kind="stable")
     else:
         order = np.random.default_rng(seed).permutation(size)

@@ -1,5 +1,8 @@
 """The run that a recipe describes, stage by stage: prepare → align → finetune → evaluate → publish.
 
+With `refit: true` these are run twice: on the training rows, where validation chooses, in the folder `selection`; and then on
+training and validation rows together, for as long as was chosen.
+
 Each stage takes what it needs and returns what it made; none changes what it was given. What went in and what came out stands in
 `manifests/` of the output folder.
 """
@@ -11,11 +14,13 @@ import re
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from accelerate import PartialState
 from transformers import TrainerCallback, set_seed
 from transformers.utils import logging
@@ -35,9 +40,11 @@ from .metrics import METRICS, calibration_error, ctr_metrics, named_logits, sigm
 from .phases import phase
 from .preparation import Prepared, prepare
 from .publishing import (
+    PREDICTIONS_FILE,
     PRETRAINING_RESULTS_FILE,
     RECIPE_FILE,
     RESULTS_FILE,
+    SELECTION,
     UNPUSHED,
     PublishCallback,
     Publisher,
@@ -52,6 +59,7 @@ from .recipe import (
     hub_repo,
     model_settings,
     needs_pretraining,
+    refits_now,
     stage_arguments,
     uses_cpu,
 )
@@ -64,10 +72,10 @@ logger = logging.get_logger(__name__)
 
 # What of the recipe each stage depends on; `prepare` on all the rest.
 STAGE_KEYS = {
-    "align": ("tabular_tower", "model", "pretraining", "seed", "max_eval_samples"),
+    "align": ("tabular_tower", "model", "pretraining", "seed", "max_eval_samples", "refit"),
     "finetune": (
         *("model_type", "towers", "tabular_tower", "model", "finetuning", "seed", "max_eval_samples"),
-        *("calibration", "negative_sampling_rate"),
+        *("calibration", "negative_sampling_rate", "refit"),
     ),
     "evaluate": ("negative_sampling_rate",),
     "publish": HUB_KEYS,
@@ -133,11 +141,13 @@ class Run:
         recipe: what was asked for.
         facts: recipe, seed, commit, versions and hardware, as in all_results.json.
         publisher: the repo on the Hub; None where nothing is pushed.
+        selected: before a refit, the results of the model that chose; else empty.
     """
 
     recipe: Recipe
     facts: Mapping[str, Any] = field(default_factory=dict)
     publisher: Publisher | None = None
+    selected: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -149,7 +159,9 @@ class Run:
         keys = STAGE_KEYS.get(stage, recipe.keys() - ELSEWHERE)
         return {
             "recipe": {key: value for key, value in recipe.items() if key in keys},
-            "data": {split: prepared.inputs["data"][split] for split in STAGE_SPLITS[stage]},
+            "data": {
+                split: prepared.inputs["data"][split] for split in STAGE_SPLITS[stage] if split in prepared.splits
+            },
             "vocabulary": prepared.inputs["vocabulary"],
             "text_model": prepared.inputs["text_model"],
             "versions": self.facts["versions"],
@@ -202,7 +214,8 @@ def run(
     if check_output_dir(recipe) and (Path(recipe.output_dir) / RESULTS_FILE).exists():
         return finished(recipe)
 
-    set_seed(recipe.seed)
+    if refits_now(recipe):
+        raw = raw.with_validation_in_train()
     prepared = prepare(recipe, raw, kinds, times)
     publisher = None
     if recipe.push_to_hub:
@@ -214,6 +227,14 @@ def run(
         publisher.create()
 
     try:
+        if recipe.refit is True:
+            begun = time.perf_counter()
+            selected = select(this, prepared)
+            started += time.perf_counter() - begun  # its time is in its own results
+            epochs = selected["best_epoch"] or selected["epochs"]
+            logger.warning(f"refit: training again on training and validation rows together, for {epochs:g} epochs")
+            this = replace(this, recipe=replace(recipe, refit=epochs), selected=selected)
+            prepared = prepare(this.recipe, raw.with_validation_in_train(), kinds, times)
         return all_stages(this, prepared, times, started)
     except Exception as error:  # whatever first misses a file: each library has errors of its own
         if (this.folder / RECIPE_FILE).exists():
@@ -221,8 +242,21 @@ def run(
         raise ValueError(manifest.DELETED.format(this.folder)) from error
 
 
+def select(run: Run, prepared: Prepared) -> dict[str, Any]:
+    """Train on the training rows, in a folder of its own; returns what its all_results.json holds."""
+    alone = {key: getattr(Recipe, key) for key in HUB_KEYS}
+    recipe = replace(run.recipe, output_dir=str(run.folder / SELECTION), refit=None, **alone)
+    this = Run(recipe, dict(run.facts) | {"recipe": recipe.to_dict()})
+    if check_output_dir(recipe) and (this.folder / RESULTS_FILE).exists():
+        return dict(json.loads((this.folder / RESULTS_FILE).read_text()))
+    with PartialState().main_process_first():
+        begin(this, prepared)
+    return all_stages(this, prepared, {}, time.perf_counter())
+
+
 def all_stages(run: Run, prepared: Prepared, wall_time: dict[str, float], started: float) -> dict[str, Any]:
     """Run the stages after `prepare`; returns what all_results.json holds."""
+    set_seed(run.recipe.seed)
     results: dict[str, Any] = {}
     aligned = align(run, prepared) if needs_pretraining(run.recipe) else None
     if aligned is not None:
@@ -239,6 +273,8 @@ def all_stages(run: Run, prepared: Prepared, wall_time: dict[str, float], starte
     with phase("evaluation", wall_time):
         results |= evaluate(run, prepared, finetuned)
     wall_time["total_seconds"] = time.perf_counter() - started
+    if run.selected:
+        results["selection"] = {key: value for key, value in run.selected.items() if key not in run.facts}
     results |= {"wall_time": wall_time} | dict(run.facts) | dict(prepared.reports)
     with phase("publishing"):
         publish(run, prepared, finetuned, results)
@@ -343,7 +379,7 @@ def finetune(run: Run, prepared: Prepared, aligned: Aligned | None) -> Finetuned
         )
         last = last_checkpoint(trainer.args)
         trainer.train(resume_from_checkpoint=last)
-        calibration = calibrate(run.recipe, trainer, prepared.splits["validation"])
+        calibration = calibrate(run, trainer, prepared.splits.get("validation"))
         seconds = time.perf_counter() - begun
         trainer.save_model(str(run.folder), _internal_call=True)
         trainer.accelerator.wait_for_everyone()
@@ -353,17 +389,21 @@ def finetune(run: Run, prepared: Prepared, aligned: Aligned | None) -> Finetuned
     return Finetuned(trainer, figures, seconds, last is not None)
 
 
-def calibrate(recipe: Recipe, trainer: FlipTrainer, validation: FlipDataset) -> dict[str, Any]:
-    """Set the model's scale and shift of its logits as the recipe asks; what all_results.json says of it."""
-    rate = recipe.negative_sampling_rate
+def calibrate(run: Run, trainer: FlipTrainer, validation: FlipDataset | None) -> dict[str, Any]:
+    """Set the model's scale and shift of its logits as the recipe asks; what all_results.json says of it. After a refit, whose
+    model has seen the validation rows, they are those of the model that chose."""
+    recipe, rate = run.recipe, run.recipe.negative_sampling_rate
     if recipe.calibration is None and rate is None:
         return {}
-    scale, shift = 1.0, 0.0
-    if recipe.calibration == "platt":
+    scale, shift = 1.0, sampling_shift(rate)
+    if run.selected:
+        scale, shift = run.selected["logit_scale"], run.selected["logit_shift"]
+    elif recipe.calibration == "platt" and validation is not None:
         output = trainer.predict_logits(validation, "validation")
         scale, shift = platt(named_logits(output.predictions)[""], np.asarray(output.label_ids))
+        shift += sampling_shift(rate)
     config = trainer.accelerator.unwrap_model(trainer.model).config
-    config.logit_scale, config.logit_shift = scale, shift + sampling_shift(rate)
+    config.logit_scale, config.logit_shift = scale, shift
     said = {"calibration": recipe.calibration, "negative_sampling_rate": rate}
     said |= {"logit_scale": config.logit_scale, "logit_shift": config.logit_shift}
     return {key: value for key, value in said.items() if value is not None}
@@ -440,10 +480,10 @@ def evaluate(run: Run, prepared: Prepared, finetuned: Finetuned) -> dict[str, An
     model, results = finetuned.model, dict[str, Any]()
     with manifest.recorded(run.folder, "evaluate", run.inputs("evaluate", prepared)) as outputs:
         results |= logged_validation(finetuned.trainer, prepared)
-        for split in ("test",) if results else ("validation", "test"):
+        for split in [split for split in prepared.splits if split != "train" and f"{split}_auc" not in results]:
             rate, groups = run.recipe.negative_sampling_rate, prepared.groups.get(split)
-            plot = run.folder / RELIABILITY_FILE if split == "test" else None
-            results |= evaluate_split(finetuned.trainer, prepared.splits[split], split, groups, rate, plot)
+            folder = run.folder if split == "test" else None
+            results |= evaluate_split(finetuned.trainer, prepared.splits[split], split, groups, rate, folder)
         if isinstance(model, FlipForCTR):
             results["alpha"] = model.alpha.item()
         results["num_parameters"] = model.num_parameters()
@@ -452,7 +492,7 @@ def evaluate(run: Run, prepared: Prepared, finetuned: Finetuned) -> dict[str, An
             results["text_model"] = model.config.text_config.name_or_path
         outputs.figures = results
         if finetuned.trainer.is_world_process_zero():
-            outputs.files = [run.folder / RELIABILITY_FILE]
+            outputs.files = [run.folder / name for name in (RELIABILITY_FILE, PREDICTIONS_FILE)]
     return results
 
 
@@ -461,7 +501,11 @@ def logged_validation(trainer: FlipTrainer, prepared: Prepared) -> dict[str, flo
     some of the rows or of logits that were calibrated since, or gAUC is to come with them."""
     config = trainer.accelerator.unwrap_model(trainer.model).config
     is_calibrated = (config.logit_scale, config.logit_shift) != (1, 0)
-    if is_calibrated or trainer.eval_dataset is not prepared.splits["validation"] or "validation" in prepared.groups:
+    if (
+        is_calibrated
+        or trainer.eval_dataset is not prepared.splits.get("validation")
+        or "validation" in prepared.groups
+    ):
         return {}
     measured = validation_of(trainer.state.log_history, kept_step(trainer.args, trainer.state))
     return {name: value for name, value in measured.items() if name.endswith(tuple(f"_{metric}" for metric in METRICS))}
@@ -473,11 +517,12 @@ def evaluate_split(
     split: str,
     groups: np.ndarray | None = None,
     negative_sampling_rate: float | None = None,
-    plot: Path | None = None,
+    folder: Path | None = None,
 ) -> dict[str, Any]:
     """Metrics of one split, all towers; on the test split also of the rows with a value never seen in training.
 
-    Their reliability is drawn to `plot`. Of a calibrated model also `ece_before`, the calibration error without its calibration.
+    Their reliability plot and the predictions of each row go to `folder`. Of a calibrated model also
+    `ece_before`, the calibration error without its calibration.
     """
     output = trainer.predict_logits(dataset, split)
     labels = np.asarray(output.label_ids)
@@ -488,8 +533,9 @@ def evaluate_split(
         before = (named_logits(output.predictions)[""] - config.logit_shift) / config.logit_scale
         metrics["ece_before"] = calibration_error(sigmoid(before), labels, weights)
     results: dict[str, Any] = {f"{split}_{k}": v for k, v in metrics.items()}
-    if plot is not None and trainer.is_world_process_zero():
-        write_reliability(plot, output.predictions, labels, weights)
+    if folder is not None and trainer.is_world_process_zero():
+        write_reliability(folder / RELIABILITY_FILE, output.predictions, labels, weights)
+        write_predictions(folder / PREDICTIONS_FILE, output.predictions, labels, dataset.has_unseen_value)
     if split == "test":
         unseen = dataset.has_unseen_value
         results["test_rows_per_second"] = (output.metrics or {}).get("test_samples_per_second")
@@ -501,6 +547,14 @@ def evaluate_split(
             of_unseen = ctr_metrics(picked, labels[unseen], weights=weights)
             results |= {f"test_unseen_{k}": v for k, v in of_unseen.items()}
     return results
+
+
+def write_predictions(path: Path, logits: Any, labels: np.ndarray, is_unseen: np.ndarray) -> None:
+    """Of each row `label`, `logit`, where there are two towers `tabular_logit` and `text_logit`, and `is_unseen`, whether it has
+    a value that training never saw."""
+    columns: dict[str, np.ndarray] = {"label": labels > 0.5}
+    columns |= {f"{tower}logit": z.astype(np.float32) for tower, z in named_logits(logits).items()}
+    pq.write_table(pa.table(columns | {"is_unseen": is_unseen}), path, compression="zstd")
 
 
 def publish(run: Run, prepared: Prepared, finetuned: Finetuned, results: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ from ..processing_flip import FlipProcessor
 from ..row_dataset import FlipDataset
 from ..tabular_layers import BatchNorm
 from .arguments import FlipTrainingArguments
-from .callbacks import EpochClock, LogAtSave
+from .callbacks import EpochClock, LogAtSave, StopAfter
 from .checkpoints import check_weights, fact, seal
 from .metrics import ctr_metrics
 from .publishing import UNPUSHED, PublishCallback, Publisher, kept_step, validation_of, write_card
@@ -59,6 +59,8 @@ class FlipTrainer(Trainer):
         callbacks = [*(callbacks or []), self.clock, LogAtSave()]
         if args.early_stopping_patience is not None:
             callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
+        if args.stop_after_epochs is not None:
+            callbacks.append(StopAfter(args.stop_after_epochs))
         collator: FlipDataCollator | PretrainingCollator
         if isinstance(model, FlipForPreTraining):
             args.prediction_loss_only = True
@@ -278,6 +280,8 @@ class FlipTrainer(Trainer):
         waited = stopper.get("attributes", {}).get("early_stopping_patience_counter", 0)
         # Trainer would take one more step, and evaluate once more, before it sees that it had stopped.
         has_stopped = patience is not None and waited >= patience
+        if self.args.stop_after_epochs is not None:
+            has_stopped |= StopAfter(self.args.stop_after_epochs).is_over(state.epoch)
         return (num_train_epochs, 0) if has_stopped else done
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
