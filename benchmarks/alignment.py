@@ -161,13 +161,13 @@ def embedding_spread(model: FlipPreTrainedModel, processor: FlipProcessor) -> di
 
 
 def draw_embeddings(spreads: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Draws what `embedding_spread` gives, by title, side by side as `path`.png and .svg. Every panel has its own scale, with the
-    origin in its centre: what counts are directions."""
+    """Draws what `embedding_spread` gives, by title, side by side as `path`.png and .svg. What counts are directions: every panel
+    has the origin in its centre and a scale of its own, which leaves at most one point in a hundred outside."""
     figure = Figure(figsize=(2.9 * len(spreads), 3.3), layout="constrained")
     axes = figure.subplots(1, len(spreads), squeeze=False)[0]
     for panel, (title, spread) in zip(axes, spreads.items(), strict=True):
         points = spread["coordinates"]
-        end = 1.05 * np.abs(points).max()
+        end = 1.2 * np.quantile(np.abs(points).max(1), 0.99)
         panel.axhline(0, color="0.8", lw=0.8)
         panel.axvline(0, color="0.8", lw=0.8)
         panel.plot(*points.T, ".", ms=3, color="C0", alpha=0.5, mew=0, rasterized=True)
@@ -175,7 +175,7 @@ def draw_embeddings(spreads: Mapping[str, Mapping[str, Any]], path: Path) -> Non
         panel.set_title(title, fontsize="medium", pad=18, parse_math=False)
         measured = f"mean cosine {spread['mean_cosine']:z.2f}, effective rank {spread['effective_rank']:.1f}"
         panel.text(0.5, 1.03, measured, ha="center", fontsize="small", transform=panel.transAxes)
-        panel.locator_params(nbins=5)
+        panel.locator_params(nbins=4)
         panel.tick_params(labelsize="small")
     axes[0].set_ylabel("second singular direction")
     save(figure, path)
@@ -252,7 +252,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def show(figures: Mapping[str, Mapping[str, Any]]) -> None:
     kinds = {"one_row": "one row", "mean_matrix": "mean matrix", "every_row": "every row"}
-    heads = "".join(f"{head:>15}" for head in [*kinds.values(), "on the diagonal", "off it"])
+    heads = "".join(f"{head:>17}" for head in [*kinds.values(), "on the diagonal", "off it"])
     print(f"\n{'':20}{'embeddings':>22}   the diagonal is the largest of its row / column")
     print(f"{'':20}{'cosine':>10}{'rank':>12}{heads}")
     for label, found in figures.items():
@@ -262,7 +262,7 @@ def show(figures: Mapping[str, Mapping[str, Any]]) -> None:
             cells = [f"{one['largest_of_row']:.2f} / {one['largest_of_column']:.2f}" for one in of]
             cells += [f"{of[-1][name]:.3f}" for name in ("mean_diagonal", "mean_off_diagonal")]
         rank = f"{found['effective_rank']:.1f} of {found['embedding_size']}"
-        print(f"{label:20}{found['mean_cosine']:10.3f}{rank:>12}" + "".join(f"{cell:>15}" for cell in cells))
+        print(f"{label:20}{found['mean_cosine']:10.3f}{rank:>12}" + "".join(f"{cell:>17}" for cell in cells))
 
 
 if __name__ == "__main__":
