@@ -1,0 +1,149 @@
+"""The paper's tables and figures as data: which systems each compares, and what makes them out of recipes.
+
+A system's name is its recipe's, without `-small`: the small recipes are those that a machine without a GPU can run, with a small
+text tower. A system without a recipe of its own is made of the dataset's FLIP recipe, by `SETTINGS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.protocol import System
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZES = {"small": "-small", "paper": ""}
+# Of each kind of system, cheapest first and the best baselines before the others: a budget may end anywhere.
+ID_MODELS = ("dcnv2", "dcn", "deepfm", "pnn", "wide-deep", "autoint", "xdeepfm", "afn", "afm")
+TABLE2 = {
+    "ID": ("flip-id", *ID_MODELS),
+    "ID + text": ("flip", "ctrl", "morec"),
+    "text": ("flip-plm", "ptab", "ctr-bert", "p5"),
+}
+KINDS = {name: kind for kind, names in TABLE2.items() for name in names}
+WITHOUT_PRETRAINING = ("--pretraining", "null")
+CTRL = ("--model.mlm_weight", "0", "--model.mtm_weight", "0", "--model.icl_subspaces", "4")
+PTAB = ("--model.mtm_weight", "0", "--model.icl_weight", "0", "--model.joint_reconstruction", "false")
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "flip": (),
+    "flip-id": ("--towers", "tabular"),
+    "flip-plm": ("--towers", "text"),
+    "ctrl": ("--towers", "tabular", *CTRL),
+    "ptab": ("--towers", "text", *PTAB, "--pretraining.text_masking", "token"),
+    "morec": (*WITHOUT_PRETRAINING, "--model_type", "morec"),
+    "ctr-bert": (*WITHOUT_PRETRAINING, "--model_type", "ctr_bert"),
+    "p5": (*WITHOUT_PRETRAINING, "--model_type", "p5"),
+} | {
+    name: (*WITHOUT_PRETRAINING, "--towers", "tabular", "--tabular_tower", name.replace("-", "_")) for name in ID_MODELS
+}
+# Table 5: FLIP without a part of its pretraining.
+ABLATIONS = {
+    "without-mlm": ("w/o MLM", ("--model.mlm_weight", "0")),
+    "without-mtm": ("w/o MTM", ("--model.mtm_weight", "0")),
+    "without-icl": ("w/o ICL", ("--model.icl_weight", "0")),
+    "without-mlm-mtm": ("w/o MLM & MTM", ("--model.mlm_weight", "0", "--model.mtm_weight", "0")),
+    "without-pretraining": ("w/o MLM & MTM & ICL", WITHOUT_PRETRAINING),
+    "token-masking": ("w/o field-level masking", ("--pretraining.text_masking", "token")),
+    "without-joint-reconstruction": ("w/o joint reconstruction", ("--model.joint_reconstruction", "false")),
+}
+TOWERS = ("dcnv2", "autoint", "deepfm")  # table 3
+# Table 4. The small ones are made by benchmarks/small_text_model.py, and as docs/results.md says.
+TEXT_MODELS = {
+    "small": {"minilm-2-layers": "outputs/text-models/all-MiniLM-L6-v2-2-layers"},
+    "paper": {"roberta-base": "FacebookAI/roberta-base", "roberta-large": "FacebookAI/roberta-large"},
+}
+MASK_RATIOS = (0.3, 0.6)  # figure 3, beside the recipe's 0.15
+TEMPERATURES = (0.05, 0.1, 0.3, 0.5, 1.0)  # figure 4, beside the recipe's 0.7
+# Figure 6: pretrainings whose embeddings are drawn.
+EMBEDDINGS = ("without-mlm-mtm", "without-mlm", "without-mtm", "")
+TARGETS = ("table2", "table3", "table4", "table5", "figure3", "figure4", "figure5", "figure6")
+# What each system's search tries beside its recipe: as many trials for each.
+HALF_THE_RATE = ("--finetuning.learning_rate", "5e-4", "--finetuning.text_learning_rate", "2.5e-4")
+TRIALS = {
+    "ID": ((), ("--finetuning.learning_rate", "5e-4"), ("--model.embedding_l2", "1e-5")),
+    "ID + text": ((), HALF_THE_RATE, ("--model.embedding_l2", "1e-5")),
+    "text": ((), HALF_THE_RATE, ("--finetuning.weight_decay", "0.1")),
+}
+
+
+def suffix_of(dataset: str, size: str) -> str:
+    """What the names of a size end with. The demo has one size."""
+    return "" if dataset == "demo" else SIZES[size]
+
+
+def system(dataset: str, size: str, name: str, *settings: str, variant: str = "", num_trials: int = 1) -> System:
+    """A system of Table 2, or a variant of it, which adds settings.
+
+    Raises:
+        ValueError: the dataset has no recipe for it.
+    """
+    suffix, folder = suffix_of(dataset, size), ROOT / "configuration" / dataset
+    kind, called = KINDS[name], f"{name}-{variant}" if variant else name
+    trials = TRIALS[kind][:num_trials]
+    for stem in (f"{name}{suffix}", name):
+        if (folder / f"{stem}.yaml").exists():
+            return System(stem.replace(name, called, 1), str(folder / f"{stem}.yaml"), settings, trials)
+    base = ROOT / "configuration" / "quickstart.yaml" if dataset == "demo" else folder / f"flip{suffix}.yaml"
+    if not base.exists():
+        raise ValueError(f"there is no recipe for {name} on {dataset}: neither {folder / name}.yaml nor {base}")
+    return System(f"{called}{suffix}", str(base), (*SETTINGS[name], *settings), trials)
+
+
+def systems_of(target: str, dataset: str, size: str, num_trials: int = 1) -> list[System]:
+    """The systems of a table or figure, in the order in which they are run."""
+
+    def one(name: str, *settings: str, variant: str = "") -> System:
+        return system(dataset, size, name, *settings, variant=variant, num_trials=num_trials)
+
+    studied = figure_system(size)
+    if target == "table2":
+        first = ("dcnv2", "flip-id", "flip", "flip-plm")
+        return [one(name) for name in (*first, *(name for name in KINDS if name not in first))]
+    if target == "table3":
+        found = []
+        for tower in TOWERS:
+            found.append(one(tower))
+            given, variant = ((), "") if tower == "dcnv2" else (("--tabular_tower", tower), tower)
+            found += [one(name, *given, variant=variant) for name in ("flip-id", "flip", "flip-plm")]
+        return found
+    if target == "table4":
+        text_models = {} if dataset == "demo" else TEXT_MODELS[size]
+        return [one(name) for name in ("flip-id", "flip", "flip-plm")] + [
+            one(name, "--text_model_name_or_path", path, variant=variant)
+            for variant, path in text_models.items()
+            for name in ("flip-id", "flip", "flip-plm")
+        ]
+    if target == "table5":
+        return [
+            of
+            for name in ("flip-id", "flip")
+            for of in [one(name), *(one(name, *given, variant=variant) for variant, (_, given) in ABLATIONS.items())]
+        ]
+    if target == "figure3":
+        return [one(studied)] + [
+            one(studied, f"--pretraining.{side}_mask_ratio", str(ratio), variant=f"{side}-mask-{ratio:g}")
+            for side in ("text", "tabular")
+            for ratio in MASK_RATIOS
+        ]
+    if target == "figure4":
+        return [one(studied)] + [
+            one(studied, "--model.temperature", str(tau), variant=f"temperature-{tau:g}") for tau in TEMPERATURES
+        ]
+    if target == "figure5":
+        return [one(studied)]
+    if target == "figure6":
+        return [one(studied, *(ABLATIONS[v][1] if v else ()), variant=v) for v in EMBEDDINGS]
+    raise ValueError(f"{target!r} is no table or figure; it must be one of {', '.join(TARGETS)}")
+
+
+def figure_system(size: str) -> str:
+    """What figures 3 to 6 show: FLIP, as in the paper, or with the small recipes FLIP_ID, which is finetuned in minutes."""
+    return "flip" if size == "paper" else "flip-id"
+
+
+def runs_of(
+    targets: Sequence[str], dataset: str, size: str, seeds: Sequence[int], num_trials: int = 1
+) -> list[tuple[System, int]]:
+    """Every run that these need, once, in the order in which they are made: all systems of a seed before the next seed."""
+    wanted = {one.name: one for target in targets for one in systems_of(target, dataset, size, num_trials)}
+    return [(one, seed) for seed in seeds for one in wanted.values()]

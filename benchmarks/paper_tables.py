@@ -1,0 +1,306 @@
+"""The paper's tables and figures 3 and 4 from the figures of finished runs, beside the paper's own.
+
+What one system is compared with is computed once, by `compare_all`, and kept in comparisons.json beside the runs: the tables
+themselves are made of JSON alone.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import significance
+from benchmarks.paper_runs import (
+    ABLATIONS,
+    KINDS,
+    MASK_RATIOS,
+    SIZES,
+    TEMPERATURES,
+    TEXT_MODELS,
+    TOWERS,
+    figure_system,
+    suffix_of,
+)
+from modeling_flip.training import manifest
+
+COMPARISONS = "comparisons.json"
+PAPER = Path(__file__).with_name("paper.json")
+OURS = ("flip-id", "flip-plm", "flip")
+TITLES = {
+    **{"afm": "AFM", "pnn": "PNN", "wide-deep": "Wide&Deep", "dcn": "DCN", "deepfm": "DeepFM", "xdeepfm": "xDeepFM"},
+    **{
+        "afn": "AFN",
+        "autoint": "AutoInt",
+        "dcnv2": "DCNv2",
+        "flip-id": "FLIP_ID",
+        "flip-plm": "FLIP_PLM",
+        "flip": "FLIP",
+    },
+    **{"ctr-bert": "CTR-BERT", "p5": "P5", "ptab": "PTab", "ctrl": "CTRL", "morec": "MoRec"},
+}
+# A run's figures by seed, by system.
+Runs = dict[str, dict[int, dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text, the first row the head."""
+
+    rows: Sequence[Sequence[str]]
+
+    def markdown(self) -> str:
+        head, *rows = self.rows
+        lines = [head, ["---"] * len(head), *rows]
+        return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+    def csv(self) -> str:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(self.rows)
+        return text.getvalue()
+
+
+def load_runs(folder: Path) -> Runs:
+    """The runs of a dataset that were made by benchmarks/protocol.py."""
+    runs: Runs = defaultdict(dict)
+    for path in sorted(folder.glob("*.json")):
+        found = re.fullmatch(r"(.+)-(\d+)", path.stem)
+        if found and "search" in (figures := json.loads(path.read_text())):
+            runs[found[1]][int(found[2])] = figures
+    return dict(runs)
+
+
+def base_name(system: str) -> str:
+    return system.removesuffix(SIZES["small"])
+
+
+# ---- comparisons
+
+
+def compare_all(folder: Path, size: str) -> dict[str, Any]:
+    """Compares, of a dataset's runs, in Table 2 each system with the best baseline of its kind, and in Table 5 FLIP with each
+    ablation; p values are corrected within each table. Writes comparisons.json."""
+    runs, suffix = load_runs(folder), suffix_of(folder.name, size)
+    named = {base_name(system): system for system in runs if base_name(system) in KINDS}
+    pairs: dict[str, dict[str, str]] = {"table2": {}, "table5": {}}
+    for kind in dict.fromkeys(KINDS.values()):
+        baselines = [name for name in named if KINDS[name] == kind and name not in OURS]
+        best = max(baselines, key=lambda name: mean_of(runs[named[name]], "test_auc"), default=None)
+        for name in named:
+            if KINDS[name] == kind and best not in (None, name):
+                pairs["table2"][named[name]] = named[str(best)]
+    for name in ("flip", "flip-id"):
+        for variant in ABLATIONS:
+            if (other := f"{name}-{variant}{suffix}") in runs and f"{name}{suffix}" in runs:
+                pairs["table5"][other] = f"{name}{suffix}"
+    comparisons: dict[str, Any] = {}
+    for table, of_table in pairs.items():
+        records = {}
+        for system, other in of_table.items():
+            a, b = (with_predictions(folder, one, runs[one]) for one in (system, other))
+            records[system] = {"against": other} | significance.compare_systems(a, b)
+        corrected = significance.holm([record["auc"]["p_seeds"] for record in records.values()])
+        for record, p in zip(records.values(), corrected, strict=True):
+            record["p_holm"] = None if np.isnan(p) else float(p)
+            record["is_better"] = significance.is_better(record, p)
+        comparisons[table] = records
+    manifest.write(folder / COMPARISONS, json.dumps(comparisons, indent=2) + "\n")
+    return comparisons
+
+
+def with_predictions(folder: Path, system: str, runs: Mapping[int, dict[str, Any]]) -> significance.Runs:
+    found = {}
+    for seed, figures in runs.items():
+        file = folder / "predictions" / f"{system}-{seed}.parquet"
+        found[seed] = (figures, significance.read_predictions(file) if file.exists() else None)
+    return found
+
+
+# ---- tables
+
+
+def table2(folder: Path) -> Table:
+    """All systems, each against the best baseline of its kind."""
+    runs, published = load_runs(folder), paper(folder.name)
+    comparisons = comparisons_of(folder).get("table2", {})
+    head = ["kind", "system", "text tower", "seeds", "test AUC", "test logloss", "AUC on rows with an unseen value"]
+    head += ["paper AUC", "paper logloss", "AUC against the best baseline of its kind", "p, seeds", "p, rows", "better"]
+    rows = []
+    for name, kind in KINDS.items():
+        for system in (system for system in runs if base_name(system) == name):
+            of = runs[system]
+            rows.append(
+                [
+                    kind,
+                    TITLES[name],
+                    text_tower_of(of),
+                    str(len(of)),
+                    *(spread(of, key) for key in ("test_auc", "test_logloss", "test_unseen_auc")),
+                    *published_of(published.get(name)),
+                    *against(comparisons.get(system)),
+                ]
+            )
+    return Table([head, *rows])
+
+
+def table3(folder: Path, size: str) -> Table:
+    """FLIP with other tabular towers: each tower alone, and as FLIP_ID, FLIP_PLM and FLIP."""
+    runs, published = load_runs(folder), paper(folder.name, "table3")
+    suffix, rows = suffix_of(folder.name, size), []
+    for tower in TOWERS:
+        for name in ("N/A", "flip-id", "flip-plm", "flip"):
+            system = tower if name == "N/A" else f"{name}{'' if tower == 'dcnv2' else f'-{tower}'}{suffix}"
+            title = "alone" if name == "N/A" else TITLES[name]
+            theirs = published.get(tower, {}).get("alone" if name == "N/A" else name)
+            rows.append([TITLES[tower], title, *figures_of(runs.get(system, {})), *published_of(theirs)])
+    return Table([["tabular tower", "", "seeds", "test AUC", "test logloss", "paper AUC", "paper logloss"], *rows])
+
+
+def table4(folder: Path, size: str) -> Table:
+    """FLIP with other text towers."""
+    runs, published = load_runs(folder), paper(folder.name, "table4")
+    suffix, rows = suffix_of(folder.name, size), []
+    for variant in ("", *TEXT_MODELS[size]):
+        for name in ("flip-id", "flip-plm", "flip"):
+            of = runs.get(f"{name}{f'-{variant}' if variant else ''}{suffix}", {})
+            theirs = published.get(variant or "tinybert", {}).get(name) if size == "paper" else None
+            text_model = variant or text_tower_of(runs.get(f"flip{suffix}", {}))
+            rows.append([text_model, TITLES[name], *figures_of(of), *published_of(theirs)])
+    return Table([["text tower", "", "seeds", "test AUC", "test logloss", "paper AUC", "paper logloss"], *rows])
+
+
+def table5(folder: Path, size: str) -> Table:
+    """Pretraining without one of its parts. The difference is that of the ablation from FLIP with all of them."""
+    runs, published, suffix = load_runs(folder), paper(folder.name, "table5"), suffix_of(folder.name, size)
+    comparisons = comparisons_of(folder).get("table5", {})
+    head = ["system", "pretraining", "seeds", "test AUC", "test logloss", "paper AUC", "paper logloss"]
+    rows = []
+    for name in ("flip", "flip-id"):
+        titles = {"": "all of it"} | {variant: ablation[0] for variant, ablation in ABLATIONS.items()}
+        for variant, title in titles.items():
+            system = f"{name}{f'-{variant}' if variant else ''}{suffix}"
+            theirs = published.get(variant or "flip") if name == "flip" else None
+            cells = [TITLES[name], title, *figures_of(runs.get(system, {})), *published_of(theirs)]
+            rows.append([*cells, *against(comparisons.get(system))[:3]])
+    return Table([[*head, "AUC against all of it", "p, seeds", "p, rows"], *rows])
+
+
+def searches(folder: Path) -> Table:
+    """What was chosen on validation, out of how many trials, and the figures before the refit."""
+    head = ["system", "trials", "chosen", "epochs", "validation AUC", "test AUC before the refit", "hours of search"]
+    rows = []
+    for system, of in load_runs(folder).items():
+        search = next(iter(of.values()))["search"]
+        trials, chosen = search["trials"], search["trials"][search["chosen"]]
+        settings = " ".join(part.removeprefix("--") for part in chosen["settings"]) or "the recipe as it is"
+        hours = sum(trial["wall_time"]["total_seconds"] for trial in trials) / 3600
+        epochs = chosen.get("best_epoch") or chosen["epochs"]
+        figures = [f"{chosen[key]:.4f}" for key in ("validation_auc", "test_auc")]
+        rows.append([system, str(len(trials)), settings, f"{epochs:g}", *figures, f"{hours:.1f}"])
+    return Table([head, *rows])
+
+
+def figure3(folder: Path, size: str) -> dict[str, dict[float, dict[int, dict[str, Any]]]]:
+    """The runs by mask ratio, for each side."""
+    runs, name, suffix = load_runs(folder), figure_system(size), suffix_of(folder.name, size)
+    return {
+        f"{side} mask ratio": {0.15: runs.get(f"{name}{suffix}", {})}
+        | {ratio: runs.get(f"{name}-{side}-mask-{ratio:g}{suffix}", {}) for ratio in MASK_RATIOS}
+        for side in ("text", "tabular")
+    }
+
+
+def figure4(folder: Path, size: str) -> dict[str, dict[float, dict[int, dict[str, Any]]]]:
+    """The runs by temperature."""
+    runs, name, suffix = load_runs(folder), figure_system(size), suffix_of(folder.name, size)
+    of = {tau: runs.get(f"{name}-temperature-{tau:g}{suffix}", {}) for tau in TEMPERATURES}
+    return {"temperature": of | {0.7: runs.get(f"{name}{suffix}", {})}}
+
+
+def draw_sweep(panels: Mapping[str, Mapping[float, Mapping[int, Mapping[str, Any]]]], title: str, path: Path) -> None:
+    """AUC and logloss over a setting, a column for each; means over seeds, and each seed as a point. As `path`.png and .svg."""
+    from matplotlib.figure import Figure
+
+    from benchmarks.alignment import save
+
+    figure = Figure(figsize=(3.4 * len(panels), 4.6), layout="constrained")
+    axes = figure.subplots(2, len(panels), squeeze=False, sharex="col", sharey="row")
+    for column, (name, by_value) in enumerate(panels.items()):
+        values = sorted(value for value, of in by_value.items() if of)
+        for row, (key, label) in enumerate({"test_auc": "test AUC", "test_logloss": "test logloss"}.items()):
+            panel = axes[row, column]
+            panel.plot(values, [mean_of(by_value[value], key) for value in values], color="C0")
+            for value in values:
+                found = [run[key] for run in by_value[value].values()]
+                panel.plot([value] * len(found), found, "o", ms=4, color="C0", alpha=0.6, mew=0)
+            panel.set_xticks(values, [f"{value:g}" for value in values])
+            panel.spines[["top", "right"]].set_visible(False)
+            if column == 0:
+                panel.set_ylabel(label)
+        axes[-1, column].set_xlabel(name)
+    figure.suptitle(title, fontsize="medium")
+    save(figure, path)
+
+
+# ---- cells
+
+
+def paper(dataset: str, table: str = "table2") -> dict[str, Any]:
+    """The paper's figures for a dataset, AUC and logloss by system."""
+    return dict(json.loads(PAPER.read_text())[table].get(dataset, {}))
+
+
+def comparisons_of(folder: Path) -> dict[str, Any]:
+    file = folder / COMPARISONS
+    return dict(json.loads(file.read_text())) if file.exists() else {}
+
+
+def mean_of(runs: Mapping[int, Mapping[str, Any]], key: str) -> float:
+    return float(np.mean([run[key] for run in runs.values()]))
+
+
+def spread(runs: Mapping[int, Mapping[str, Any]], key: str) -> str:
+    """Mean, and the standard deviation over seeds where there are several."""
+    values = [run[key] for run in runs.values() if run.get(key) is not None]
+    if not values:
+        return "–"
+    deviation = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.4f}{deviation}"
+
+
+def figures_of(runs: Mapping[int, Mapping[str, Any]]) -> list[str]:
+    return [str(len(runs)) if runs else "–", spread(runs, "test_auc"), spread(runs, "test_logloss")]
+
+
+def published_of(figures: Sequence[float] | None) -> list[str]:
+    return ["–", "–"] if figures is None else [f"{value:.4f}" for value in figures]
+
+
+def text_tower_of(runs: Mapping[int, Mapping[str, Any]]) -> str:
+    return Path(next(iter(runs.values()), {}).get("text_model") or "–").name
+
+
+def against(record: Mapping[str, Any] | None) -> list[str]:
+    """The difference with its interval, p over seeds and over rows, and whether it is better."""
+    if record is None:
+        return ["–"] * 4
+    auc = record["auc"]
+    interval = "" if auc["low"] is None else f" [{auc['low']:+.4f}, {auc['high']:+.4f}]"
+    return [
+        f"{auc['difference']:+.4f}{interval}",
+        p(record["p_holm"]),
+        p(auc["p_rows"]),
+        "yes" if record["is_better"] else "no",
+    ]
+
+
+def p(value: float | None) -> str:
+    return "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"

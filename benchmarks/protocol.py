@@ -1,0 +1,168 @@
+"""How a system is measured: all that is free is chosen on the validation rows; then the system is trained on training and
+validation rows together, once for each seed, and the test rows are scored once.
+
+A run's figures are its all_results.json, in `RESULTS/DATASET/SYSTEM-SEED.json`, with what was searched under `search`; the logits
+of its test rows lie beside it in `predictions/`. Systems with the same pretraining share it, seed by seed.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.significance import write_predictions
+from modeling_flip.training import manifest
+from modeling_flip.training.command_line import parse_recipe
+from modeling_flip.training.publishing import PREDICTIONS_FILE, RESULTS_FILE
+from modeling_flip.training.recipe import FREE_MODEL_KEYS, Recipe
+
+# What a trial leaves in the record of the search.
+FIGURES = ("validation_auc", "validation_logloss", "test_auc", "test_logloss", "best_epoch", "epochs", "wall_time")
+
+
+@dataclass(frozen=True)
+class System:
+    """What is measured.
+
+    Attributes:
+        name: of its results.
+        recipe: a YAML file.
+        settings: arguments that change the recipe.
+        trials: of each trial of the search, the arguments on top of these; the first is the recipe as it is.
+    """
+
+    name: str
+    recipe: str
+    settings: tuple[str, ...] = ()
+    trials: tuple[tuple[str, ...], ...] = ((),)
+
+
+class RunFailedError(Exception):
+    """A run has ended with an error, which it has printed; the message is its command."""
+
+
+@dataclass
+class Bench:
+    """Where runs are made, and where their figures go.
+
+    Attributes:
+        results: a folder for each dataset.
+        output_dir: folder for the models; a run that was interrupted goes on from there.
+        arguments: of every run, such as `--raw_dir data/movielens-1m`.
+        pretrained: of each pretraining that has been run, by `pretraining_key`, the folder.
+    """
+
+    results: Path
+    output_dir: Path
+    arguments: Sequence[str] = ()
+    pretrained: dict[str, Path] = field(default_factory=dict)
+
+    def recipe(self, system: System, seed: int, *more: str) -> Recipe:
+        return parse_recipe([system.recipe, *self.arguments, *system.settings, *more, "--seed", str(seed)])
+
+    def result_file(self, system: System, seed: int) -> Path:
+        return self.results / self.recipe(system, seed).dataset_name / f"{system.name}-{seed}.json"
+
+    def search(self, system: System, seed: int) -> dict[str, Any]:
+        """The trials of a system, and which of them is best on validation. It is searched once: later seeds take what was chosen.
+
+        Raises:
+            RunFailedError: a trial fails.
+        """
+        if (known := self.known_search(system, seed)) is not None:
+            return known
+        trials = []
+        for number, settings in enumerate(system.trials):
+            figures = self.run(system, seed, settings, f"{system.name}-trial-{number}")
+            trials.append({"settings": list(settings)} | {key: figures[key] for key in FIGURES if key in figures})
+        best = max(range(len(trials)), key=lambda i: trials[i]["validation_auc"])
+        return {"seed": seed, "trials": trials, "chosen": best}
+
+    def known_search(self, system: System, seed: int) -> dict[str, Any] | None:
+        """What an earlier run of the system has recorded, of any seed; None where there is none."""
+        for file in sorted(self.result_file(system, seed).parent.glob(f"{system.name}-[0-9]*.json")):
+            if "search" in (figures := json.loads(file.read_text())):
+                return dict(figures["search"])
+        return None
+
+    def is_measured(self, system: System, seed: int) -> bool:
+        """Whether there are figures of this protocol."""
+        file = self.result_file(system, seed)
+        return file.exists() and "search" in json.loads(file.read_text())
+
+    def measure(self, system: System, seed: int) -> dict[str, Any]:
+        """The figures of a system and a seed; a run is made where there are none yet.
+
+        Raises:
+            RunFailedError: a run fails.
+        """
+        file = self.result_file(system, seed)
+        if self.is_measured(system, seed):
+            figures: dict[str, Any] = json.loads(file.read_text())
+            self.remember(self.recipe(system, seed, *refit_of(figures["search"])), file.stem)
+            return figures
+        search = self.search(system, seed)
+        figures = self.run(system, seed, refit_of(search), file.stem)
+        figures |= {"search": search}
+        if self.recipe(system, seed).pretraining is not None:
+            figures["pretraining_seed"] = seed
+        write_predictions(
+            self.folder(figures["recipe"]["dataset_name"], file.stem) / PREDICTIONS_FILE,
+            file.parent / "predictions" / f"{file.stem}.parquet",
+        )
+        manifest.write(file, json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
+        return figures
+
+    def run(self, system: System, seed: int, settings: Sequence[str], name: str) -> dict[str, Any]:
+        """One run of train.py, or what an earlier one has left; its all_results.json."""
+        recipe = self.recipe(system, seed, *settings)
+        folder = self.folder(recipe.dataset_name, name)
+        given = [*self.arguments, *system.settings, *settings, "--seed", str(seed), "--output_dir", str(folder)]
+        pretrained = self.pretrained.get(pretraining_key(recipe) or "")
+        if pretrained not in (None, folder / "pretraining"):
+            given += ["--pretrained_model_name_or_path", str(pretrained)]
+        if not (folder / RESULTS_FILE).exists():
+            command = [sys.executable, "train.py", system.recipe, *given]
+            print(f"=== {recipe.dataset_name}, {name}: {' '.join(given)}", flush=True)
+            if subprocess.run(command).returncode != 0:
+                raise RunFailedError(f"{recipe.dataset_name}, {name}: {' '.join(command[1:])}")
+        self.remember(recipe, name)
+        return dict(json.loads((folder / RESULTS_FILE).read_text()))
+
+    def pretraining_of(self, figures: Mapping[str, Any], name: str) -> Path | None:
+        """The pretraining checkpoint of a run, its own or a shared one; None where it is not here."""
+        own = self.folder(figures["recipe"]["dataset_name"], name) / "pretraining"
+        shared = figures["recipe"].get("pretrained_model_name_or_path")
+        return next((path for path in (own, Path(shared or own)) if path.exists()), None)
+
+    def folder(self, dataset_name: str, name: str) -> Path:
+        return self.output_dir / Path(dataset_name).name / name
+
+    def remember(self, recipe: Recipe, name: str) -> None:
+        """Where its pretraining is, for others."""
+        pretrained = self.folder(recipe.dataset_name, name) / "pretraining"
+        if (key := pretraining_key(recipe)) is not None and pretrained.exists():
+            self.pretrained.setdefault(key, pretrained)
+
+
+def refit_of(search: Mapping[str, Any]) -> list[str]:
+    """The arguments of the run that a search has chosen."""
+    chosen = search["trials"][search["chosen"]]
+    return [*chosen["settings"], "--refit", str(float(chosen["best_epoch"] or chosen["epochs"]))]
+
+
+def pretraining_key(recipe: Recipe) -> str | None:
+    """The same for recipes that pretrain the same model on the same rows; None where a recipe does not pretrain."""
+    if recipe.pretraining is None or recipe.pretrained_model_name_or_path is not None:
+        return None
+    free = {key: value for key, value in recipe.model.items() if key not in FREE_MODEL_KEYS}
+    # Text pooling is read by ICL.
+    free["text_pooling"] = recipe.model.get("text_pooling")
+    refit = 1.0 if recipe.refit is not None else None  # pretraining reads the rows, not for how long finetuning does
+    same = replace(recipe, output_dir="", towers="both", model=free, finetuning={}, refit=refit)
+    return json.dumps(same.to_dict(), sort_keys=True)
