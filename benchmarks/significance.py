@@ -22,7 +22,7 @@ from sklearn.metrics import roc_auc_score
 MIN_SEEDS = 3
 ALPHA = 0.05
 BATCH_VALUES = 1 << 20  # of resampled rows in memory at a time
-PREDICTION_COLUMNS = ("label", "logit", "is_unseen")
+PREDICTION_TYPES = {"label": bool, "logit": np.float16, "is_unseen": bool}
 
 
 class Difference(NamedTuple):
@@ -62,18 +62,16 @@ Metric = Callable[[np.ndarray, np.ndarray], Callable[[np.ndarray], float]]
 
 def write_predictions(source: Path, target: Path) -> None:
     """Writes the label, logit and is_unseen columns of one Parquet file to another, smaller: logits as float16, by zstd."""
-    table = pq.read_table(source, columns=list(PREDICTION_COLUMNS))
-    columns = {name: table[name].to_numpy() for name in PREDICTION_COLUMNS}
-    kinds = {"label": bool, "logit": np.float16, "is_unseen": bool}
+    table = pq.read_table(source, columns=list(PREDICTION_TYPES))
+    small = pa.table({name: table[name].to_numpy().astype(kind) for name, kind in PREDICTION_TYPES.items()})
     target.parent.mkdir(parents=True, exist_ok=True)
-    small = pa.table({name: column.astype(kinds[name]) for name, column in columns.items()})
     pq.write_table(small, target, compression="zstd", use_dictionary=False)
 
 
 def read_predictions(path: Path) -> Predictions:
     """Reads the predictions of a run from SYSTEM-SEED.parquet."""
-    table = pq.read_table(path, columns=list(PREDICTION_COLUMNS))
-    labels, logits, is_unseen = (table[name].to_numpy() for name in PREDICTION_COLUMNS)
+    table = pq.read_table(path, columns=list(PREDICTION_TYPES))
+    labels, logits, is_unseen = (table[name].to_numpy() for name in PREDICTION_TYPES)
     return Predictions(path.stem, labels.astype(bool), logits.astype(np.float64), is_unseen.astype(bool))
 
 
@@ -360,7 +358,11 @@ def is_better(record: Mapping[str, Any], corrected_p: float) -> bool:
 
     It does where all of these hold: both systems have at least `MIN_SEEDS` seeds; A's mean AUC is higher; the p of AUC over
     seeds, corrected by `holm` within the table, is below 0.05; and the hierarchical 95 % interval of the difference lies
-    above 0. Without predictions there is no such interval, and nothing is called better.
+    above 0. Both are needed: the test over seeds takes the test rows as given, and few seeds make the interval too narrow.
+    Without predictions there is no interval, and nothing is called better.
+
+    Args:
+        corrected_p: `p_seeds` of the record's `auc`, after `holm`; NaN for none.
     """
     auc = record["auc"]
     has_seeds = min(len(record["seeds_a"]), len(record["seeds_b"])) >= MIN_SEEDS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -71,10 +72,12 @@ def test_delong_without_evidence_and_without_an_auc() -> None:
         significance.delong(np.zeros(30), a, a)
 
 
-def test_row_logloss_averages_to_the_logloss() -> None:
+def test_logloss_equals_scikit_learns() -> None:
     labels, logits = sample(30, 4)
-    expected = log_loss(labels, 1 / (1 + np.exp(-logits)))
-    assert significance.row_logloss(labels, logits).mean() == pytest.approx(expected)
+    probabilities, weights = 1 / (1 + np.exp(-logits)), np.arange(30) % 4
+    assert significance.row_logloss(labels, logits).mean() == pytest.approx(log_loss(labels, probabilities))
+    expected = log_loss(labels, probabilities, sample_weight=weights)
+    assert significance.weighted_logloss(labels, logits)(weights) == pytest.approx(expected)
 
 
 def test_the_bootstrap_covers_a_known_difference() -> None:
@@ -189,16 +192,17 @@ def test_over_seeds_that_are_not_shared_is_welchs() -> None:
     assert math.isnan(found.effect_size)
 
 
-@pytest.mark.parametrize("is_paired", [True, False])
-def test_one_seed_has_a_difference_and_no_test(is_paired: bool) -> None:
-    found = significance.over_seeds([0.75], [0.5], is_paired=is_paired)
+@pytest.mark.parametrize(("a", "is_paired"), [([0.75], True), ([0.75], False), ([0.5, 1.0], False)])
+def test_one_seed_has_a_difference_and_no_test(a: list[float], is_paired: bool) -> None:
+    found = significance.over_seeds(a, [0.5], is_paired=is_paired)
     assert found.difference == 0.25
     assert all(math.isnan(value) for value in found[1:])
 
 
-def test_equal_figures_have_no_p() -> None:
-    found = significance.over_seeds([0.75, 0.5], [0.75, 0.5])
-    assert found[:4] == (0, 0, 0, 0)
+@pytest.mark.parametrize("gap", [0, 0.25])
+def test_differences_without_spread_have_no_p(gap: float) -> None:
+    found = significance.over_seeds([0.5 + gap, 0.25 + gap], [0.5, 0.25])
+    assert found[:4] == (gap, 0, gap, gap)
     assert math.isnan(found.p) and math.isnan(found.statistic)
 
 
@@ -278,10 +282,23 @@ def test_a_row_of_a_better_system() -> None:
     assert not significance.is_better(significance.compare_systems(b, a, num_resamples=99), auc["p_seeds"])
 
 
-def test_two_seeds_are_not_enough_to_be_better() -> None:
-    record = significance.compare_systems(system("a", 1.0, range(2)), system("b", 2.5, range(2)), num_resamples=99)
-    assert record["auc"]["low"] > 0
-    assert not significance.is_better(record, 0.001)
+@pytest.mark.parametrize(
+    ("changed", "p", "expected"),
+    [
+        ({}, 0.049, True),
+        ({}, 0.05, False),
+        ({}, math.nan, False),
+        ({"low": 0.0}, 0.01, False),
+        ({"low": None}, 0.01, False),
+        ({"difference": -0.1}, 0.01, False),
+        ({"seeds_a": [1, 2]}, 0.01, False),
+        ({"seeds_b": [1, 2]}, 0.01, False),
+    ],
+)
+def test_the_rule_of_better(changed: dict[str, Any], p: float, expected: bool) -> None:
+    usual = {"seeds_a": [1, 2, 3], "seeds_b": [1, 2, 3], "difference": 0.1, "low": 0.05} | changed
+    record = usual | {"auc": {key: usual[key] for key in ("difference", "low")}}
+    assert significance.is_better(record, p) is expected
 
 
 def test_seeds_that_are_not_shared_are_not_paired() -> None:
@@ -319,7 +336,7 @@ def test_runs_on_other_rows_are_named() -> None:
     a, b = system("a", 1.0, range(3)), system("b", 2.5, range(3))
     figures, predictions = b[1]
     labels = predictions.labels.copy()
-    labels[[5, 9]] = True
+    labels[[5, 8]] ^= True
     b = {**b, 1: (figures, predictions._replace(labels=labels))}
     with pytest.raises(
         ValueError, match="a-0 and b-1 were not tested on the same rows: 2 labels differ, the first in row 5"
