@@ -578,6 +578,23 @@ def test_p5_spells_prompts_and_answers_as_its_tokenizer_does(make: Callable[...,
     assert not every & {tokenizer.unk_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
 
 
+def test_p5s_scores_are_not_rounded_to_bf16(
+    make: Callable[..., Any], collate: Callable[..., dict[str, torch.Tensor]]
+) -> None:
+    model = make("p5")
+    model.config.answer_ids = [[5], [6]]
+    head = model.text_tower.get_output_embeddings()
+    assert head.weight is model.get_input_embeddings().weight
+    hidden: list[torch.Tensor] = []
+    with head.register_forward_pre_hook(lambda _, args: hidden.append(args[0][:, 0])), torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            scores = model(**collate(model)).logits
+    exact = hidden[0].double() @ (head.weight[5] - head.weight[6]).double()
+    torch.testing.assert_close(scores.double(), exact, rtol=1e-5, atol=1e-5)
+    yes, no = (hidden[0].bfloat16() @ head.weight[[5, 6]].T.bfloat16()).float().T
+    assert (yes - no - exact).abs().max() > 1e-3  # what rounding would do
+
+
 def test_p5_draws_a_prompt_for_each_row_in_training_and_takes_the_first_in_scoring(
     make: Callable[..., Any], collate: Callable[..., dict[str, torch.Tensor]]
 ) -> None:
