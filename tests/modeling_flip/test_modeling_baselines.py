@@ -586,9 +586,9 @@ def test_p5s_scores_are_not_rounded_to_bf16(
     head = model.text_tower.get_output_embeddings()
     assert head.weight is model.get_input_embeddings().weight
     hidden: list[torch.Tensor] = []
-    with head.register_forward_pre_hook(lambda _, args: hidden.append(args[0][:, 0])), torch.no_grad():
-        with torch.autocast("cpu", torch.bfloat16):
-            scores = model(**collate(model)).logits
+    head.register_forward_pre_hook(lambda _, args: hidden.append(args[0][:, 0]))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        scores = model(**collate(model)).logits
     exact = hidden[0].double() @ (head.weight[5] - head.weight[6]).double()
     torch.testing.assert_close(scores.double(), exact, rtol=1e-5, atol=1e-5)
     yes, no = (hidden[0].bfloat16() @ head.weight[[5, 6]].T.bfloat16()).float().T
