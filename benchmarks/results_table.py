@@ -40,16 +40,21 @@ SYSTEMS = {
     "flip-id": ("FLIP_ID", "ID"),
     "flip-id-small": ("FLIP_ID, small text tower", "ID"),
     "ctr-bert": ("CTR-BERT", "text"),
+    "ctr-bert-small": ("CTR-BERT, small text tower", "text"),
     "p5": ("P5", "text"),
     "ptab": ("PTab", "text"),
+    "ptab-small": ("PTab, small text tower", "text"),
     "flip-plm": ("FLIP_PLM", "text"),
+    "flip-plm-small": ("FLIP_PLM, small text tower", "text"),
     "ctrl": ("CTRL", "ID + text"),
+    "ctrl-small": ("CTRL, small text tower", "ID + text"),
     "morec": ("MoRec", "ID + text"),
+    "morec-small": ("MoRec, small text tower", "ID + text"),
     "morec-cached": ("MoRec, cached", "ID + text"),
     "flip": ("FLIP", "ID + text"),
     "flip-small": ("FLIP, small text tower", "ID + text"),
 }
-OURS = ("flip-id", "flip-id-small", "flip-plm", "flip", "flip-small")
+OURS = ("flip-id", "flip-id-small", "flip-plm", "flip-plm-small", "flip", "flip-small")
 
 
 def load(*parts: str) -> dict[str, Any]:

@@ -1,7 +1,10 @@
-"""A small text tower for MovieLens-1M on a CPU: a random two-layer BERT of width 128, and a WordPiece vocabulary learned from
-every tenth training sentence.
+"""A small text tower for a dataset on a CPU: a random two-layer BERT of width 128, and a WordPiece vocabulary learned from every
+tenth training sentence.
 
-    python -m benchmarks.small_text_model [--raw_dir data/movielens-1m] [--output_dir outputs/text-models/bert-2x128]
+    python -m benchmarks.small_text_model [--dataset_name movielens-1m] [--raw_dir data/movielens-1m] [--output_dir DIR]
+
+By default it is written to outputs/text-models/bert-2x128 for MovieLens-1M, and to outputs/text-models/DATASET-bert-2x128 for
+another dataset.
 """
 
 from __future__ import annotations
@@ -13,18 +16,21 @@ import torch
 from tokenizers import BertWordPieceTokenizer
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from data_scripts import movielens
+from data_scripts.registry import registered_datasets
 from modeling_flip import Field, FlipProcessor
 
+MOVIELENS = "movielens-1m"
 SPECIAL = {
     name: f"[{name.split('_')[0].upper()}]"
     for name in ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 }
 
 
-def make(raw_dir: str | None, output_dir: Path) -> None:
-    train = movielens.load("movielens-1m", raw_dir)["train"]
-    fields = [Field(name=name) for name in train.column_names if name != "label"]
+def make(raw_dir: str | None, output_dir: Path, dataset_name: str = MOVIELENS) -> None:
+    """Write the text tower to a folder; the raw files are in `raw_dir`, or are downloaded."""
+    dataset = registered_datasets()[dataset_name]
+    train = dataset.load(dataset_name, raw_dir)["train"]
+    fields = [Field(name=name, kind=kind) for name, kind in dataset.fields.items()]
     sentences = FlipProcessor.fit(train, fields).texts(train.select(range(0, len(train), 10)))
     words = BertWordPieceTokenizer(lowercase=True)
     words.train_from_iterator(sentences, vocab_size=8192, min_frequency=20, show_progress=False)
@@ -43,13 +49,20 @@ def make(raw_dir: str | None, output_dir: Path) -> None:
     tokenizer.save_pretrained(output_dir)
 
 
+def default_folder(dataset_name: str) -> Path:
+    prefix = "" if dataset_name == MOVIELENS else f"{dataset_name}-"
+    return Path("outputs/text-models") / f"{prefix}bert-2x128"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset_name", default=MOVIELENS, choices=list(registered_datasets()))
     parser.add_argument("--raw_dir")
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/text-models/bert-2x128"))
+    parser.add_argument("--output_dir", type=Path)
     options = parser.parse_args()
-    make(options.raw_dir, options.output_dir)
-    print(f"the text tower is in {options.output_dir}")
+    folder = options.output_dir or default_folder(options.dataset_name)
+    make(options.raw_dir, folder, options.dataset_name)
+    print(f"the text tower is in {folder}")
 
 
 if __name__ == "__main__":

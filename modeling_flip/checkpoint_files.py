@@ -227,13 +227,14 @@ def safe_weights(name_or_path: str | os.PathLike, variant: str | None = None, **
 
 @contextmanager
 def without_load_report() -> Iterator[None]:
-    """Wraps the loading of a model: hides transformers' table of missing and unexpected weights, since most are intended; the
+    """Wraps the loading of a model: hides what transformers says of missing and unexpected weights, since most are intended; the
     caller warns of the others. Errors are still raised."""
     thread, theirs = threading.get_ident(), std_logging.getLogger("transformers.modeling_utils")
 
     def is_shown(record: std_logging.LogRecord) -> bool:
         message = record.getMessage()
         is_report = "LOAD REPORT" in message and not re.search("MISMATCH|CONVERSION", message)
+        is_report |= "both are absent from the checkpoint" in message  # of a head that is missing as a whole
         return not (is_report and threading.get_ident() == thread)
 
     theirs.addFilter(is_shown)

@@ -21,8 +21,10 @@ logger = logging.get_logger(__name__)
 
 # Version of a checkpoint's files. Raise it when older code would misread new files.
 FORMAT_VERSION = 2
-# Version of a calibrated model's files, which older code would score uncalibrated; other models keep the version above.
+# Versions of files that older code would read and score otherwise; other models keep the version above. Of a calibrated model,
+# and of a MoRec with an activation behind its projection.
 CALIBRATED_FORMAT_VERSION = 3
+MOREC_FORMAT_VERSION = LAST_FORMAT_VERSION = 4
 # Tower settings that format 1 stored flat, all of them in every config.json, and that may still be given flat. The towers
 # document them (tabular_towers.py).
 FLAT_SETTINGS: dict[str, tuple[str, ...]] = {
@@ -167,9 +169,9 @@ class FlipConfig(PreTrainedConfig):
         """
         check_settings(config_dict)
         version = config_dict.get("format_version", FORMAT_VERSION)
-        if not isinstance(version, int) or version > CALIBRATED_FORMAT_VERSION:
+        if not isinstance(version, int) or version > LAST_FORMAT_VERSION:
             raise ValueError(
-                f"config.json has format version {version!r}, but this modeling_flip reads up to {CALIBRATED_FORMAT_VERSION}; "
+                f"config.json has format version {version!r}, but this modeling_flip reads up to {LAST_FORMAT_VERSION}; "
                 "upgrade modeling_flip"
             )
         settings = {**config_dict, "format_version": FORMAT_VERSION}
@@ -223,9 +225,13 @@ class FlipConfig(PreTrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """As in transformers, with the format version that these settings need."""
+        return {**super().to_dict(), "format_version": self.needed_format}
+
+    @property
+    def needed_format(self) -> int:
+        """The first format version whose code reads these settings right."""
         is_calibrated = (self.logit_scale, self.logit_shift) != (1, 0)
-        version = CALIBRATED_FORMAT_VERSION if is_calibrated else FORMAT_VERSION
-        return {**super().to_dict(), "format_version": version}
+        return CALIBRATED_FORMAT_VERSION if is_calibrated else FORMAT_VERSION
 
     @property
     def text_is_decoder(self) -> bool:

@@ -13,7 +13,7 @@ from .processing_flip import FlipProcessor
 from .row_dataset import FlipDataset
 
 # One random stream for each kind of choice, so that the choices are independent.
-TEXT_FIELDS, TABULAR_FIELDS, TEXT_TOKENS, NOISE, LIST_MEMBERS = range(5)
+TEXT_FIELDS, TABULAR_FIELDS, TEXT_TOKENS, NOISE, LIST_MEMBERS, REPLACEMENTS, RANDOM_TOKENS = range(7)
 
 
 @dataclass
@@ -66,7 +66,9 @@ class PretrainingCollator:
         tabular_mask_ratio: the share of fields whose feature is replaced by `<MASK>`, in the table. Each side masks max(1,
             round(ratio F)) fields per row.
         num_noise_features: K, noise features drawn for each masked feature from the features' training frequency.
-        text_masking: "field", or "token" for the ablation that masks random tokens wherever they stand.
+        text_masking: "field", or "token" to choose random tokens wherever they stand, each with probability `text_mask_ratio`, as
+            BERT does (Devlin et al., NAACL '19, §3.1): of these 80 % become the mask token, 10 % a random token, and 10 % stay.
+            For PTab, and for FLIP's ablation without field-level masking.
         seed: of masks and noise.
     """
 
@@ -99,10 +101,12 @@ class PretrainingCollator:
             is_masked_token = (token_field_ids >= 0) & np.take_along_axis(
                 chosen, np.maximum(token_field_ids, 0), axis=1
             )
+            replacements: int | np.ndarray = self.processor.tokenizer.mask_token_id
         else:
             special = np.isin(input_ids, list(self.processor._control_ids))
             draw = self._draw(rows, TEXT_TOKENS, input_ids.shape[1])
             is_masked_token = (draw < self.text_mask_ratio) & (sentences["attention_mask"] == 1) & ~special
+            replacements = self._replacements(rows, input_ids)
         is_masked_field = self._choose_fields(rows, TABULAR_FIELDS, num_fields, self.tabular_mask_ratio)
         num_masked = min(num_fields, num_chosen(num_fields, self.tabular_mask_ratio))
         noise = self._draw(rows, NOISE, num_masked * self.num_noise_features)
@@ -123,11 +127,19 @@ class PretrainingCollator:
             "mtm_labels": np.where(is_masked_field, targets, IGNORE),
             "noise_feature_ids": self._draw_noise(noise),
             "input_ids": input_ids,
-            "masked_input_ids": np.where(is_masked_token, self.processor.tokenizer.mask_token_id, input_ids),
+            "masked_input_ids": np.where(is_masked_token, replacements, input_ids),
             "attention_mask": sentences["attention_mask"],
             "mlm_labels": np.where(is_masked_token, input_ids, IGNORE),
         }
         return {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in batch.items()}
+
+    def _replacements(self, rows: FlipDataset, input_ids: np.ndarray) -> np.ndarray:
+        """(B, L), what each token becomes if it is chosen: the mask token, a random token, or itself."""
+        tokenizer = self.processor.tokenizer
+        assert tokenizer is not None
+        draw = self._draw(rows, REPLACEMENTS, input_ids.shape[1])
+        tokens = (self._draw(rows, RANDOM_TOKENS, input_ids.shape[1]) * len(tokenizer)).astype(np.int64)
+        return np.select([draw < 0.8, draw < 0.9], [tokenizer.mask_token_id, tokens], input_ids)
 
     def _draw(self, rows: FlipDataset, stream: int, width: int) -> np.ndarray:
         assert rows.row_ids is not None

@@ -11,10 +11,11 @@ from typing import Any, Self
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import ModelOutput, logging
 
 from .checkpoint_files import CheckpointMixin, safe_weights, some_of, without_load_report
@@ -107,6 +108,9 @@ class FlipPreTrainedModel(CheckpointMixin, PreTrainedModel):
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, std=0.01)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
         elif (fill := getattr(module, "init_parameters", None)) is not None:
             fill()
 
@@ -202,6 +206,33 @@ def load_text_model(auto_class: Any, name_or_path: str | os.PathLike) -> PreTrai
     if missing := [name for name in info["missing_keys"] if not name.startswith("pooler.")]:
         logger.warning(f"{name_or_path} lacks weights of its own architecture, which are random: {some_of(missing)}")
     return model
+
+
+def masked_lm_head(name_or_path: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """The head of a pretrained masked language model, by the names of `MaskedLanguageModeling` without joint reconstruction;
+    empty if it has none, or one that computes something else."""
+    if load_text_config(name_or_path).model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        return {}
+    with safe_weights(name_or_path), without_load_report():
+        model, info = AutoModelForMaskedLM.from_pretrained(
+            name_or_path, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+    encoder, output = model.base_model, model.get_output_embeddings()
+    own = [module for module in model.modules() if module not in {output, *encoder.modules()}]
+    layers, norms = ([module for module in own if isinstance(module, kind)] for kind in (nn.Linear, nn.LayerNorm))
+    is_loaded = all(name.startswith(f"{model.base_model_prefix}.") for name in info["missing_keys"])
+    if not (is_loaded and len(layers) == len(norms) == 1):
+        return {}
+    (hidden,), (norm,) = layers, norms
+    with torch.no_grad():
+        tokens = torch.arange(4)[None]
+        theirs, words = model(input_ids=tokens).logits, encoder(input_ids=tokens).last_hidden_state
+        ours = F.linear(norm(F.gelu(hidden(words))), model.get_input_embeddings().weight, output.bias)
+    if (ours - theirs).abs().max() > 0.01 * theirs.std():  # one per cent, for GELU's approximations
+        return {}
+    head = {f"hidden.{name}": weight for name, weight in hidden.named_parameters()}
+    head |= {f"norm.{name}": weight for name, weight in norm.named_parameters()}
+    return head | ({} if output.bias is None else {"bias": output.bias})
 
 
 def most_tokens(text_model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -334,6 +365,25 @@ class FlipForPreTraining(FlipPreTrainedModel):
         if config.icl_weight:
             self.icl = InstanceContrastiveLearning(config, tabular_size, text_size)
         self.post_init()
+
+    @classmethod
+    def from_text_pretrained(
+        cls,
+        text_model_name_or_path: str | os.PathLike | None,
+        processor: FlipProcessor,
+        **config_kwargs: Any,
+    ) -> Self:
+        """As of the other models. Without joint reconstruction the MLM head, too, is the text model's, if it has a like one."""
+        model = super().from_text_pretrained(text_model_name_or_path, processor, **config_kwargs)
+        if text_model_name_or_path is not None and model.config.mlm_weight and not model.config.joint_reconstruction:
+            head = masked_lm_head(text_model_name_or_path)
+            for name, weight in head.items():
+                model.mlm.get_parameter(name).data[: len(weight)] = weight  # tokens may have been added
+            if not head:
+                logger.warning(
+                    f"{text_model_name_or_path} has no head for masked words that fits: a fresh one is trained"
+                )
+        return model
 
     def forward(
         self,

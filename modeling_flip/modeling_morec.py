@@ -8,8 +8,9 @@ from typing import Any, Self
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
+from transformers.activations import ACT2FN
 
-from .configuration_flip import CLICK_AUTO_CLASS, FlipConfig, check_item_fields
+from .configuration_flip import CLICK_AUTO_CLASS, MOREC_FORMAT_VERSION, FlipConfig, check_item_fields
 from .feature_embeddings import FeatureEmbeddings
 from .modeling_flip import FlipForCTROutput, FlipPreTrainedModel, click_loss, create_text_tower, pooled
 from .tabular_towers import create_tabular_tower
@@ -22,6 +23,7 @@ class MoRecConfig(FlipConfig):
     Args:
         freeze_text_tower: do not train the text tower: each item is encoded once and cached, up to the
             `MoRecForCTR.max_remembered` most recent ones, as long as the text tower's weights stay the same.
+        item_activation: activation of the projected sentence, "gelu"; "linear" (none) in checkpoints from before it existed.
     """
 
     model_type = "morec"
@@ -31,19 +33,35 @@ class MoRecConfig(FlipConfig):
     }
     towers: str = "tabular"
     freeze_text_tower: bool = False
+    item_activation: str = "gelu"
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As FlipConfig's; a config.json without `item_activation` is of a model that had none."""
+        return super().from_dict({"item_activation": "linear", **config_dict}, **kwargs)
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.text_config is None:
             self.text_config = {"model_type": "bert"}
         super().__post_init__(**kwargs)
 
+    @property
+    def needed_format(self) -> int:
+        """An activation, which older code would leave out, needs a later format."""
+        return super().needed_format if self.item_activation == "linear" else MOREC_FORMAT_VERSION
+
+    def check(self) -> None:
+        super().check()
+        if self.item_activation not in ("gelu", "linear"):
+            raise ValueError(f"item_activation is {self.item_activation!r}; it must be one of gelu, linear")
+
 
 class MoRecForCTR(FlipPreTrainedModel):
     """MoRec (Yuan et al., SIGIR '23): an ID model that replaces the item's IDs by its text.
 
-    The item's fields, as one sentence through the text tower, become one embedding, a linear projection of the sentence; it
-    comes after the embeddings of the other fields in the tabular tower. Models with first-order weights see `<MASK>` there. An
-    item that occurs in several rows of a batch is encoded once.
+    The item's fields, as one sentence w_0 through the text tower, become one embedding, GELU(W w_0 + b), as in the authors'
+    text encoder; it comes after the embeddings of the other fields in the tabular tower. Models with first-order weights see
+    `<MASK>` there. An item that occurs in several rows of a batch is encoded once.
     """
 
     config_class = MoRecConfig
@@ -68,6 +86,7 @@ class MoRecForCTR(FlipPreTrainedModel):
         self.tabular_tower = tower
         self.text_tower = create_text_tower(config.text_config)
         self.item_projection = nn.Linear(self.text_tower.config.hidden_size, config.embedding_size)
+        self.item_activation = ACT2FN[config.item_activation]
         self._remembered: OrderedDict[bytes, torch.Tensor] = OrderedDict()
         self._remembered_with: Fingerprint | None = None
         self.post_init()
@@ -96,7 +115,7 @@ class MoRecForCTR(FlipPreTrainedModel):
         """feature_ids (B, F), tokens (U, L) and mask (U, L) of the distinct items, item_index (B,) which of them each row
         has, labels (B,) of 0 and 1, and where there are list fields list_feature_ids (B, number of them, longest list)."""
         encode = self.remember_items if self.config.freeze_text_tower else self.encode_items
-        items = self.item_projection(encode(item_input_ids, item_attention_mask))  # (U, D)
+        items = self.item_activation(self.item_projection(encode(item_input_ids, item_attention_mask)))  # (U, D)
         with torch.autocast(feature_ids.device.type, enabled=False):
             ids = feature_ids[:, self.user_fields]
             lists = list_feature_ids[:, self.user_lists] if list_feature_ids is not None else None

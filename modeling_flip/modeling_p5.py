@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
+from torch.nn import functional as F
 from transformers import AutoModelForSeq2SeqLM
 
 from .configuration_flip import CLICK_AUTO_CLASS, FlipConfig, load_text_config
@@ -65,6 +66,8 @@ class P5ForCTR(FlipPreTrainedModel):
         if not config.prompt_ids or not config.answer_ids:
             raise ValueError("prompt_ids and answer_ids are missing; P5ForCTR.from_text_pretrained makes them")
         self.text_tower = create_text_tower(config.text_config, AutoModelForSeq2SeqLM)
+        # The same layer with the same, tied, weights.
+        self.text_tower.get_output_embeddings().__class__ = Float32Linear
         self.post_init()
 
     @classmethod
@@ -123,13 +126,23 @@ class P5ForCTR(FlipPreTrainedModel):
             logits = self.text_tower(
                 encoder_outputs=encoded, attention_mask=mask, decoder_input_ids=decoder_ids, use_cache=False
             ).logits
-            log_probabilities = logits.float().log_softmax(-1)  # (B, answer tokens, V)
+            log_probabilities = logits.log_softmax(-1)  # (B, answer tokens, V)
             for k, answer in enumerate(self.config.answer_ids):
                 if reads[k] == read:
                     likelihoods[k] = log_probabilities[:, range(len(answer)), answer].sum(1)
         yes, no = likelihoods[0], likelihoods[1]
         loss = None if labels is None else -torch.where(labels > 0.5, yes, no).mean()
         return FlipForCTROutput(loss=loss, logits=self.calibrated(yes - no))
+
+
+class Float32Linear(nn.Linear):
+    """A linear layer in fp32, under autocast too. bf16 would round logits of the vocabulary to three digits, and a score is the
+    difference of two."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        bias = None if self.bias is None else self.bias.float()
+        with torch.autocast(input.device.type, enabled=False):
+            return F.linear(input.float(), self.weight.float(), bias)
 
 
 def check_has_decoder(text_config: Any) -> None:

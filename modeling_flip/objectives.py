@@ -32,13 +32,15 @@ class MaskedLanguageModeling(nn.Module):
     """MLM (Eq. 5-6): recover masked tokens from the masked sentence, with the help of the table.
 
     q_l = MLP([ŵ_l ⊕ v]) ∈ R^V for each masked token l, cross-entropy, averaged over the row's masked tokens. The MLP's
-    output layer shares the text tower's input embeddings. Without joint reconstruction, q_l = MLP(ŵ_l).
+    output layer shares the text tower's input embeddings. Without joint reconstruction, q_l = MLP(ŵ_l) with a layer norm before
+    its output layer: the head that pretrained masked language models have, so that it can start from theirs.
     """
 
     def __init__(self, config: FlipConfig, tabular_size: int, text_size: int, token_size: int, vocab_size: int):
         super().__init__()
         self.joint = config.joint_reconstruction
         self.hidden = nn.Linear(text_size + tabular_size * self.joint, token_size)
+        self.norm = nn.Identity() if self.joint else nn.LayerNorm(token_size, eps=1e-12)
         self.bias = nn.Parameter(torch.zeros(vocab_size))
 
     def init_parameters(self) -> None:
@@ -60,7 +62,7 @@ class MaskedLanguageModeling(nn.Module):
         x = masked_text[is_masked]  # (n, D_text)
         if self.joint and tabular is not None:
             x = torch.cat([x, tabular[rows]], dim=1)
-        logits = F.linear(F.gelu(self.hidden(x)), token_embeddings, self.bias)  # (n, V)
+        logits = F.linear(self.norm(F.gelu(self.hidden(x))), token_embeddings, self.bias)  # (n, V)
         losses = F.cross_entropy(logits.float(), labels[is_masked], reduction="none")
         return row_mean(losses, rows, len(labels))
 

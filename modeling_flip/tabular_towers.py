@@ -339,7 +339,10 @@ class DCNMixSettings(CrossSettings):
 
 @register_tabular_tower("dcn_mix", settings=DCNMixSettings)
 class DCNMix(ParallelCross):
-    """DCN-Mix, parallel (Wang et al., WWW '21, Eq. 3-5): cross layers that mix `num_experts` matrices of rank `cross_rank`."""
+    """DCN-Mix, parallel (Wang et al., WWW '21, Eq. 3-5): cross layers that mix `num_experts` matrices of rank `cross_rank`.
+
+    What FLIP's released code calls DCNv2 is this mixture with two layers and a linear term beside it.
+    """
 
     def __init__(self, config: FlipConfig, settings: DCNMixSettings):
         layers, experts, rank = settings.num_cross_layers, settings.num_experts, settings.cross_rank

@@ -29,7 +29,7 @@ class FlipTrainingArguments(TrainingArguments):
         text_mask_ratio: share of fields masked in the text (pretraining).
         tabular_mask_ratio: share of fields masked in the table (pretraining).
         num_noise_features: K, noise features drawn per masked field for MTM (pretraining).
-        text_masking: "field", or "token" for the ablation (pretraining).
+        text_masking: "field", or "token" as BERT (pretraining).
         train_sampling_strategy: "group_by_length" batches sentences of like length where there is text, else "random".
         float32_matmul_precision: how exact the products of fp32 tensors are, as in `torch.set_float32_matmul_precision`:
             "high" is TF32 on a GPU, "medium" bf16 on a CPU that has it, where tabular towers train up to twice as fast;
@@ -55,7 +55,7 @@ class FlipTrainingArguments(TrainingArguments):
     tabular_mask_ratio: float = field(default=0.15, metadata={"help": "Share of fields masked in the table."})
     num_noise_features: int = field(default=25, metadata={"help": "Noise features drawn per masked field for MTM."})
     text_masking: str = field(
-        default="field", metadata={"help": "field masks whole fields; token masks single tokens."}
+        default="field", metadata={"help": "field masks whole fields; token masks random tokens, as BERT."}
     )
     train_sampling_strategy: str = field(default="group_by_length", metadata={"help": "group_by_length or random."})
     float32_matmul_precision: str | None = field(

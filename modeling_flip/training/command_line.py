@@ -40,7 +40,7 @@ SHOWN = {
     "text_mask_ratio": "share of fields to mask in the sentence",
     "tabular_mask_ratio": "share of fields to mask in the table",
     "num_noise_features": "K, the noise features for each masked field in MTM",
-    "text_masking": "field masks whole fields; token masks single tokens (the ablation)",
+    "text_masking": "field masks whole fields; token masks random tokens, as BERT (PTab, and the ablation)",
 }
 PRETRAINING_ONLY = {"text_mask_ratio", "tabular_mask_ratio", "num_noise_features", "text_masking"}
 DRY_RUN = "--dry_run"  # belongs to the command, not to the recipe

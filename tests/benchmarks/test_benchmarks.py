@@ -209,14 +209,23 @@ def test_the_timed_command_runs() -> None:
 
 
 def test_the_small_text_model_reads_its_sentences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(small_text_model.movielens, "load", lambda name, raw_dir: demo.load())
-    monkeypatch.setattr(sys, "argv", ["small_text_model.py", "--output_dir", str(tmp_path)])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["small_text_model.py", "--dataset_name", "demo"])
     small_text_model.main()
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    assert len(tokenizer) == AutoModel.from_pretrained(tmp_path).get_input_embeddings().num_embeddings
+    folder = Path("outputs/text-models/demo-bert-2x128")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert len(tokenizer) == AutoModel.from_pretrained(folder).get_input_embeddings().num_embeddings
     assert tokenizer.tokenize("occupation is engineer.") == ["occupation", "is", "engineer", "."]
     names = ("pad", "unk", "cls", "sep", "mask")
     assert [getattr(tokenizer, f"{n}_token") for n in names] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+@pytest.mark.parametrize("dataset", ["movielens-1m", "bookcrossing"])
+def test_small_recipes_name_the_folder_of_the_small_text_model(dataset: str) -> None:
+    recipes = list(Path("configuration", dataset).glob("*-small.yaml"))
+    assert len(recipes) == 7
+    named = {parse_recipe([str(path)]).text_model_name_or_path for path in recipes}
+    assert named == {str(small_text_model.default_folder(dataset))}
 
 
 def test_quickstart_ends_with_a_table_and_scores(

@@ -1,7 +1,7 @@
 """Write the checkpoints that later versions must go on loading: `python -m tests.carry_over.regenerate`.
 
-One folder for each format version, kept for good: run this again only for a new version (`FORMAT_VERSION` and
-`CALIBRATED_FORMAT_VERSION` in modeling_flip/configuration_flip.py), never to make a test pass.
+One folder for each format version, kept for good: run this again only for a new version (`FORMAT_VERSION` and those below it in
+modeling_flip/configuration_flip.py), never to make a test pass.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from transformers import (
 )
 
 from modeling_flip import Field, FlipDataCollator, FlipForCTR, FlipForPreTraining, FlipProcessor, MoRecForCTR
-from modeling_flip.configuration_flip import CALIBRATED_FORMAT_VERSION, FORMAT_VERSION
+from modeling_flip.configuration_flip import CALIBRATED_FORMAT_VERSION, FORMAT_VERSION, MOREC_FORMAT_VERSION
 
 HERE = Path(__file__).parent
+VERSIONS = (FORMAT_VERSION, CALIBRATED_FORMAT_VERSION, MOREC_FORMAT_VERSION)
 # Format 1 knows the first three columns alone, as categories; format 2 has fields of each kind.
 ROWS: list[dict[str, Any]] = [
     {"user_id": 7, "gender": "female", "title": "Toy Story", "price": 3.5, "tags": ["toy", "new"], "note": "is a toy"},
@@ -60,8 +61,8 @@ def small_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **names)
 
 
-def regenerate(folder: Path, *, calibrated: bool = False) -> None:
-    """A checkpoint of each kind (of calibrated ones FLIP's alone), and `scores.json` with what it gives for ROWS and UNSEEN."""
+def regenerate(folder: Path, version: int) -> None:
+    """A checkpoint of each kind that has this version, and `scores.json` with what it gives for ROWS and UNSEEN."""
     tokenizer = small_tokenizer()
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     torch.manual_seed(0)
@@ -72,7 +73,13 @@ def regenerate(folder: Path, *, calibrated: bool = False) -> None:
     made = {
         "flip": FlipForCTR.from_text_pretrained(text_model, processor, **settings),
         "flip-pretraining": FlipForPreTraining.from_text_pretrained(text_model, processor, **settings),
-        "morec": MoRecForCTR.from_text_pretrained(text_model, processor, item_fields=[2], **settings),
+        "morec": MoRecForCTR.from_text_pretrained(
+            text_model,
+            processor,
+            item_fields=[2],
+            item_activation="gelu" if version == MOREC_FORMAT_VERSION else "linear",
+            **settings,
+        ),
     }
     towers: dict[str, dict[str, Any]] = {
         "deepfm": {},
@@ -82,7 +89,9 @@ def regenerate(folder: Path, *, calibrated: bool = False) -> None:
     for tower, own in towers.items():
         own = {"towers": "tabular", "tabular_tower": tower, **own}
         made[tower] = FlipForCTR.from_text_pretrained(None, processor, **settings, **own)
-    if calibrated:
+    if version == MOREC_FORMAT_VERSION:
+        made = {"morec": made["morec"]}
+    if version == CALIBRATED_FORMAT_VERSION:
         made = {"flip": made["flip"]}
         made["flip"].config.logit_scale, made["flip"].config.logit_shift = 0.5, -2.25
     for name, model in made.items():
@@ -113,9 +122,9 @@ def scores(folder: Path) -> list[float]:
 
 
 if __name__ == "__main__":
-    targets = {HERE / f"format-{version}": version for version in (FORMAT_VERSION, CALIBRATED_FORMAT_VERSION)}
+    targets = {HERE / f"format-{version}": version for version in VERSIONS}
     missing = [target for target in targets if not target.exists() or "--again" in sys.argv]
     if not missing:
         sys.exit(f"{[*targets]} exist: they are what later versions are held to. --again writes them anew")
     for target in missing:
-        regenerate(target, calibrated=targets[target] == CALIBRATED_FORMAT_VERSION)
+        regenerate(target, targets[target])

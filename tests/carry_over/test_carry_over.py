@@ -17,14 +17,13 @@ from safetensors.torch import load_file, save_file
 import modeling_flip
 from modeling_flip import FlipForCTR, FlipProcessor
 from modeling_flip.checkpoint_files import copy_code
-from modeling_flip.configuration_flip import CALIBRATED_FORMAT_VERSION, FORMAT_VERSION
-from tests.carry_over.regenerate import ROWS, UNSEEN, regenerate, scores
+from tests.carry_over.regenerate import ROWS, UNSEEN, VERSIONS, regenerate, scores
 
 HERE = Path(__file__).parent
 CHECKPOINTS = sorted(path.parent for path in HERE.glob("format-*/*/config.json"))
 
 
-@pytest.mark.parametrize("version", [FORMAT_VERSION, CALIBRATED_FORMAT_VERSION])
+@pytest.mark.parametrize("version", VERSIONS)
 def test_this_version_is_kept(version: int) -> None:
     kept = [folder for folder in CHECKPOINTS if folder.parent.name == f"format-{version}"]
     assert kept
@@ -101,11 +100,11 @@ def test_one_tower_of_it_leaves_nothing_over(folder: Path, towers: str) -> None:
     assert not (report["missing_keys"] or report["unexpected_keys"])
 
 
-@pytest.mark.parametrize("calibrated", [False, True])
-def test_the_command_writes_what_is_kept(calibrated: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_command_writes_what_is_kept(version: int, tmp_path: Path) -> None:
     """The same files, but for code; figures to the accuracy of another machine."""
-    regenerate(tmp_path, calibrated=calibrated)
-    kept = HERE / f"format-{CALIBRATED_FORMAT_VERSION if calibrated else FORMAT_VERSION}"
+    regenerate(tmp_path, version)
+    kept = HERE / f"format-{version}"
     names = {str(path.relative_to(kept)) for path in kept.rglob("*") if path.is_file()}
     assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == names
     for name, expected in json.loads((kept / "scores.json").read_text()).items():

@@ -26,7 +26,7 @@ from transformers import (
 
 from modeling_flip import FlipForCTR, FlipProcessor
 from modeling_flip.checkpoint_files import MODEL, PROCESSOR
-from modeling_flip.configuration_flip import CALIBRATED_FORMAT_VERSION, FORMAT_VERSION
+from modeling_flip.configuration_flip import FORMAT_VERSION, LAST_FORMAT_VERSION
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [
@@ -172,13 +172,13 @@ def test_a_newer_format_is_refused_with_a_sentence(copy: Path) -> None:
     assert config["format_version"] == FORMAT_VERSION
     # Whatever else it holds that this version would stumble over.
     newer = config | {
-        "format_version": CALIBRATED_FORMAT_VERSION + 1,
+        "format_version": LAST_FORMAT_VERSION + 1,
         "tabular_tower": {"name": "dcnv4"},
         "towers": "three",
     }
     (copy / "config.json").write_text(json.dumps(newer))
     without_checksums(copy)
-    reads = CALIBRATED_FORMAT_VERSION
+    reads = LAST_FORMAT_VERSION
     message = f"config.json has format version {reads + 1}, but this modeling_flip reads up to {reads}; upgrade"
     for call in (FlipForCTR.from_pretrained, AutoConfig.from_pretrained):
         with pytest.raises(ValueError, match=message):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -233,7 +235,10 @@ def morec_logits_by_hand(model: MoRecForCTR, batch: dict[str, torch.Tensor]) -> 
     logits = []
     for ids, i in zip(batch["feature_ids"], batch["item_index"].tolist(), strict=True):
         words = sentence(model.text_tower, batch["item_input_ids"][i], batch["item_attention_mask"][i], pooling)
-        item = torch.from_numpy(weight @ words + bias)
+        x = weight @ words + bias
+        if model.config.item_activation == "gelu":
+            x = np.array([value * (1 + math.erf(value / math.sqrt(2))) / 2 for value in x])
+        item = torch.from_numpy(x)
         user = [features.embedding.weight[ids[f]] for f in USER_FIELDS]
         logit = tower(torch.stack([*user, item])[None])[1]
         if tower.first_order:
@@ -243,12 +248,13 @@ def morec_logits_by_hand(model: MoRecForCTR, batch: dict[str, torch.Tensor]) -> 
     return torch.cat(logits)
 
 
-@pytest.mark.parametrize("tower", sorted(TABULAR_TOWERS))
+@pytest.mark.parametrize(("tower", "activation"), [*((t, "gelu") for t in sorted(TABULAR_TOWERS)), ("dcnv2", "linear")])
 def test_morecs_logit_is_the_tabular_towers_over_user_features_and_the_projected_sentence(
-    make: Callable[..., Any], collate: Callable[..., dict[str, torch.Tensor]], tower: str
+    make: Callable[..., Any], collate: Callable[..., dict[str, torch.Tensor]], tower: str, activation: str
 ) -> None:
+    pooling = "mean" if tower == "dcnv2" else None
     # In fp64: AFN's powers of fresh embeddings are large.
-    model = make("morec", tabular_tower=tower, text_pooling="mean" if tower == "dcnv2" else None).double()
+    model = make("morec", tabular_tower=tower, text_pooling=pooling, item_activation=activation).double()
     batch = collate(model)
     output = model(**batch)
     expected = morec_logits_by_hand(model, batch)
@@ -274,6 +280,26 @@ def test_morec_reads_an_items_words_and_none_of_its_ids(
     differ = logits != model(**batch | {"item_input_ids": tokens}).logits
     assert torch.equal(differ, batch["item_index"] == 2)
     assert differ.any()
+
+
+def test_a_morec_from_before_it_had_an_activation_scores_as_it_did(
+    make: Callable[..., Any], collate: Callable[..., dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    old, new = make("morec", item_activation="linear"), make("morec")
+    batch = collate(old)
+    for model, version in ((new, 4), (old, 2)):
+        model.save_pretrained(tmp_path)
+        config = json.loads((tmp_path / "config.json").read_text())
+        assert config["format_version"] == version
+    del config["item_activation"]  # as files of that time are
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.sha256").unlink()
+    loaded = MoRecForCTR.from_pretrained(tmp_path)
+    assert loaded.config.item_activation == "linear"
+    torch.testing.assert_close(loaded(**batch).logits, old(**batch).logits)
+    assert (new(**batch).logits - old(**batch).logits).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="item_activation is 'relu'; it must be one of gelu, linear"):
+        MoRecConfig(item_activation="relu", item_fields=[0], num_fields=2)
 
 
 def test_morec_encodes_each_item_of_a_batch_once_and_scores_rows_as_if_alone(
@@ -550,6 +576,23 @@ def test_p5_spells_prompts_and_answers_as_its_tokenizer_does(make: Callable[...,
     assert all("yes" in prompt and "no" in prompt for prompt in prompts)
     every = {token for prompt in [*model.config.prompt_ids, *model.config.answer_ids] for token in prompt}
     assert not every & {tokenizer.unk_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+
+
+def test_p5s_scores_are_not_rounded_to_bf16(
+    make: Callable[..., Any], collate: Callable[..., dict[str, torch.Tensor]]
+) -> None:
+    model = make("p5")
+    model.config.answer_ids = [[5], [6]]
+    head = model.text_tower.get_output_embeddings()
+    assert head.weight is model.get_input_embeddings().weight
+    hidden: list[torch.Tensor] = []
+    head.register_forward_pre_hook(lambda _, args: hidden.append(args[0][:, 0]))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        scores = model(**collate(model)).logits
+    exact = hidden[0].double() @ (head.weight[5] - head.weight[6]).double()
+    torch.testing.assert_close(scores.double(), exact, rtol=1e-5, atol=1e-5)
+    yes, no = (hidden[0].bfloat16() @ head.weight[[5, 6]].T.bfloat16()).float().T
+    assert (yes - no - exact).abs().max() > 1e-3  # what rounding would do
 
 
 def test_p5_draws_a_prompt_for_each_row_in_training_and_takes_the_first_in_scoring(

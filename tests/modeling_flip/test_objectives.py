@@ -109,6 +109,8 @@ def test_mlm_is_the_cross_entropy_of_each_rows_masked_tokens(joint: bool) -> Non
         for w_l, label in zip(w, labels, strict=True):
             if label != -100:
                 hidden = gelu(linear(mlm.hidden, np.concatenate([w_l, v]) if joint else w_l))
+                if not joint:
+                    hidden = (hidden - hidden.mean()) / hidden.std() * numpy(mlm.norm.weight) + numpy(mlm.norm.bias)
                 q = numpy(embeddings) @ hidden + numpy(mlm.bias)
                 token_losses.append(-np.log(softmax(q)[label]))
         row_losses.append(sum(token_losses) / len(token_losses) if token_losses else 0.0)

@@ -136,6 +136,8 @@ def test_every_system_of_the_paper_has_a_recipe_with_the_papers_batch(
     recipes = {path.stem: parse_recipe([str(path)]) for path in RECIPES if path.parent.name == dataset}
     assert paper.keys() <= recipes.keys()
     for stem, recipe in recipes.items():
+        if stem.endswith("-small"):
+            continue
         assert (recipe.dataset_name, recipe.output_dir) == (dataset, f"outputs/{dataset}/{stem}")
         assert recipe.finetuning["per_device_train_batch_size"] == batch_size
         assert recipe.max_length == (max_length if recipe.text_model_name_or_path else None)
