@@ -45,6 +45,7 @@ TITLES = {
         "flip-plm": "FLIP_PLM",
         "flip": "FLIP",
     },
+    **{"dcn-mix": "DCN-Mix", "pnn-outer": "PNN, outer product", "morec-cached": "MoRec, cached"},
     **{"ctr-bert": "CTR-BERT", "p5": "P5", "ptab": "PTab", "ctrl": "CTRL", "morec": "MoRec"},
 }
 # A run's figures by seed, by system.
@@ -82,6 +83,13 @@ def base_name(system: str) -> str:
     return system.removesuffix(SIZES["small"])
 
 
+def ablated(name: str, variant: str, suffix: str) -> str:
+    """The name of FLIP's, or FLIP_ID's, runs without a part of pretraining: without all of it, FLIP_ID is its tower."""
+    if (name, variant) == ("flip-id", "without-pretraining"):
+        return "dcnv2"
+    return f"{name}{f'-{variant}' if variant else ''}{suffix}"
+
+
 # ---- comparisons
 
 
@@ -99,7 +107,7 @@ def compare_all(folder: Path, size: str) -> dict[str, Any]:
                 pairs["table2"][named[name]] = named[str(best)]
     for name in ("flip", "flip-id"):
         for variant in ABLATIONS:
-            if (other := f"{name}-{variant}{suffix}") in runs and f"{name}{suffix}" in runs:
+            if (other := ablated(name, variant, suffix)) in runs and f"{name}{suffix}" in runs:
                 pairs["table5"][other] = f"{name}{suffix}"
     comparisons: dict[str, Any] = {}
     for table, of_table in pairs.items():
@@ -186,7 +194,7 @@ def table5(folder: Path, size: str) -> Table:
     for name in ("flip", "flip-id"):
         titles = {"": "all of it"} | {variant: ablation[0] for variant, ablation in ABLATIONS.items()}
         for variant, title in titles.items():
-            system = f"{name}{f'-{variant}' if variant else ''}{suffix}"
+            system = ablated(name, variant, suffix)
             theirs = published.get(variant or "flip") if name == "flip" else None
             cells = [TITLES[name], title, *figures_of(runs.get(system, {})), *published_of(theirs)]
             rows.append([*cells, *against(comparisons.get(system))[:3]])

@@ -6,14 +6,23 @@ python -m benchmarks.results_table
 from __future__ import annotations
 
 import json
-import math
-import re
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
+
+from benchmarks.paper_runs import ABLATIONS, SIZES
+from benchmarks.paper_tables import (
+    TITLES,
+    base_name,
+    figures_of,
+    load_runs,
+    published_of,
+    searches,
+    table2,
+    table5,
+)
+from benchmarks.paper_tables import paper as published
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -24,37 +33,6 @@ DATASETS = {
     "bookcrossing": "BookCrossing",
     "goodreads": "GoodReads",
 }
-# A recipe's file name: what the paper calls it, and the category in which it competes.
-SYSTEMS = {
-    "afm": ("AFM", "ID"),
-    "pnn": ("PNN", "ID"),
-    "pnn-outer": ("PNN, outer product", "ID"),
-    "wide-deep": ("Wide&Deep", "ID"),
-    "dcn": ("DCN", "ID"),
-    "deepfm": ("DeepFM", "ID"),
-    "xdeepfm": ("xDeepFM", "ID"),
-    "afn": ("AFN", "ID"),
-    "autoint": ("AutoInt", "ID"),
-    "dcnv2": ("DCNv2", "ID"),
-    "dcn-mix": ("DCN-Mix", "ID"),
-    "flip-id": ("FLIP_ID", "ID"),
-    "flip-id-small": ("FLIP_ID, small text tower", "ID"),
-    "ctr-bert": ("CTR-BERT", "text"),
-    "ctr-bert-small": ("CTR-BERT, small text tower", "text"),
-    "p5": ("P5", "text"),
-    "ptab": ("PTab", "text"),
-    "ptab-small": ("PTab, small text tower", "text"),
-    "flip-plm": ("FLIP_PLM", "text"),
-    "flip-plm-small": ("FLIP_PLM, small text tower", "text"),
-    "ctrl": ("CTRL", "ID + text"),
-    "ctrl-small": ("CTRL, small text tower", "ID + text"),
-    "morec": ("MoRec", "ID + text"),
-    "morec-small": ("MoRec, small text tower", "ID + text"),
-    "morec-cached": ("MoRec, cached", "ID + text"),
-    "flip": ("FLIP", "ID + text"),
-    "flip-small": ("FLIP, small text tower", "ID + text"),
-}
-OURS = ("flip-id", "flip-id-small", "flip-plm", "flip-plm-small", "flip", "flip-small")
 
 
 def load(*parts: str) -> dict[str, Any]:
@@ -71,7 +49,7 @@ def quickstart() -> str:
     for name in ("dcnv2", "flip-id", "flip-plm", "flip"):
         r = load("quickstart", f"{name}.json")
         figures = [f"{r[key]:.4f}" for key in ("test_auc", "test_logloss", "test_unseen_auc")]
-        rows.append([SYSTEMS[name][0], *figures])
+        rows.append([TITLES[name], *figures])
     return table(["", "test AUC", "test logloss", "AUC on rows with an unseen item"], rows)
 
 
@@ -266,91 +244,28 @@ def cluster_fit() -> str:
 
 def results_in_short() -> str:
     """A few systems on MovieLens-1M, for readers in a hurry."""
-    paper = json.loads((ROOT / "benchmarks" / "paper.json").read_text())["movielens-1m"]
-    runs = runs_of("movielens-1m")
+    runs, paper = load_runs(RESULTS / "movielens-1m"), published("movielens-1m")
     rows = []
-    for name in ("deepfm", "dcn", "dcnv2", "flip-id-small", "flip-small"):
-        figures = list(runs[name].values())
-        measured = [spread([r[key] for r in figures]) for key in ("test_auc", "test_logloss")]
-        rows.append([SYSTEMS[name][0], str(len(figures)), *measured, *published(paper, name)])
+    for system in ("dcnv2", "flip-id-small", "flip-plm-small", "flip-small"):
+        if of := runs.get(system):
+            rows.append([TITLES[base_name(system)], *figures_of(of), *published_of(paper[base_name(system)])])
     return table(["", "seeds", "test AUC", "test logloss", "paper AUC", "paper logloss"], rows)
 
 
 def results() -> str:
-    """One table for each dataset."""
-    paper = json.loads((ROOT / "benchmarks" / "paper.json").read_text())
-    return "\n\n".join(dataset_table(name, paper.get(name, {})) for name in DATASETS if (RESULTS / name).exists())
-
-
-def runs_of(dataset: str) -> dict[str, dict[int, dict[str, Any]]]:
-    """Its results, by system and seed."""
-    runs: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
-    for path in sorted((RESULTS / dataset).glob("*.json")):
-        name, seed = re.fullmatch(r"(.+)-(\d+)", path.stem).groups()  # type: ignore[union-attr]
-        runs[name][int(seed)] = json.loads(path.read_text())
-    return runs
-
-
-def published(paper: dict[str, list[float]], name: str) -> list[str]:
-    """The paper's AUC and logloss."""
-    return [f"{value:.4f}" for value in paper[name]] if name in paper else ["–", "–"]
-
-
-def dataset_table(dataset: str, paper: dict[str, list[float]]) -> str:
-    runs = runs_of(dataset)
-    auc = {name: {seed: r["test_auc"] for seed, r in seeds.items()} for name, seeds in runs.items()}
-    rows = []
-    for name in (name for name in SYSTEMS if name in runs):
-        system, category = SYSTEMS[name]
-        rivals = [n for n in runs if n != name and n not in OURS and SYSTEMS[n][1] == category]
-        best = max(rivals, key=lambda n: np.mean(list(auc[n].values())), default=None)
-        figures = list(runs[name].values())
-        rows.append(
-            [
-                category,
-                system,
-                Path(figures[0].get("text_model") or "–").name,
-                str(len(figures)),
-                spread([r["test_auc"] for r in figures]),
-                spread([r["test_logloss"] for r in figures]),
-                f"{np.mean([r['validation_auc'] for r in figures]):.4f}",
-                *published(paper, name),
-                *(["–", "–"] if best is None else [relative(auc[name], auc[best]), significance(auc[name], auc[best])]),
-                f"{figures[0]['num_parameters'] / 1e6:.2f}",
-                speed_of(figures, "train_samples_per_second"),
-                speed_of(figures, "test_rows_per_second"),
-            ]
-        )
-    head = ["kind", "system", "text tower", "seeds", "test AUC", "test logloss", "validation AUC", "paper AUC"]
-    head += ["paper logloss", "against the best other", "p", "M parameters", "training samples/s", "scoring rows/s"]
-    return f"**{DATASETS[dataset]}**\n\n{table(head, rows)}"
-
-
-def spread(values: list[float]) -> str:
-    """Mean, and the standard deviation over seeds where there are several."""
-    deviation = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.4f}{deviation}"
-
-
-def relative(auc: dict[int, float], best: dict[int, float]) -> str:
-    """Relative improvement of the mean AUC above one half, against the best baseline of the same kind."""
-    ours, theirs = np.mean(list(auc.values())), np.mean(list(best.values()))
-    return f"{(ours - 0.5) / (theirs - 0.5) - 1:+.1%}"
-
-
-def significance(auc: dict[int, float], best: dict[int, float]) -> str:
-    """p of the paired t-test over the seeds that both were run with."""
-    seeds = sorted(auc.keys() & best.keys())
-    if len(seeds) < 2:
-        return "–"
-    p = stats.ttest_rel([auc[s] for s in seeds], [best[s] for s in seeds]).pvalue
-    return "–" if math.isnan(p) else f"{p:.3f}"
-
-
-def speed_of(figures: list[dict[str, Any]], key: str) -> str:
-    """The fastest run's, of those that were not interrupted: what others shared the machine with is not the model's."""
-    values = [r[key] for r in figures if r.get(key) and not r["resumed"]]
-    return f"{max(values):,.0f}" if values else "–"
+    """The tables of each dataset that has been measured."""
+    parts = []
+    for name, title in DATASETS.items():
+        folder = RESULTS / name
+        if not (runs := load_runs(folder)):
+            continue
+        size = "small" if any(system.endswith(SIZES["small"]) for system in runs) else "paper"
+        tables = {"all systems (Table 2)": table2(folder)}
+        if any(base_name(system).endswith(tuple(ABLATIONS)) for system in runs):
+            tables["parts of the pretraining (Table 5)"] = table5(folder, size)
+        tables["what was chosen on validation"] = searches(folder)
+        parts += [f"**{title}: {what}**\n\n{of.markdown()}" for what, of in tables.items()]
+    return "\n\n".join(parts)
 
 
 def render(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import fields
@@ -91,6 +92,12 @@ class RecipeParser(jsonargparse.ArgumentParser):
 
 
 def recipe_parser() -> RecipeParser:
+    """The parser of recipes, whose keys are also those of the towers that are registered."""
+    return _recipe_parser(tuple(TABULAR_TOWERS))
+
+
+@functools.cache  # making one takes a tenth of a second
+def _recipe_parser(towers: tuple[str, ...]) -> RecipeParser:
     parser = RecipeParser(
         prog="train.py",
         parser_mode="recipe",
@@ -112,7 +119,8 @@ def recipe_parser() -> RecipeParser:
     )
     parser.add_class_arguments(MoRecConfig, "model", skip={f.name for f in fields(MoRecConfig)} - set(MODEL_KEYS))
     added: set[str] = set()
-    for name, tower in TABULAR_TOWERS.items():  # towers may share a setting
+    for name in towers:  # they may share a setting
+        tower = TABULAR_TOWERS[name]
         (parser.groups or {})["model"].add_class_arguments(
             tower.settings_class, "model", as_group=False, skip=set(added)
         )

@@ -1,0 +1,342 @@
+"""How systems are measured: what is run, what is chosen, what is shared, what is not run again; and what a budget leaves."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import train
+from benchmarks import compare, paper_runs, protocol, reproduce, results_table
+from benchmarks.protocol import Bench, System, refit_of
+from modeling_flip.training.command_line import parse_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICKSTART = str(ROOT / "configuration" / "quickstart.yaml")
+LABELS = np.arange(40) % 2 == 1
+
+
+def leave_results(recipe: Any, auc: float, best_epoch: float = 2.0) -> None:
+    """What a run leaves in its folder."""
+    folder = Path(recipe.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = {"validation_auc": auc, "validation_logloss": 0.5} if recipe.refit is None else {}
+    figures |= {
+        "test_auc": auc,
+        "test_logloss": 0.6,
+        "best_epoch": best_epoch,
+        "epochs": 3.0,
+        "recipe": recipe.to_dict(),
+    }
+    figures |= {
+        "wall_time": {"total_seconds": 36.0},
+        "test_unseen_auc": 0.6,
+        "num_parameters": 1000,
+        "seed": recipe.seed,
+    }
+    (folder / "all_results.json").write_text(json.dumps(figures))
+    logits = np.random.default_rng(recipe.seed).normal(size=40) + auc * LABELS
+    rows = {"label": LABELS, "logit": logits.astype(np.float32), "is_unseen": np.zeros(40, bool)}
+    pq.write_table(pa.table(rows), folder / "test_predictions.parquet")
+    if recipe.pretraining is not None and recipe.pretrained_model_name_or_path is None:
+        (folder / "pretraining").mkdir(exist_ok=True)
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The recipes of runs, in their order. They are not made: each leaves what a run would leave. Their AUC is 0.7, and 0.8 at
+    half the learning rate; one with seed 13 fails."""
+    recipes: list[Any] = []
+
+    def run(command: list[str]) -> SimpleNamespace:
+        assert command[1] == "train.py"
+        recipe = parse_recipe(command[2:])
+        recipes.append(recipe)
+        if recipe.seed == 13:
+            return SimpleNamespace(returncode=1)
+        leave_results(recipe, 0.8 if recipe.finetuning.get("learning_rate") == 5e-4 else 0.7)
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(protocol, "subprocess", SimpleNamespace(run=run))
+    return recipes
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path / "results", tmp_path / "models")
+
+
+def test_the_best_trial_is_refitted_for_each_seed(bench: Bench, launched: list[Any]) -> None:
+    half = ("--finetuning.learning_rate", "5e-4")
+    system = System("mine", QUICKSTART, ("--towers", "tabular", "--pretraining", "null"), ((), half))
+    figures = [bench.measure(system, seed) for seed in (1, 2)]
+    assert [(one.seed, one.refit, one.finetuning["learning_rate"]) for one in launched] == [
+        *((1, None, 1e-3), (1, None, 5e-4)),
+        *((1, 2.0, 5e-4), (2, 2.0, 5e-4)),
+    ]
+    search = figures[1]["search"]
+    assert figures[0]["search"] == search
+    assert (search["chosen"], search["seed"], len(search["trials"])) == (1, 1, 2)
+    assert search["trials"][1]["settings"] == list(half) and search["trials"][1]["test_auc"] == 0.8
+    assert refit_of(search) == [*half, "--refit", "2.0"]
+    kept = bench.results / "demo"
+    assert json.loads((kept / "mine-2.json").read_text()) == figures[1]
+    assert pq.read_table(kept / "predictions" / "mine-2.parquet").num_rows == 40
+    before = len(launched)
+    again = Bench(bench.results, bench.output_dir)
+    assert again.measure(system, 2) == figures[1]
+    assert again.known_search(system, 3) == search and len(launched) == before
+
+
+def test_a_run_of_another_protocol_is_made_again(bench: Bench, launched: list[Any]) -> None:
+    system = System("mine", QUICKSTART)
+    file = bench.result_file(system, 1)
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"test_auc": 0.9}))
+    assert not bench.is_measured(system, 1)
+    assert bench.measure(system, 1)["test_auc"] == 0.7
+
+
+def test_systems_with_the_same_pretraining_share_it_seed_by_seed(bench: Bench, launched: list[Any]) -> None:
+    systems = [
+        System("flip", QUICKSTART),
+        System("flip-id", QUICKSTART, ("--towers", "tabular", "--model.dropout", "0.5")),
+        System("cold", QUICKSTART, ("--model.temperature", "0.1")),
+        System("dcnv2", QUICKSTART, ("--towers", "tabular", "--pretraining", "null")),
+    ]
+    for seed in (1, 2):
+        for system in systems:
+            bench.measure(system, seed)
+    models = bench.output_dir / "demo"
+    shared = {Path(one.output_dir).name: one.pretrained_model_name_or_path for one in launched}
+    # A search and a refit pretrain on other rows.
+    assert shared.pop("flip-id-trial-0") == str(models / "flip-trial-0" / "pretraining")
+    assert shared.pop("flip-id-1") == str(models / "flip-1" / "pretraining")
+    assert shared.pop("flip-id-2") == str(models / "flip-2" / "pretraining")
+    assert len(shared) == 9 and set(shared.values()) == {None}
+    figures = json.loads((bench.results / "demo" / "flip-id-2.json").read_text())
+    assert figures["pretraining_seed"] == 2
+    assert "pretraining_seed" not in json.loads((bench.results / "demo" / "dcnv2-2.json").read_text())
+    assert bench.pretraining_of(figures, "flip-id-2") == models / "flip-2" / "pretraining"
+    # Known again where an interrupted comparison goes on.
+    later = Bench(bench.results, bench.output_dir)
+    later.measure(systems[0], 1)
+    assert later.pretrained == {
+        key: path for key, path in bench.pretrained.items() if path == models / "flip-1" / "pretraining"
+    }
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(
+    launched: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results_table, "RESULTS", tmp_path / "results")
+    failed = compare.compare([QUICKSTART], [13, 4], [], tmp_path / "models")
+    assert len(failed) == 1 and failed[0].startswith("demo, quickstart-trial-0: train.py")
+    assert [path.name for path in (tmp_path / "results" / "demo").glob("*.json")] == ["quickstart-4.json"]
+
+
+def test_a_real_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results_table, "RESULTS", tmp_path / "results")
+
+    def run(command: list[str]) -> SimpleNamespace:
+        train.main(command[2:])
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(protocol, "subprocess", SimpleNamespace(run=run))
+    quick = [
+        "--pretraining",
+        "null",
+        "--towers",
+        "tabular",
+        "--max_train_samples",
+        "500",
+        "--finetuning.max_steps",
+        "8",
+    ]
+    assert compare.compare([QUICKSTART], [5], quick, tmp_path / "models") == []
+    figures = json.loads((tmp_path / "results" / "demo" / "quickstart-5.json").read_text())
+    assert figures["seed"] == 5 and figures["rows"] == {"train": 500 + 2400, "test": 4800}
+    (trial,) = figures["search"]["trials"]
+    assert 0 < trial["validation_auc"] < 1 and trial["test_auc"] != figures["test_auc"]
+    assert trial["best_epoch"] == figures["recipe"]["refit"]
+
+
+# ---- a budget
+
+
+@pytest.fixture
+def costs(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> reproduce.Costs:
+    """Costs of runs that take 60 seconds for pretraining and 10 for each of three epochs."""
+    stage = SimpleNamespace(training_seconds=30.0, evaluation_seconds=0.0)
+    found = {"pretraining": SimpleNamespace(training_seconds=60.0, evaluation_seconds=0.0), "finetuning": stage}
+
+    def facts(self: Any, recipe: Any) -> dict[str, Any]:
+        return {name: of for name, of in found.items() if name == "finetuning" or recipe.pretraining is not None}
+
+    monkeypatch.setattr(reproduce.Costs, "facts", facts)
+    return reproduce.Costs(bench)
+
+
+EPOCHS = ("--finetuning.num_train_epochs", "3")
+
+
+def test_costs_count_what_is_still_to_come(bench: Bench, costs: reproduce.Costs, launched: list[Any]) -> None:
+    flip, tower = System("flip", QUICKSTART, EPOCHS), System("flip-id", QUICKSTART, (*EPOCHS, "--towers", "tabular"))
+    assert costs.of(flip, 1) == 2 * 90
+    bench.measure(flip, 1)
+    assert costs.of(flip, 2) == 60 + 20  # searched: two epochs were chosen
+    assert costs.of(tower, 1) == 30 + 30  # the pretraining of both parts is there
+    assert costs.of(tower, 2) == 2 * 90
+
+
+def test_what_does_not_fit_into_the_budget_is_left_out(
+    bench: Bench, costs: reproduce.Costs, launched: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(reproduce.time, "monotonic", lambda: clock[0])
+    measure = Bench.measure
+
+    def takes_time(self: Bench, system: System, seed: int) -> dict[str, Any]:
+        clock[0] += 100
+        return measure(self, system, seed)
+
+    monkeypatch.setattr(Bench, "measure", takes_time)
+    cheap = System("dcnv2", QUICKSTART, (*EPOCHS, "--towers", "tabular", "--pretraining", "null"))
+    cold = System("cold", QUICKSTART, (*EPOCHS, "--model.temperature", "0.1"))
+    runs = [
+        (System("flip", QUICKSTART, EPOCHS), 1),
+        (cold, 1),
+        (cheap, 1),
+    ]
+    left_out = reproduce.make_runs(bench, runs, 200, at_once=1)
+    assert left_out == ["cold, seed 1: takes 3.0 min, and 1.7 are left"]
+    assert sorted(path.stem for path in (bench.results / "demo").glob("*.json")) == ["dcnv2-1", "flip-1"]
+    assert reproduce.make_runs(bench, runs, float("inf"), at_once=1) == []
+    assert "failed: demo, cold-13: train.py" in reproduce.make_runs(bench, [(cold, 13)], float("inf"), 1)[0]
+
+
+# ---- what is run
+
+
+@pytest.mark.parametrize(("dataset", "size"), [("demo", "small"), ("movielens-1m", "small")])
+def test_every_run_of_every_table_is_a_recipe_of_its_own(dataset: str, size: str, bench: Bench) -> None:
+    runs = paper_runs.runs_of(paper_runs.TARGETS, dataset, size, [1, 2], num_trials=3)
+    systems = [system for system, seed in runs if seed == 1]
+    assert runs == [(system, seed) for seed in (1, 2) for system in systems]
+    assert [len(system.trials) for system in systems] == [3] * len(
+        systems
+    )  # each is searched for as long as the others
+    seen: dict[str, str] = {}
+    for system in systems:
+        said = json.dumps(bench.recipe(system, 1).to_dict() | {"output_dir": ""}, sort_keys=True)
+        assert said not in seen, f"{system.name} is {seen.get(said)}"
+        seen[said] = system.name
+    assert len(seen) == len({system.name for system in systems})
+
+
+@pytest.mark.parametrize("kind", ["ID", "ID + text", "text"])
+def test_trials_are_settings_of_recipes(kind: str, bench: Bench) -> None:
+    name = paper_runs.TABLE2[kind][0]
+    for settings in paper_runs.TRIALS[kind]:
+        bench.recipe(paper_runs.system("movielens-1m", "small", name), 1, *settings)
+
+
+def test_the_papers_figures_are_probabilities_of_known_systems() -> None:
+    published = json.loads((ROOT / "benchmarks" / "paper.json").read_text())
+    assert re.search(r"10\.1145/\d+\.\d+", published["source"])
+    for dataset in ("movielens-1m", "bookcrossing", "goodreads"):
+        assert published["table2"][dataset].keys() == set(paper_runs.KINDS) - set(paper_runs.ALSO)
+    assert published["table5"]["movielens-1m"].keys() == {"flip", *paper_runs.ABLATIONS}
+    assert published["table3"]["bookcrossing"].keys() == set(paper_runs.TOWERS)
+
+    def pairs(of: Any) -> list[Any]:
+        return [of] if isinstance(of, list) else [pair for one in of.values() for pair in pairs(one)]
+
+    found = pairs({name: of for name, of in published.items() if name != "source"})
+    assert len(found) == 3 * 17 + 2 * (3 * 4 + 3 * 3 + 8)
+    assert all(0.5 < auc < 1 and 0 < logloss < 0.7 for auc, logloss in found)
+
+
+def test_a_dataset_without_recipes_is_said() -> None:
+    with pytest.raises(ValueError, match="there is no recipe for flip on nowhere"):
+        paper_runs.system("nowhere", "small", "flip")
+
+
+def test_every_recipe_is_a_system_with_a_title() -> None:
+    stems = {path.stem for name in results_table.DATASETS for path in (ROOT / "configuration" / name).glob("*.yaml")}
+    assert {stem.removesuffix("-small") for stem in stems} <= paper_runs.KINDS.keys()
+
+
+# ---- the tables
+
+
+def fake_runs(bench: Bench, aucs: dict[str, Callable[[int], float]], seeds: range) -> None:
+    for name, auc in aucs.items():
+        for seed in seeds:
+            recipe = bench.recipe(System(name, QUICKSTART), seed)
+            recipe.output_dir, recipe.refit = str(bench.output_dir / f"{name}-{seed}"), 2.0
+            leave_results(recipe, auc(seed))
+            figures = json.loads((Path(recipe.output_dir) / "all_results.json").read_text())
+            trial = {
+                "settings": [],
+                "validation_auc": 0.71,
+                "test_auc": 0.7,
+                "best_epoch": 2.0,
+                "wall_time": {"total_seconds": 60},
+            }
+            file = bench.results / "demo" / f"{name}-{seed}.json"
+            protocol.write_predictions(
+                Path(recipe.output_dir) / "test_predictions.parquet",
+                file.parent / "predictions" / f"{file.stem}.parquet",
+            )
+            file.write_text(json.dumps(figures | {"search": {"seed": 1, "trials": [trial], "chosen": 0}}))
+
+
+def test_tables_and_figures_of_runs(bench: Bench, tmp_path: Path) -> None:
+    def near(center: float) -> Callable[[int], float]:
+        return lambda seed: center + 0.0005 * (seed % 3)
+
+    aucs = {
+        "dcnv2": near(0.70),
+        "deepfm": lambda seed: 0.69 + 0.0007 * seed,
+        "flip-id": lambda seed: 0.78 + 0.001 * seed,
+        "flip": near(0.8),
+    }
+    aucs |= {"flip-id-without-mlm": near(0.72), "flip-id-temperature-0.1": near(0.71)}
+    fake_runs(bench, aucs, range(1, 4))
+    comparisons = reproduce.paper_tables.compare_all(bench.results / "demo", "small")
+    assert {name: record["against"] for name, record in comparisons["table2"].items()} == {
+        "deepfm": "dcnv2",
+        "flip-id": "dcnv2",
+    }
+    assert comparisons["table5"]["flip-id-without-mlm"]["against"] == "flip-id"
+    assert comparisons["table5"]["flip-id-without-mlm"]["auc"]["difference"] < 0
+    record = comparisons["table2"]["flip-id"]
+    assert record["auc"]["difference"] == pytest.approx(0.782 - 0.7005)
+    assert record["p_holm"] == pytest.approx(min(1, 2 * record["auc"]["p_seeds"]))
+    out = tmp_path / "out"
+    out.mkdir()
+    for target in ("table2", "table3", "table4", "table5", "figure3", "figure4", "figure5", "figure6"):
+        reproduce.draw(target, bench, "demo", "small", out)
+    assert {path.name for path in out.iterdir()} == {
+        *(f"table{n}.{kind}" for n in (2, 3, 4, 5) for kind in ("md", "csv")),
+        *("figure4.png", "figure4.svg"),
+    }
+    lines = (out / "table2.md").read_text().splitlines()
+    assert [line.split(" | ")[1] for line in lines[2:]] == ["FLIP_ID", "DCNv2", "DeepFM", "FLIP"]
+    flip_id = lines[2].strip("| ").split(" | ")
+    assert flip_id[:6] == ["ID", "FLIP_ID", "–", "3", "0.7820 ± 0.0010", "0.6000 ± 0.0000"]
+    assert flip_id[9].startswith("+0.0815 [")
+    assert lines[3].endswith("| – | – | – | – |")  # the best baseline is compared with nothing
+    assert (out / "table2.csv").read_text().splitlines()[0].startswith("kind,system,text tower")
+    assert "| FLIP_ID | w/o MLM | 3 | 0.7205 ± 0.0005 |" in (out / "table5.md").read_text()
+    assert (out / "figure4.png").read_bytes().startswith(b"\x89PNG")
+    assert comparisons == json.loads((bench.results / "demo" / "comparisons.json").read_text())
