@@ -105,8 +105,8 @@ def systems_of(target: str, dataset: str, size: str, num_trials: int = 1) -> lis
         found = []
         for tower in TOWERS:
             found.append(one(tower))
-            given, variant = ((), "") if tower == "dcnv2" else (("--tabular_tower", tower), tower)
-            found += [one(name, *given, variant=variant) for name in ("flip-id", "flip", "flip-plm")]
+            settings, variant = ([], "") if tower == "dcnv2" else (["--tabular_tower", tower], tower)
+            found += [one(name, *settings, variant=variant) for name in ("flip-id", "flip", "flip-plm")]
         return found
     if target == "table4":
         text_models = {} if dataset == "demo" else TEXT_MODELS[size]
