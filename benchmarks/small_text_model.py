@@ -12,18 +12,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
-from tokenizers import BertWordPieceTokenizer
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
-
 from data_scripts.registry import registered_datasets
+from data_scripts.text_model import write
 from modeling_flip import Field, FlipProcessor
 
 MOVIELENS = "movielens-1m"
-SPECIAL = {
-    name: f"[{name.split('_')[0].upper()}]"
-    for name in ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
-}
 
 
 def make(raw_dir: str | None, output_dir: Path, dataset_name: str = MOVIELENS) -> None:
@@ -32,21 +25,17 @@ def make(raw_dir: str | None, output_dir: Path, dataset_name: str = MOVIELENS) -
     train = dataset.load(dataset_name, raw_dir)["train"]
     fields = [Field(name=name, kind=kind) for name, kind in dataset.fields.items()]
     sentences = FlipProcessor.fit(train, fields).texts(train.select(range(0, len(train), 10)))
-    words = BertWordPieceTokenizer(lowercase=True)
-    words.train_from_iterator(sentences, vocab_size=8192, min_frequency=20, show_progress=False)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words._tokenizer, model_max_length=128, **SPECIAL)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
+    write(
+        output_dir,
+        sentences,
+        max_length=128,
+        vocab_size=8_192,
+        min_frequency=20,
         hidden_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
         intermediate_size=512,
         hidden_dropout_prob=0.0,  # rows are seen once; on a CPU attention without dropout is fused
         attention_probs_dropout_prob=0.0,
     )
-    torch.manual_seed(0)
-    BertModel(config).save_pretrained(output_dir)
-    tokenizer.save_pretrained(output_dir)
 
 
 def default_folder(dataset_name: str) -> Path:

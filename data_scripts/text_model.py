@@ -4,6 +4,7 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from data_scripts.publishing import finished_folder
 
@@ -12,10 +13,23 @@ _LETTERS = string.ascii_lowercase + string.digits
 _OTHER_CHARACTERS = 500
 
 
-def write(output_dir: str | Path, sentences: Sequence[str], max_length: int) -> Path:
+def write(
+    output_dir: str | Path,
+    sentences: Sequence[str],
+    max_length: int,
+    *,
+    vocab_size: int = 2_000,
+    min_frequency: int = 0,
+    **settings: Any,
+) -> Path:
     """Write a tiny untrained BERT that reads at most `max_length` tokens, with a WordPiece vocabulary of the sentences.
 
     `AutoTokenizer` and `AutoModel` load the folder; the same sentences give the same bytes.
+
+    Args:
+        vocab_size: most pieces of the vocabulary, beside the characters that are not ASCII.
+        min_frequency: of a piece.
+        settings: of BertConfig, such as `hidden_size`.
     """
     # Imported here, so that reading rows does not wait for them.
     import torch
@@ -36,17 +50,16 @@ def write(output_dir: str | Path, sentences: Sequence[str], max_length: int) -> 
     pieces = [*_SPECIAL_TOKENS, *characters, *(f"##{c}" for c in (*_LETTERS, *others))]
     trained.train_from_iterator(
         sentences,
-        trainers.WordPieceTrainer(vocab_size=2_000 + 2 * len(others), special_tokens=pieces, show_progress=False),
+        trainers.WordPieceTrainer(
+            vocab_size=vocab_size + 2 * len(others),
+            min_frequency=min_frequency,
+            special_tokens=pieces,
+            show_progress=False,
+        ),
     )
     tokenizer = BertTokenizer(vocab=trained.get_vocab(), model_max_length=max_length)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=128,
-        max_position_embeddings=max_length,
-    )
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+    config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=max_length, **sizes | settings)
     with torch.random.fork_rng(devices=[]):  # leave the caller's random state alone
         torch.manual_seed(0)
         model = BertModel(config)
