@@ -93,8 +93,9 @@ def masked_field_similarity(model: FlipForPreTraining, processor: FlipProcessor,
                 attention_mask=batch["attention_mask"],
                 list_feature_ids=batch.get("masked_list_feature_ids"),
             )
-            text.append(normalize(model.icl.text_projection(output.text_representation).float()))
-            table.append(normalize(model.icl.tabular_projection(output.tabular_representation).float()))
+            projected = model.icl.project(output.text_representation, output.tabular_representation)
+            text.append(normalize(projected[0]))
+            table.append(normalize(projected[1]))
         parts.append(torch.einsum("ibp,jbp->bij", torch.stack(text), torch.stack(table)))
     return torch.cat(parts).cpu().numpy()
 

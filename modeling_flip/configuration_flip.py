@@ -85,6 +85,7 @@ class FlipConfig(PreTrainedConfig):
         temperature: τ, the temperature of ICL.
         icl_subspaces: compare the towers in this many parts of the projection, each with the most similar part of the other, as
             CTRL does.
+        icl_layer_norm: normalise what ICL projects; no in checkpoints from before this was done.
         mlm_weight: weight of the MLM loss (masked words); 0 switches it off.
         mtm_weight: weight of the MTM loss (masked features).
         icl_weight: weight of the ICL loss (contrastive).
@@ -116,6 +117,7 @@ class FlipConfig(PreTrainedConfig):
     projection_size: int = 128
     temperature: float | int = 0.7
     icl_subspaces: int = 1
+    icl_layer_norm: bool = True
     mlm_weight: float | int = 1.0
     mtm_weight: float | int = 1.0
     icl_weight: float | int = 1.0
@@ -174,7 +176,7 @@ class FlipConfig(PreTrainedConfig):
                 f"config.json has format version {version!r}, but this modeling_flip reads up to {LAST_FORMAT_VERSION}; "
                 "upgrade modeling_flip"
             )
-        settings = {**config_dict, "format_version": FORMAT_VERSION}
+        settings = {"icl_layer_norm": False, **config_dict, "format_version": FORMAT_VERSION}
         if version == 1:
             tower = settings.get("tabular_tower", cls.tabular_tower)
             for name in set(flat_settings(settings)) - set(FLAT_SETTINGS.get(tower, ())):

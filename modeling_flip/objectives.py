@@ -121,28 +121,38 @@ class InstanceContrastiveLearning(nn.Module):
     """ICL (Eq. 11): each row's sentence and table find each other among all rows of the batch, on all processes.
 
     Both towers are projected linearly to `projection_size`; similarity is their dot product over τ; InfoNCE from text to
-    table and from table to text, averaged. With `icl_subspaces` S above 1 the similarity is CTRL's fine-grained one (Li et
-    al., 2023): both projections are split into S parts, and sim(a, b) = Σ_s max_t ⟨a_s, b_t⟩, a being the side that searches.
+    table and from table to text, averaged. What is projected is layer-normalised, without a learned scale. The paper says nothing
+    of it; its authors' heads have a layer norm as well. Without it, the products of a table that has hardly been trained are
+    nearly 0, whatever its text, and the loss may never leave log B.
+
+    With `icl_subspaces` S above 1 the similarity is CTRL's fine-grained one (Li et al., 2023): both projections are split into S
+    parts, and sim(a, b) = Σ_s max_t ⟨a_s, b_t⟩, a being the side that searches.
     """
 
     def __init__(self, config: FlipConfig, tabular_size: int, text_size: int):
         super().__init__()
         self.temperature = config.temperature
         self.num_subspaces = config.icl_subspaces
+        self.layer_norm = config.icl_layer_norm
         self.text_projection = nn.Linear(text_size, config.projection_size)
         self.tabular_projection = nn.Linear(tabular_size, config.projection_size)
 
     def forward(self, text: torch.Tensor, tabular: torch.Tensor) -> torch.Tensor:
         """text (B, D_text), tabular (B, D_tab) → scalar, this process's share: the mean over processes is the loss of the
         whole batch."""
-        text = self.text_projection(text).float()
-        tabular = self.tabular_projection(tabular).float()
+        text, tabular = self.project(text, tabular)
         all_text, all_tabular, first = gather_rows(text, tabular)
         targets = torch.arange(len(text), device=text.device) + first
         with torch.autocast(text.device.type, enabled=False):
             text_to_table = F.cross_entropy(self.similarity(text, all_tabular) / self.temperature, targets)
             table_to_text = F.cross_entropy(self.similarity(tabular, all_text) / self.temperature, targets)
         return (text_to_table + table_to_text) / 2
+
+    def project(self, text: torch.Tensor, tabular: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """text (B, D_text), tabular (B, D_tab) → (B, projection_size) each, where they are compared."""
+        if self.layer_norm:
+            text, tabular = (F.layer_norm(x.float(), x.shape[-1:]) for x in (text, tabular))
+        return self.text_projection(text).float(), self.tabular_projection(tabular).float()
 
     def similarity(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """a (A, projection_size), b (B, projection_size) → (A, B)."""

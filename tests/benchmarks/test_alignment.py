@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
+from torch.nn.functional import layer_norm
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks import alignment
@@ -55,7 +56,7 @@ def similarity_by_hand(model: FlipForPreTraining, processor: FlipProcessor, row:
         assert is_masked.any()
         input_ids = inputs["input_ids"].masked_fill(is_masked, processor.tokenizer.mask_token_id)
         sentence = model.flip(input_ids=input_ids, attention_mask=inputs["attention_mask"]).text_representation
-        text = model.icl.text_projection(sentence)[0]
+        text = model.icl.text_projection(layer_norm(sentence, sentence.shape[-1:]))[0]
         matrix.append([])
         for of_table in ("user", "genres"):
             feature_ids, members = inputs["feature_ids"].clone(), inputs["list_feature_ids"]
@@ -64,7 +65,8 @@ def similarity_by_hand(model: FlipForPreTraining, processor: FlipProcessor, row:
             else:
                 members = torch.tensor([[[mask]]])
             output = model.flip(feature_ids=feature_ids, list_feature_ids=members)
-            table = model.icl.tabular_projection(output.tabular_representation)[0]
+            row_of_table = output.tabular_representation
+            table = model.icl.tabular_projection(layer_norm(row_of_table, row_of_table.shape[-1:]))[0]
             matrix[-1].append(float(text @ table / (text.norm() * table.norm())))
     return matrix
 

@@ -265,9 +265,13 @@ def test_mtm_makes_nothing_as_wide_as_all_features_for_each_row() -> None:
 # ---- instance contrastive learning
 
 
+def normed(icl: InstanceContrastiveLearning, x: np.ndarray) -> np.ndarray:
+    return (x - x.mean()) / np.sqrt(x.var() + 1e-5) if icl.layer_norm else x
+
+
 def icl_by_hand(icl: InstanceContrastiveLearning, text: torch.Tensor, tabular: torch.Tensor, tau: float) -> float:
-    sentences = [linear(icl.text_projection, w) for w in numpy(text)]
-    tables = [linear(icl.tabular_projection, v) for v in numpy(tabular)]
+    sentences = [linear(icl.text_projection, normed(icl, w)) for w in numpy(text)]
+    tables = [linear(icl.tabular_projection, normed(icl, v)) for v in numpy(tabular)]
     text_to_table, table_to_text = 0.0, 0.0
     for i in range(len(text)):
         text_to_table -= math.log(softmax(np.array([sentences[i] @ table / tau for table in tables]))[i])
@@ -275,9 +279,11 @@ def icl_by_hand(icl: InstanceContrastiveLearning, text: torch.Tensor, tabular: t
     return (text_to_table / len(text) + table_to_text / len(text)) / 2
 
 
+@pytest.mark.parametrize("layer_norm", [True, False])
 @pytest.mark.parametrize("temperature", [0.7, 2.0])
-def test_icl_is_the_mean_of_both_directions_over_the_temperature(temperature: float) -> None:
-    icl = randomised(InstanceContrastiveLearning(make_config(temperature=temperature), D_TAB, D_TEXT))
+def test_icl_is_the_mean_of_both_directions_over_the_temperature(temperature: float, layer_norm: bool) -> None:
+    config = make_config(temperature=temperature, icl_layer_norm=layer_norm)
+    icl = randomised(InstanceContrastiveLearning(config, D_TAB, D_TEXT))
     text, tabular = draw(4, D_TEXT), draw(4, D_TAB, seed=1)
     expected = icl_by_hand(icl, text, tabular, temperature)
     assert icl(text, tabular).item() == pytest.approx(expected, rel=1e-5)
@@ -295,8 +301,8 @@ def subspace_icl_by_hand(
     def similarity(a: np.ndarray, b: np.ndarray) -> float:
         return sum(max(float(x @ y) for y in parts(b)) for x in parts(a))
 
-    sentences = [linear(icl.text_projection, w) for w in numpy(text)]
-    tables = [linear(icl.tabular_projection, v) for v in numpy(tabular)]
+    sentences = [linear(icl.text_projection, normed(icl, w)) for w in numpy(text)]
+    tables = [linear(icl.tabular_projection, normed(icl, v)) for v in numpy(tabular)]
     loss = 0.0
     for searching, found in ((sentences, tables), (tables, sentences)):
         for i, a in enumerate(searching):
@@ -314,6 +320,19 @@ def test_icl_of_subspaces_compares_each_part_with_the_most_similar_part(num_subs
     assert icl(text, tabular).item() == pytest.approx(expected, rel=1e-5)
     in_one = icl_by_hand(icl, text, tabular, temperature)
     assert (abs(expected - in_one) < 1e-9) is (num_subspaces == 1)
+
+
+def test_the_size_of_a_representation_says_nothing_to_icl() -> None:
+    text, tabular = draw(4, D_TEXT), draw(4, D_TAB, seed=1)
+    icl = randomised(InstanceContrastiveLearning(make_config(), D_TAB, D_TEXT))
+    assert icl(text * 100, tabular * 50).item() == pytest.approx(icl(text, tabular).item(), rel=1e-3)
+
+
+def test_icl_of_a_checkpoint_from_before_the_layer_norm_is_as_it_was() -> None:
+    saved = FlipConfig().to_dict()
+    assert FlipConfig.from_dict(saved).icl_layer_norm
+    del saved["icl_layer_norm"]
+    assert not FlipConfig.from_dict(saved).icl_layer_norm
 
 
 def test_icl_compares_in_one_space_unless_told_otherwise() -> None:
