@@ -69,12 +69,12 @@ class Table:
         return text.getvalue()
 
 
-def load_runs(folder: Path) -> Runs:
-    """The runs of a dataset that were made by benchmarks/protocol.py."""
+def load_runs(folder: Path, is_refitted: bool = True) -> Runs:
+    """The runs of a dataset that were made by benchmarks/protocol.py, or those from before it."""
     runs: Runs = defaultdict(dict)
     for path in sorted(folder.glob("*.json")):
         found = re.fullmatch(r"(.+)-(\d+)", path.stem)
-        if found and "search" in (figures := json.loads(path.read_text())):
+        if found and ("search" in (figures := json.loads(path.read_text()))) == is_refitted:
             runs[found[1]][int(found[2])] = figures
     return dict(runs)
 
@@ -157,6 +157,16 @@ def table2(folder: Path) -> Table:
                 ]
             )
     return Table([head, *rows])
+
+
+def before_refit(folder: Path) -> Table:
+    """Runs from before the protocol: their models never saw the validation rows. Compare them with each other only."""
+    runs, rows = load_runs(folder, is_refitted=False), []
+    for name, kind in KINDS.items():
+        for system in (system for system in runs if base_name(system) == name):
+            of = runs[system]
+            rows.append([kind, TITLES[name], text_tower_of(of), *figures_of(of), spread(of, "validation_auc")])
+    return Table([["kind", "system", "text tower", "seeds", "test AUC", "test logloss", "validation AUC"], *rows])
 
 
 def table3(folder: Path, size: str) -> Table:

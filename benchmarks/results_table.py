@@ -15,6 +15,7 @@ from benchmarks.paper_runs import ABLATIONS, SIZES
 from benchmarks.paper_tables import (
     TITLES,
     base_name,
+    before_refit,
     figures_of,
     load_runs,
     published_of,
@@ -174,6 +175,15 @@ def new_values() -> str:
     return table(["", "all rows", "new", "seconds"], rows)
 
 
+def icl_layer_norm() -> str:
+    """ICL's loss at the end of the demo's pretraining."""
+    measured = load("icl_layer_norm.json")
+    losses = {name: of["icl_loss"] for name, of in measured["losses"].items()}
+    kinds = list(dict.fromkeys(name.split(", ")[0] for name in losses))
+    rows = [[kind, *(f"{losses[f'{kind}, {how} layer norm']:.2f}" for how in ("without", "with"))] for kind in kinds]
+    return table([f"ICL's loss, of log B = {measured['loss_of_chance']:.2f}", "without layer norm", "with it"], rows)
+
+
 def scoring() -> str:
     """Rows/s of every way to score, and the time that one row takes."""
     measured = load("scoring.json")
@@ -243,34 +253,48 @@ def cluster_fit() -> str:
 
 
 def results_in_short() -> str:
-    """A few systems on MovieLens-1M, for readers in a hurry."""
-    runs, paper = load_runs(RESULTS / "movielens-1m"), published("movielens-1m")
+    """A few systems of each dataset that has been measured, for readers in a hurry."""
     rows = []
-    for system in ("dcnv2", "flip-id-small", "flip-plm-small", "flip-small"):
-        if of := runs.get(system):
-            rows.append([TITLES[base_name(system)], *figures_of(of), *published_of(paper[base_name(system)])])
-    return table(["", "seeds", "test AUC", "test logloss", "paper AUC", "paper logloss"], rows)
+    for name, title in DATASETS.items():
+        runs, paper = load_runs(RESULTS / name), published(name)
+        for system in ("dcnv2", "flip-id-small", "flip-plm-small", "flip-small"):
+            if of := runs.get(system):
+                rows.append(
+                    [title, TITLES[base_name(system)], *figures_of(of), *published_of(paper[base_name(system)])]
+                )
+    return table(["", "", "seeds", "test AUC", "test logloss", "paper AUC", "paper logloss"], rows)
 
 
 def results() -> str:
     """The tables of each dataset that has been measured."""
     parts = []
     for name, title in DATASETS.items():
-        folder = RESULTS / name
-        if not (runs := load_runs(folder)):
-            continue
-        size = "small" if any(system.endswith(SIZES["small"]) for system in runs) else "paper"
-        tables = {"all systems (Table 2)": table2(folder)}
-        if any(base_name(system).endswith(tuple(ABLATIONS)) for system in runs):
-            tables["parts of the pretraining (Table 5)"] = table5(folder, size)
-        tables["what was chosen on validation"] = searches(folder)
+        folder, tables = RESULTS / name, {}
+        if runs := load_runs(folder):
+            size = "small" if any(system.endswith(SIZES["small"]) for system in runs) else "paper"
+            tables["all systems (Table 2)"] = table2(folder)
+            if any(base_name(system).endswith(tuple(ABLATIONS)) for system in runs):
+                tables["parts of the pretraining (Table 5)"] = table5(folder, size)
+            tables["what was chosen on validation"] = searches(folder)
+        if load_runs(folder, is_refitted=False):
+            tables["before the refit"] = before_refit(folder)
         parts += [f"**{title}: {what}**\n\n{of.markdown()}" for what, of in tables.items()]
     return "\n\n".join(parts)
 
 
 def render(text: str) -> str:
     """The text with each table between its marks."""
-    for section in (quickstart, results_in_short, speed, scale, goodreads_join, cluster_fit, new_values, results):
+    for section in (
+        quickstart,
+        results_in_short,
+        speed,
+        scale,
+        goodreads_join,
+        cluster_fit,
+        new_values,
+        icl_layer_norm,
+        results,
+    ):
         begin, end = f"<!-- {section.__name__} -->", f"<!-- end of {section.__name__} -->"
         if begin in text:
             before, rest = text.split(begin)

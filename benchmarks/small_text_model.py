@@ -1,7 +1,8 @@
-"""A small text tower for a dataset on a CPU: a random two-layer BERT of width 128, and a WordPiece vocabulary learned from every
-tenth training sentence.
+"""A small text tower for a dataset on a CPU: a random two-layer BERT, and a WordPiece vocabulary learned from every tenth training
+sentence.
 
-    python -m benchmarks.small_text_model [--dataset_name movielens-1m] [--raw_dir data/movielens-1m] [--output_dir DIR]
+    python -m benchmarks.small_text_model [--dataset_name movielens-1m] [--raw_dir data/movielens-1m] [--hidden_size 128]
+        [--output_dir DIR]
 
 By default it is written to outputs/text-models/bert-2x128 for MovieLens-1M, and to outputs/text-models/DATASET-bert-2x128 for
 another dataset.
@@ -19,7 +20,7 @@ from modeling_flip import Field, FlipProcessor
 MOVIELENS = "movielens-1m"
 
 
-def make(raw_dir: str | None, output_dir: Path, dataset_name: str = MOVIELENS) -> None:
+def make(raw_dir: str | None, output_dir: Path, dataset_name: str = MOVIELENS, hidden_size: int = 128) -> None:
     """Write the text tower to a folder; the raw files are in `raw_dir`, or are downloaded."""
     dataset = registered_datasets()[dataset_name]
     train = dataset.load(dataset_name, raw_dir)["train"]
@@ -31,26 +32,27 @@ def make(raw_dir: str | None, output_dir: Path, dataset_name: str = MOVIELENS) -
         max_length=128,
         vocab_size=8_192,
         min_frequency=20,
-        hidden_size=128,
-        intermediate_size=512,
+        hidden_size=hidden_size,
+        intermediate_size=4 * hidden_size,
         hidden_dropout_prob=0.0,  # rows are seen once; on a CPU attention without dropout is fused
         attention_probs_dropout_prob=0.0,
     )
 
 
-def default_folder(dataset_name: str) -> Path:
+def default_folder(dataset_name: str, hidden_size: int = 128) -> Path:
     prefix = "" if dataset_name == MOVIELENS else f"{dataset_name}-"
-    return Path("outputs/text-models") / f"{prefix}bert-2x128"
+    return Path("outputs/text-models") / f"{prefix}bert-2x{hidden_size}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset_name", default=MOVIELENS, choices=list(registered_datasets()))
     parser.add_argument("--raw_dir")
+    parser.add_argument("--hidden_size", type=int, default=128)
     parser.add_argument("--output_dir", type=Path)
     options = parser.parse_args()
-    folder = options.output_dir or default_folder(options.dataset_name)
-    make(options.raw_dir, folder, options.dataset_name)
+    folder = options.output_dir or default_folder(options.dataset_name, options.hidden_size)
+    make(options.raw_dir, folder, options.dataset_name, options.hidden_size)
     print(f"the text tower is in {folder}")
 
 
