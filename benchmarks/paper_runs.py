@@ -49,7 +49,9 @@ ABLATIONS = {
     "without-joint-reconstruction": ("w/o joint reconstruction", ("--model.joint_reconstruction", "false")),
 }
 TOWERS = ("dcnv2", "autoint", "deepfm")  # table 3
-# Table 4. The small ones are made by benchmarks/small_text_model.py, and as docs/results.md says.
+# Table 4, beside the recipe's text tower. MiniLM's first layers are made as docs/results.md says; the demo's by `reproduce`.
+DEMO_TEXT_MODELS = {"bert-2x32": "outputs/text-models/demo-bert-2x32"}
+DEMO_T5 = "outputs/text-models/demo-t5"
 TEXT_MODELS = {
     "small": {"minilm-2-layers": "outputs/text-models/all-MiniLM-L6-v2-2-layers"},
     "paper": {"roberta-base": "FacebookAI/roberta-base", "roberta-large": "FacebookAI/roberta-large"},
@@ -88,7 +90,8 @@ def system(dataset: str, size: str, name: str, *settings: str, variant: str = ""
     base = ROOT / "configuration" / "quickstart.yaml" if dataset == "demo" else folder / f"flip{suffix}.yaml"
     if not base.exists():
         raise ValueError(f"there is no recipe for {name} on {dataset}: neither {folder / name}.yaml nor {base}")
-    return System(f"{called}{suffix}", str(base), (*SETTINGS[name], *settings), trials)
+    t5 = ("--text_model_name_or_path", DEMO_T5) if (name, dataset) == ("p5", "demo") else ()
+    return System(f"{called}{suffix}", str(base), (*SETTINGS[name], *t5, *settings), trials)
 
 
 def systems_of(target: str, dataset: str, size: str, num_trials: int = 1) -> list[System]:
@@ -109,10 +112,9 @@ def systems_of(target: str, dataset: str, size: str, num_trials: int = 1) -> lis
             found += [one(name, *settings, variant=variant) for name in ("flip-id", "flip", "flip-plm")]
         return found
     if target == "table4":
-        text_models = {} if dataset == "demo" else TEXT_MODELS[size]
         return [one(name) for name in ("flip-id", "flip", "flip-plm")] + [
             one(name, "--text_model_name_or_path", path, variant=variant)
-            for variant, path in text_models.items()
+            for variant, path in text_models(dataset, size).items()
             for name in ("flip-id", "flip", "flip-plm")
         ]
     if target == "table5":
@@ -138,6 +140,11 @@ def systems_of(target: str, dataset: str, size: str, num_trials: int = 1) -> lis
     if target == "figure6":
         return [one(studied, *(ABLATIONS[v][1] if v else ()), variant=v) for v in EMBEDDINGS]
     raise ValueError(f"{target!r} is no table or figure; it must be one of {', '.join(TARGETS)}")
+
+
+def text_models(dataset: str, size: str) -> dict[str, str]:
+    """The text towers of Table 4 beside the recipe's."""
+    return DEMO_TEXT_MODELS if dataset == "demo" else TEXT_MODELS[size]
 
 
 def figure_system(size: str) -> str:

@@ -25,10 +25,10 @@ from benchmarks.paper_runs import (
     MASK_RATIOS,
     SIZES,
     TEMPERATURES,
-    TEXT_MODELS,
     TOWERS,
     figure_system,
     suffix_of,
+    text_models,
 )
 from modeling_flip.training import manifest
 
@@ -186,7 +186,7 @@ def table4(folder: Path, size: str) -> Table:
     """FLIP with other text towers."""
     runs, published = load_runs(folder), paper(folder.name, "table4")
     suffix, rows = suffix_of(folder.name, size), []
-    for variant in ("", *TEXT_MODELS[size]):
+    for variant in ("", *text_models(folder.name, size)):
         for name in ("flip-id", "flip-plm", "flip"):
             of = runs.get(f"{name}{f'-{variant}' if variant else ''}{suffix}", {})
             theirs = published.get(variant or "tinybert", {}).get(name) if size == "paper" else None

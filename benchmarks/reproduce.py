@@ -31,8 +31,18 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import alignment, paper_tables, results_table
-from benchmarks.paper_runs import ABLATIONS, EMBEDDINGS, SIZES, TARGETS, figure_system, runs_of, suffix_of
+from benchmarks import alignment, paper_tables, results_table, small_text_model
+from benchmarks.paper_runs import (
+    ABLATIONS,
+    DEMO_T5,
+    DEMO_TEXT_MODELS,
+    EMBEDDINGS,
+    SIZES,
+    TARGETS,
+    figure_system,
+    runs_of,
+    suffix_of,
+)
 from benchmarks.protocol import Bench, RunFailedError, System, pretraining_key, refit_of
 from modeling_flip.training.dry_run import StageFacts, inspect
 from modeling_flip.training.recipe import Recipe, needs_text
@@ -117,6 +127,15 @@ def make_run(costs: Costs, run: tuple[System, int], ends: float) -> str:
     return ""
 
 
+def make_demo_text_models() -> None:
+    """The text towers that the demo's tables need beside its own; they are not made again."""
+    (tower,) = map(Path, DEMO_TEXT_MODELS.values())
+    if not tower.exists():
+        small_text_model.make(None, tower, "demo", hidden_size=32)
+    if not Path(DEMO_T5).exists():
+        small_text_model.make_t5(tower, Path(DEMO_T5))
+
+
 # ---- what is drawn
 
 
@@ -185,6 +204,8 @@ def main(given: Sequence[str] | None = None) -> None:
     output_dir = options.output_dir or Path("outputs/reproduce") / options.dataset
     output_dir.mkdir(parents=True, exist_ok=True)
     bench = Bench(results_table.RESULTS, output_dir / "models", given[split + 1 :])
+    if options.dataset == "demo":
+        make_demo_text_models()
     runs = runs_of(targets, options.dataset, options.size, options.seeds, options.trials)
     seconds = float("inf") if options.budget is None else 60 * options.budget
     left_out = make_runs(bench, runs, seconds, options.at_once)

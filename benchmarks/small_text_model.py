@@ -1,5 +1,5 @@
-"""A small text tower for a dataset on a CPU: a random two-layer BERT, and a WordPiece vocabulary learned from every tenth training
-sentence.
+"""A small text tower for a dataset on a CPU: a random two-layer BERT, and a WordPiece vocabulary learned from every tenth
+training sentence.
 
     python -m benchmarks.small_text_model [--dataset_name movielens-1m] [--raw_dir data/movielens-1m] [--hidden_size 128]
         [--output_dir DIR]
@@ -12,6 +12,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
 
 from data_scripts.registry import registered_datasets
 from data_scripts.text_model import write
@@ -37,6 +40,17 @@ def make(raw_dir: str | None, output_dir: Path, dataset_name: str = MOVIELENS, h
         hidden_dropout_prob=0.0,  # rows are seen once; on a CPU attention without dropout is fused
         attention_probs_dropout_prob=0.0,
     )
+
+
+def make_t5(text_model: Path, output_dir: Path) -> None:
+    """Write a small T5 with random weights and the tokenizer of another text model, for P5."""
+    tokenizer = AutoTokenizer.from_pretrained(text_model)
+    sizes = {"d_model": 64, "d_kv": 32, "d_ff": 128, "num_layers": 2, "num_heads": 2}
+    ends = {"eos_token_id": tokenizer.sep_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = T5Config(vocab_size=len(tokenizer), decoder_start_token_id=tokenizer.pad_token_id, **sizes, **ends)
+    torch.manual_seed(0)
+    T5ForConditionalGeneration(config).save_pretrained(output_dir)
+    tokenizer.save_pretrained(output_dir)
 
 
 def default_folder(dataset_name: str, hidden_size: int = 128) -> Path:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import Sampler
-from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import PredictionOutput, TrainOutput, rotate_checkpoints
 from transformers.utils import logging
 
@@ -32,6 +33,20 @@ logger = logging.get_logger(__name__)
 
 
 REMEDY = "lower learning_rate or text_learning_rate, and run again with another output_dir or after deleting this one"
+
+
+@contextmanager
+def plain_attention(model: nn.Module) -> Iterator[None]:
+    """The text towers attend without torch's fused kernel, whose backward pass in bf16 on a CPU takes several times as long."""
+    of_text = [m for m in model.modules() if isinstance(m, PreTrainedModel) and not isinstance(m, FlipPreTrainedModel)]
+    fused = [m for m in of_text if m.config._attn_implementation == "sdpa"]
+    for tower in fused:
+        tower.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        for tower in fused:
+            tower.set_attn_implementation("sdpa")
 
 
 class FlipTrainer(Trainer):
@@ -171,8 +186,10 @@ class FlipTrainer(Trainer):
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision(self.args.float32_matmul_precision or before)
         sparse = sparse_gradients(self.model) if self.args.sparse_embeddings else nullcontext()
+        is_slow = self.args.bf16 and self.args.device.type == "cpu"
+        attention = plain_attention(self.model) if is_slow else nullcontext()
         try:
-            with sparse:
+            with sparse, attention:
                 output = super().train(*args, **kwargs)
         finally:
             torch.set_float32_matmul_precision(before)

@@ -35,6 +35,7 @@ from modeling_flip import (
     PretrainingCollator,
 )
 from modeling_flip.modeling_flip import masked_lm_head, most_tokens, pooled
+from modeling_flip.training.trainer import plain_attention
 
 FIELDS = ["user_id", "gender", "title", "genre"]
 SIZES: dict[str, Any] = {
@@ -496,3 +497,20 @@ def test_bert_is_read_without_its_pooler(text_model: Callable[[str], TextModel])
     source = text_model("bert")
     assert any(name.startswith("pooler.") for name in BertModel.from_pretrained(source.folder).state_dict())
     assert not [name for name, _ in make_model(FlipForCTR, source).named_parameters() if "pooler" in name]
+
+
+@ALL_FAMILIES
+def test_plain_attention_is_the_fused_one_but_for_its_speed(
+    family: str, text_model: Callable[[str], TextModel]
+) -> None:
+    made = text_model(family)
+    model = FlipForCTR.from_text_pretrained(made.folder, made.processor, towers="text", **SIZES).eval()
+    batch = made.processor.sentences(made.rows)
+    inputs = {name: torch.from_numpy(batch[name]) for name in ("input_ids", "attention_mask")}
+    assert (inputs["attention_mask"] == 0).any()
+    fused = model(**inputs).logits
+    before = [m.config._attn_implementation for m in model.modules() if hasattr(m, "set_attn_implementation")]
+    with plain_attention(model):
+        assert model.flip.text_tower.config._attn_implementation == "eager"
+        torch.testing.assert_close(model(**inputs).logits, fused, rtol=1e-4, atol=1e-5)
+    assert [m.config._attn_implementation for m in model.modules() if hasattr(m, "set_attn_implementation")] == before

@@ -299,6 +299,16 @@ def test_bf16_trains(make: Callable[..., FlipTrainer]) -> None:
     assert next(trainer.model.parameters()).dtype == torch.float32
 
 
+@pytest.mark.parametrize("bf16", [True, False])
+def test_bf16_on_a_cpu_trains_with_plain_attention(make: Callable[..., FlipTrainer], bf16: bool) -> None:
+    trainer, seen = make(FlipForPreTraining, bf16=bf16), set[str]()
+    tower = trainer.model.flip.text_tower
+    tower.register_forward_hook(lambda *_: seen.add(tower.config._attn_implementation))
+    trainer.train()
+    assert seen == {"eager" if bf16 else "sdpa"}
+    assert tower.config._attn_implementation == "sdpa"
+
+
 def test_matmul_precision_holds_while_training_only(make: Callable[..., FlipTrainer]) -> None:
     seen: list[str] = []
     trainer = make(float32_matmul_precision="medium")
