@@ -14,11 +14,12 @@ import sys
 from pathlib import Path
 
 from benchmarks import results_table
+from benchmarks.paper_tables import compare_all
 from benchmarks.protocol import Bench, RunFailedError, System
 
 
 def compare(recipes: list[str], seeds: list[int], arguments: list[str], output_dir: Path) -> list[str]:
-    """Runs what is missing; returns the runs that failed."""
+    """Runs what is missing, and compares the systems of each dataset; returns the runs that failed."""
     bench = Bench(results_table.RESULTS, output_dir, arguments)
     systems = [System(Path(recipe).stem, recipe) for recipe in recipes]
     failed = []
@@ -27,6 +28,9 @@ def compare(recipes: list[str], seeds: list[int], arguments: list[str], output_d
             bench.measure(system, seed)
         except RunFailedError as error:
             failed.append(str(error))
+    for folder in {bench.result_file(system, seeds[0]).parent for system in systems}:
+        if folder.exists():
+            compare_all(folder)
     return failed
 
 

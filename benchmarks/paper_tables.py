@@ -93,10 +93,16 @@ def ablated(name: str, variant: str, suffix: str) -> str:
 # ---- comparisons
 
 
-def compare_all(folder: Path, size: str) -> dict[str, Any]:
+def size_of(runs: Runs) -> str:
+    """Whether these are runs of the small recipes or of the paper's."""
+    return "small" if any(system.endswith(SIZES["small"]) for system in runs) else "paper"
+
+
+def compare_all(folder: Path) -> dict[str, Any]:
     """Compares, of a dataset's runs, in Table 2 each system with the best baseline of its kind, and in Table 5 FLIP with each
     ablation; p values are corrected within each table. Writes comparisons.json."""
-    runs, suffix = load_runs(folder), suffix_of(folder.name, size)
+    runs = load_runs(folder)
+    suffix = suffix_of(folder.name, size_of(runs))
     named = {base_name(system): system for system in runs if base_name(system) in KINDS}
     pairs: dict[str, dict[str, str]] = {"table2": {}, "table5": {}}
     for kind in dict.fromkeys(KINDS.values()):
@@ -223,6 +229,43 @@ def searches(folder: Path) -> Table:
         epochs = chosen.get("best_epoch") or chosen["epochs"]
         figures = [f"{chosen[key]:.4f}" for key in ("validation_auc", "test_auc")]
         rows.append([system, str(len(trials)), settings, f"{epochs:g}", *figures, f"{hours:.1f}"])
+    return Table([head, *rows])
+
+
+def all_runs(results: Path) -> Table:
+    """Every run of every dataset, a row each: what it was, what it measured, and on what."""
+    figures = ("test_auc", "test_logloss", "test_ne", "test_ece", "test_unseen_auc", "test_unseen_rows", "alpha")
+    facts = ("num_parameters", "train_samples_per_second", "test_rows_per_second", "commit")
+    head = ["dataset", "system", "kind", "seed", "pretraining_seed", "text_model", "trials", "chosen", "epochs"]
+    head += ["validation_auc_before_refit", "test_auc_before_refit", *figures, *facts, "cpus", "gpu", "torch", "recipe"]
+    rows = []
+    for folder in sorted(path for path in results.iterdir() if path.is_dir()):
+        for system, of in load_runs(folder).items():
+            for seed, run in sorted(of.items()):
+                search = run["search"]
+                chosen = search["trials"][search["chosen"]]
+                name = base_name(system)
+                cells = [
+                    folder.name,
+                    system,
+                    KINDS.get(name, ""),
+                    seed,
+                    run.get("pretraining_seed"),
+                    run.get("text_model"),
+                ]
+                cells += [
+                    len(search["trials"]),
+                    " ".join(chosen["settings"]),
+                    chosen.get("best_epoch") or chosen["epochs"],
+                ]
+                cells += [chosen["validation_auc"], chosen["test_auc"], *(run.get(key) for key in (*figures, *facts))]
+                cells += [
+                    run["hardware"]["cpus"],
+                    run["hardware"]["gpu"],
+                    run["versions"]["torch"],
+                    json.dumps(run["recipe"]),
+                ]
+                rows.append(["" if cell is None else str(cell) for cell in cells])
     return Table([head, *rows])
 
 

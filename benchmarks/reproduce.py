@@ -209,7 +209,7 @@ def main(given: Sequence[str] | None = None) -> None:
     runs = runs_of(targets, options.dataset, options.size, options.seeds, options.trials)
     seconds = float("inf") if options.budget is None else 60 * options.budget
     left_out = make_runs(bench, runs, seconds, options.at_once)
-    paper_tables.compare_all(bench.results / options.dataset, options.size)
+    paper_tables.compare_all(bench.results / options.dataset)
     for target in targets:
         draw(target, bench, options.dataset, options.size, output_dir)
     print(f"\n{len(runs) - len(left_out)} of {len(runs)} runs are there; tables and figures are in {output_dir}")

@@ -1,4 +1,5 @@
-"""Renders the tables of the README and docs/ from benchmarks/results/: runs' all_results.json, and the benchmarks' --json.
+"""Renders the tables of the README and docs/ from benchmarks/results/: runs' all_results.json, and the benchmarks' --json. Also
+writes all runs as one table, benchmarks/results/runs.csv.
 
 python -m benchmarks.results_table
 """
@@ -11,15 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.paper_runs import ABLATIONS, SIZES
+from benchmarks.paper_runs import ABLATIONS
 from benchmarks.paper_tables import (
     TITLES,
+    all_runs,
     base_name,
     before_refit,
     figures_of,
     load_runs,
     published_of,
     searches,
+    size_of,
     table2,
     table5,
 )
@@ -27,6 +30,7 @@ from benchmarks.paper_tables import paper as published
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+RUNS_FILE = "runs.csv"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 DATASETS = {
     "movielens-1m": "MovieLens-1M",
@@ -271,10 +275,9 @@ def results() -> str:
     for name, title in DATASETS.items():
         folder, tables = RESULTS / name, {}
         if runs := load_runs(folder):
-            size = "small" if any(system.endswith(SIZES["small"]) for system in runs) else "paper"
             tables["all systems (Table 2)"] = table2(folder)
             if any(base_name(system).endswith(tuple(ABLATIONS)) for system in runs):
-                tables["parts of the pretraining (Table 5)"] = table5(folder, size)
+                tables["parts of the pretraining (Table 5)"] = table5(folder, size_of(runs))
             tables["what was chosen on validation"] = searches(folder)
         if load_runs(folder, is_refitted=False):
             tables["before the refit"] = before_refit(folder)
@@ -303,6 +306,7 @@ def render(text: str) -> str:
 
 
 def main() -> None:
+    (RESULTS / RUNS_FILE).write_text(all_runs(RESULTS).csv())
     for page in PAGES:
         page.write_text(render(page.read_text()))
         print(f"rendered {page.relative_to(ROOT)}")

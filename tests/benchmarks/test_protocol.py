@@ -9,13 +9,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from sklearn.metrics import roc_auc_score
 
 import train
-from benchmarks import compare, paper_runs, protocol, reproduce, results_table
+from benchmarks import compare, paper_runs, protocol, reproduce, results_table, significance
 from benchmarks.protocol import Bench, System, refit_of
 from modeling_flip.training.command_line import parse_recipe
 
@@ -140,7 +142,10 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(
     monkeypatch.setattr(results_table, "RESULTS", tmp_path / "results")
     failed = compare.compare([QUICKSTART], [13, 4], [], tmp_path / "models")
     assert len(failed) == 1 and failed[0].startswith("demo, quickstart-trial-0: train.py")
-    assert [path.name for path in (tmp_path / "results" / "demo").glob("*.json")] == ["quickstart-4.json"]
+    assert {path.name for path in (tmp_path / "results" / "demo").glob("*.json")} == {
+        "quickstart-4.json",
+        "comparisons.json",
+    }
 
 
 def test_a_real_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,7 +317,7 @@ def test_tables_and_figures_of_runs(bench: Bench, tmp_path: Path) -> None:
     }
     aucs |= {"flip-id-without-mlm": near(0.72), "flip-id-temperature-0.1": near(0.71)}
     fake_runs(bench, aucs, range(1, 4))
-    comparisons = reproduce.paper_tables.compare_all(bench.results / "demo", "small")
+    comparisons = reproduce.paper_tables.compare_all(bench.results / "demo")
     assert {name: record["against"] for name, record in comparisons["table2"].items()} == {
         "deepfm": "dcnv2",
         "flip-id": "dcnv2",
@@ -340,3 +345,25 @@ def test_tables_and_figures_of_runs(bench: Bench, tmp_path: Path) -> None:
     assert "| FLIP_ID | w/o MLM | 3 | 0.7205 ± 0.0005 |" in (out / "table5.md").read_text()
     assert (out / "figure4.png").read_bytes().startswith(b"\x89PNG")
     assert comparisons == json.loads((bench.results / "demo" / "comparisons.json").read_text())
+
+
+def test_all_runs_are_a_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = (results_table.RESULTS / results_table.RUNS_FILE).read_text()
+    assert written == reproduce.paper_tables.all_runs(results_table.RESULTS).csv()
+    rows = datasets.load_dataset(str(results_table.RESULTS), split="train")
+    runs = [path for path in results_table.RESULTS.glob("*/*.json") if "search" in json.loads(path.read_text())]
+    assert sorted(zip(rows["dataset"], rows["system"], rows["seed"], strict=True)) == sorted(
+        (path.parent.name, *(f(part) for f, part in zip((str, int), path.stem.rsplit("-", 1), strict=True)))
+        for path in runs
+    )
+    assert all("uncommitted" not in commit for commit in rows["commit"])
+    card = (results_table.RESULTS / "README.md").read_text()
+    assert all(column in card for column in ("pretraining_seed", "validation_auc_before_refit", "recipe"))
+
+
+def test_figures_of_a_run_are_those_of_its_predictions() -> None:
+    for path in results_table.RESULTS.glob("*/predictions/*.parquet"):
+        figures = json.loads((path.parents[1] / f"{path.stem}.json").read_text())
+        rows = significance.read_predictions(path)
+        assert roc_auc_score(rows.labels, rows.logits) == pytest.approx(figures["test_auc"], abs=1e-5)
+        assert rows.is_unseen.sum() == figures["test_unseen_rows"]
