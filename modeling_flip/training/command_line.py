@@ -155,6 +155,7 @@ def _recipe_parser(towers: tuple[str, ...]) -> RecipeParser:
         action.option_strings = [option for option in action.option_strings if not option.endswith("+")]
         kind = str(getattr(action, "_typehint", ""))
         kinds = {"list": "[A, B]", "bool": "true|false", "float": "NUMBER", "int": "N", "str": "TEXT"}
+        kinds = {"bool, float": "true|NUMBER"} | kinds
         action.metavar = next((shown for word, shown in kinds.items() if word in kind), "VALUE")
     return parser
 
