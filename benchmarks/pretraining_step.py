@@ -18,8 +18,9 @@ import gc
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from torch.nn import functional as F
 from transformers import BertConfig
 
 from benchmarks import movielens_like
+from benchmarks.small_text_model import TINYBERT
 from modeling_flip import FlipConfig, FlipDataset, FlipForPreTraining, FlipProcessor, PretrainingCollator
 
 PUBLISHED_LENGTH = 100
@@ -34,10 +36,12 @@ MEGABATCH = 50  # batches among which transformers' LengthGroupedSampler groups 
 Batch = dict[str, torch.Tensor]
 
 
-def build(num_rows: int) -> tuple[FlipForPreTraining, FlipProcessor, FlipDataset]:
+def build(
+    num_rows: int, text_sizes: Mapping[str, Any] = TINYBERT
+) -> tuple[FlipForPreTraining, FlipProcessor, FlipDataset]:
     table = movielens_like.rows(num_rows)
     processor = FlipProcessor.fit(table, movielens_like.FIELDS, movielens_like.tokenizer(), max_length=PUBLISHED_LENGTH)
-    text_config = BertConfig(num_hidden_layers=4, hidden_size=312, num_attention_heads=12, intermediate_size=1200)
+    text_config = BertConfig(**text_sizes)
     sizes = {"num_features": processor.vocabulary.num_features, "num_fields": len(processor.fields)}
     model = FlipForPreTraining(FlipConfig(text_config=text_config, **sizes))
     return model.train(), processor, processor.encode(table)

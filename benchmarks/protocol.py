@@ -53,7 +53,7 @@ class Bench:
     Attributes:
         results: a folder for each dataset.
         output_dir: folder for the models; a run that was interrupted goes on from there.
-        arguments: of every run, such as `--raw_dir data/movielens-1m`.
+        arguments: of every run, such as `--raw_dir data/movielens-1m`; those of the pretraining for systems that pretrain.
         pretrained: of each pretraining that has been run, by `pretraining_key`, the folder.
     """
 
@@ -63,7 +63,15 @@ class Bench:
     pretrained: dict[str, Path] = field(default_factory=dict)
 
     def recipe(self, system: System, seed: int, *more: str) -> Recipe:
-        return parse_recipe([system.recipe, *self.arguments, *system.settings, *more, "--seed", str(seed)])
+        return parse_recipe([system.recipe, *self.given(system, seed, *more)])
+
+    def given(self, system: System, seed: int, *more: str) -> list[str]:
+        """The arguments of a run, after its recipe."""
+        own = [*system.settings, *more, "--seed", str(seed)]
+        others = without_section(self.arguments, "pretraining")
+        if others != [*self.arguments] and parse_recipe([system.recipe, *own]).pretraining is not None:
+            others = [*self.arguments]
+        return [*others, *own]
 
     def result_file(self, system: System, seed: int) -> Path:
         return self.results / self.recipe(system, seed).dataset_name / f"{system.name}-{seed}.json"
@@ -104,7 +112,10 @@ class Bench:
         file = self.result_file(system, seed)
         if self.is_measured(system, seed):
             figures: dict[str, Any] = json.loads(file.read_text())
-            self.remember(self.recipe(system, seed, *refit_of(figures["search"])), file.stem)
+            search = figures["search"]
+            for number, trial in enumerate(search["trials"]):
+                self.remember(self.recipe(system, search["seed"], *trial["settings"]), f"{system.name}-trial-{number}")
+            self.remember(self.recipe(system, seed, *refit_of(search)), file.stem)
             return figures
         search = self.search(system, seed)
         figures = self.run(system, seed, refit_of(search), file.stem)
@@ -122,15 +133,14 @@ class Bench:
         """One run of train.py, or what an earlier one has left; its all_results.json."""
         recipe = self.recipe(system, seed, *settings)
         folder = self.folder(recipe.dataset_name, name)
-        given = [*self.arguments, *system.settings, *settings, "--seed", str(seed), "--output_dir", str(folder)]
+        given = [*self.given(system, seed, *settings), "--output_dir", str(folder)]
         pretrained = self.pretrained.get(pretraining_key(recipe) or "")
         if pretrained not in (None, folder / "pretraining"):
             given += ["--pretrained_model_name_or_path", str(pretrained)]
         if not (folder / RESULTS_FILE).exists():
-            command = [sys.executable, "train.py", system.recipe, *given]
             print(f"=== {recipe.dataset_name}, {name}: {' '.join(given)}", flush=True)
-            if subprocess.run(command).returncode != 0:
-                raise RunFailedError(f"{recipe.dataset_name}, {name}: {' '.join(command[1:])}")
+            if train(system.recipe, *given) != 0:
+                raise RunFailedError(f"{recipe.dataset_name}, {name}: train.py {system.recipe} {' '.join(given)}")
         self.remember(recipe, name)
         return dict(json.loads((folder / RESULTS_FILE).read_text()))
 
@@ -148,6 +158,22 @@ class Bench:
         pretrained = self.folder(recipe.dataset_name, name) / "pretraining"
         if (key := pretraining_key(recipe)) is not None and pretrained.exists():
             self.pretrained.setdefault(key, pretrained)
+
+
+def train(*arguments: str) -> int:
+    """Runs train.py; its exit code."""
+    return subprocess.run([sys.executable, "train.py", *arguments]).returncode
+
+
+def without_section(arguments: Sequence[str], section: str) -> list[str]:
+    """`--key value` and `--key=value` arguments, without those of a section of the recipe."""
+    kept, is_kept = [], True
+    for argument in arguments:
+        if argument.startswith("--"):
+            is_kept = not argument.startswith(f"--{section}.")
+        if is_kept:
+            kept.append(argument)
+    return kept
 
 
 def refit_of(search: Mapping[str, Any]) -> list[str]:

@@ -1,7 +1,7 @@
 """The paper's tables 2 to 5 and figures 3 to 6: makes the runs that they need, as many as a budget allows, and draws them.
 
     python -m benchmarks.reproduce TABLE_OR_FIGURE … --dataset NAME [--budget MINUTES] [--seeds 1 2 3 4] [--size small|paper]
-        [--trials N] [--at_once N] [--output_dir DIR] [-- --key value …]
+        [--systems NAME …] [--trials N] [--at_once N] [--results DIR] [--output_dir DIR] [-- --key value …]
 
 TABLE_OR_FIGURE is one of table2 to table5, figure3 to figure6, or all. What follows `--` is given to every run, such as
 `-- --raw_dir data/movielens-1m`. Each system is chosen on validation, trained again on training and validation rows, and scored
@@ -9,7 +9,7 @@ once (benchmarks/protocol.py). All systems of the first seed come before those o
 any budget ends with whole rows. A run that the rest of the budget cannot hold is left out; the same command goes on with it.
 
 `--size paper` takes the paper's recipes, which need a GPU; `--size small` those with a small text tower. The figures of runs go
-to benchmarks/results/DATASET/, tables and figures to `--output_dir`, models to its folder `models`.
+to `--results`/DATASET/, tables and figures to `--output_dir`, models to its folder `models`.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def make_demo_text_models() -> None:
     """The text towers that the demo's tables need beside its own; they are not made again."""
     (tower,) = map(Path, DEMO_TEXT_MODELS.values())
     if not tower.exists():
-        small_text_model.make(None, tower, "demo", hidden_size=32)
+        small_text_model.make(None, tower, "demo", small_text_model.of_width(32))
     if not Path(DEMO_T5).exists():
         small_text_model.make_t5(tower, Path(DEMO_T5))
 
@@ -193,20 +193,28 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4])
     has_gpu = torch.cuda.is_available()
     parser.add_argument("--size", choices=list(SIZES), default="paper" if has_gpu else "small")
+    parser.add_argument("--systems", nargs="+", metavar="NAME", help="only these of the systems")
     parser.add_argument("--trials", type=int, default=1, help="settings tried for each system (default: %(default)s)")
     at_once = 4 if has_gpu else 1
     parser.add_argument(
         "--at_once", type=int, default=at_once, help="ID models trained side by side (default: %(default)s)"
     )
+    parser.add_argument("--results", type=Path, default=results_table.RESULTS, help="default: benchmarks/results")
     parser.add_argument("--output_dir", type=Path, help="default: outputs/reproduce/DATASET")
     options = parser.parse_args(given[:split])
     targets = list(TARGETS) if "all" in options.targets else options.targets
     output_dir = options.output_dir or Path("outputs/reproduce") / options.dataset
     output_dir.mkdir(parents=True, exist_ok=True)
-    bench = Bench(results_table.RESULTS, output_dir / "models", given[split + 1 :])
+    (options.results / options.dataset).mkdir(parents=True, exist_ok=True)
+    bench = Bench(options.results, output_dir / "models", given[split + 1 :])
     if options.dataset == "demo":
         make_demo_text_models()
     runs = runs_of(targets, options.dataset, options.size, options.seeds, options.trials)
+    if options.systems:
+        names = {one.name for one, _ in runs}
+        if strangers := set(options.systems) - names:
+            parser.error(f"{', '.join(sorted(strangers))}: not among the systems, which are {', '.join(sorted(names))}")
+        runs = [run for run in runs if run[0].name in options.systems]
     seconds = float("inf") if options.budget is None else 60 * options.budget
     left_out = make_runs(bench, runs, seconds, options.at_once)
     paper_tables.compare_all(bench.results / options.dataset)

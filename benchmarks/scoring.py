@@ -30,11 +30,11 @@ from transformers import BertConfig
 from transformers.utils import logging
 
 from benchmarks import movielens_like
+from benchmarks.small_text_model import TINYBERT
 from modeling_flip import CtrPredictionPipeline, FlipConfig, FlipDataCollator, FlipForCTR, FlipProcessor
 from modeling_flip.serving.score import open_input, score_file
 
 TOWERS = {"FLIP_ID": "tabular", "FLIP_PLM": "text", "FLIP": "both"}
-TINYBERT = {"num_hidden_layers": 4, "hidden_size": 312, "num_attention_heads": 12, "intermediate_size": 1200}
 WAYS = ("bare loop", "list of dicts", "DataFrame", "Arrow table", "Parquet to Parquet")
 
 

@@ -11,7 +11,9 @@ another dataset.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
@@ -21,25 +23,26 @@ from data_scripts.text_model import write
 from modeling_flip import Field, FlipProcessor
 
 MOVIELENS = "movielens-1m"
+# Rows are seen once; on a CPU training is faster without dropout.
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+SMALL = {"num_hidden_layers": 2, "hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 512} | NO_DROPOUT
+TINYBERT = {"num_hidden_layers": 4, "hidden_size": 312, "num_attention_heads": 12, "intermediate_size": 1200}
 
 
-def make(raw_dir: str | None, output_dir: Path, dataset_name: str = MOVIELENS, hidden_size: int = 128) -> None:
-    """Write the text tower to a folder; the raw files are in `raw_dir`, or are downloaded."""
+def make(
+    raw_dir: str | None, output_dir: Path, dataset_name: str = MOVIELENS, sizes: Mapping[str, Any] = SMALL
+) -> None:
+    """Write the text tower to a folder; the raw files are in `raw_dir`, or are downloaded. `sizes` are settings of BertConfig."""
     dataset = registered_datasets()[dataset_name]
     train = dataset.load(dataset_name, raw_dir)["train"]
     fields = [Field(name=name, kind=kind) for name, kind in dataset.fields.items()]
     sentences = FlipProcessor.fit(train, fields).texts(train.select(range(0, len(train), 10)))
-    write(
-        output_dir,
-        sentences,
-        max_length=128,
-        vocab_size=8_192,
-        min_frequency=20,
-        hidden_size=hidden_size,
-        intermediate_size=4 * hidden_size,
-        hidden_dropout_prob=0.0,  # rows are seen once; on a CPU attention without dropout is fused
-        attention_probs_dropout_prob=0.0,
-    )
+    write(output_dir, sentences, max_length=128, vocab_size=8_192, min_frequency=20, **sizes)
+
+
+def of_width(hidden_size: int) -> dict[str, Any]:
+    """The small sizes, of another width."""
+    return SMALL | {"hidden_size": hidden_size, "intermediate_size": 4 * hidden_size}
 
 
 def make_t5(text_model: Path, output_dir: Path) -> None:
@@ -66,7 +69,7 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path)
     options = parser.parse_args()
     folder = options.output_dir or default_folder(options.dataset_name, options.hidden_size)
-    make(options.raw_dir, folder, options.dataset_name, options.hidden_size)
+    make(options.raw_dir, folder, options.dataset_name, of_width(options.hidden_size))
     print(f"the text tower is in {folder}")
 
 
