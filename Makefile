@@ -16,8 +16,10 @@ quickstart: install ## DCNv2, FLIP_ID, FLIP_PLM and FLIP on generated click logs
 hub-demo: install ## the quickstart, pushed to a Hub on this machine and loaded from there
 	$(BIN)/python -m tests.hub.demo
 
-test: quality ## everything that must hold
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+test: install ## everything that must hold; style and types are checked while the tests run, and told of after them
+	@log=$$(mktemp); $(MAKE) quality > $$log 2>&1 & quality=$$!; \
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder; tests=$$?; \
+	wait $$quality; quality=$$?; cat $$log; rm $$log; exit $$((tests | quality))
 
 attack: install ## kills at every file that a run writes, damage of every file of a checkpoint; hours
 	$(BIN)/python -m tests.attack.kills

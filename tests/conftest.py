@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import functools
+import gc
 import os
 import shutil
 import tempfile
@@ -10,31 +12,63 @@ import tempfile
 # Before anything of Hugging Face is imported: no test may reach for the network, or wait for it.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # for processes that tests start; tiny tensors gain nothing from threads
+os.environ["OMP_WAIT_POLICY"] = (
+    "PASSIVE"  # threads that `accelerate launch` makes nonetheless do not spin while they wait
+)
 if "PYTEST_XDIST_WORKER" not in os.environ:  # encoded rows are kept there; workers share their parent's
     HF_HOME = tempfile.mkdtemp(prefix="flip-tests-")
     os.environ["HF_HOME"] = HF_HOME
     atexit.register(shutil.rmtree, HF_HOME, ignore_errors=True)
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import yaml
 from hypothesis import settings
+from matplotlib.figure import Figure
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
 
+from data_scripts import demo
 from modeling_flip.training.command_line import parse_recipe
+from modeling_flip.training.publishing import CURVE_FILE
 from modeling_flip.training.recipe import Recipe
+from modeling_flip.training.reliability import RELIABILITY_FILE
 
 # The same examples in every run; `pytest --hypothesis-profile=default` draws new ones.
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("suite")
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported by now stays; each collection of garbage, of which a run has several, would look through it."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_runs() -> Iterator[None]:
+    """The pictures of a run are not rendered: it would take most of a tiny run's time, and tests of these pictures do it. Runs in
+    processes of their own render them."""
+    render = Figure.savefig
+
+    def save(figure: Figure, path: Path, **options: Any) -> None:
+        if Path(path).name in (CURVE_FILE, RELIABILITY_FILE):
+            Path(path).write_bytes(b"\x89PNG")
+        else:
+            render(figure, path, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", save)
+        yield
+
 
 SENTENCES = [
     "gender is female. gender is male. user id is 1. title is unknown. genre is Action and Drama.",
@@ -200,6 +234,19 @@ def clicks_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("clicks") / "clicks.csv"
     rows.to_csv(path, index=False)
     return path
+
+
+@functools.cache
+def _few_demo_rows() -> datasets.DatasetDict:
+    return datasets.DatasetDict({name: split.select(range(600)) for name, split in demo.load().items()})
+
+
+@pytest.fixture
+def few_demo_rows(monkeypatch: pytest.MonkeyPatch) -> datasets.DatasetDict:
+    """The demo, of which each split has 600 rows for all who load it in this process."""
+    rows = _few_demo_rows()
+    monkeypatch.setattr(demo, "load", lambda *_: rows)
+    return rows
 
 
 @pytest.fixture(scope="session")

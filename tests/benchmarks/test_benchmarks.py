@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModel, AutoTokenizer, BertConfig, PreTrainedTokenizerFast
 
 from benchmarks import (
     cluster_fit,
@@ -36,6 +38,7 @@ from modeling_flip import (
     FlipProcessor,
     PretrainingCollator,
 )
+from modeling_flip.serving import score
 from modeling_flip.training.command_line import parse_recipe
 
 
@@ -67,6 +70,8 @@ def ours_by_token(model: FlipForPreTraining, batch: dict[str, torch.Tensor]) -> 
 
 def test_pretraining_step_writes_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "figures.json"
+    one_layer = {"num_hidden_layers": 1}
+    monkeypatch.setattr(pretraining_step, "BertConfig", lambda **sizes: BertConfig(**sizes | one_layer))
     monkeypatch.setattr(sys, "argv", ["pretraining_step.py", "--batch_size", "4", "--rounds", "1", "--json", str(path)])
     pretraining_step.main()
     figures = json.loads(path.read_text())
@@ -202,8 +207,14 @@ def test_the_bare_loop_scores_as_the_pipeline_does(name: str) -> None:
     assert sorted(1 / (1 + np.exp(-logits))) == pytest.approx(probabilities, abs=1e-6)
 
 
-@pytest.mark.slow
-def test_the_timed_command_runs() -> None:
+def test_the_timed_command_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, not in one of its own."""
+
+    def run(command: list[str], check: bool, stdout: int) -> None:
+        assert command[:3] == [sys.executable, "-m", "modeling_flip.score"] and check
+        assert score.main(command[3:]) == 0
+
+    monkeypatch.setattr(scoring, "subprocess", SimpleNamespace(run=run, DEVNULL=subprocess.DEVNULL))
     table = movielens_like.rows(50)
     assert scoring.command_seconds(scoring.build("FLIP_ID", table, {}), table, 16) > 0
 
@@ -228,13 +239,22 @@ def test_small_recipes_name_the_folder_of_the_small_text_model(dataset: str) -> 
     assert named == {str(small_text_model.default_folder(dataset))}
 
 
+@pytest.mark.usefixtures("few_demo_rows")
 def test_quickstart_ends_with_a_table_and_scores(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    quick = ["--pretraining.max_steps", "2", "--finetuning.max_steps", "2", "--max_train_samples", "2000"]
+    """What is to run in a fresh process runs in this one, which makes no difference but in time."""
+
+    def run(command: list[str], check: bool) -> None:
+        assert command[:2] == [sys.executable, "-c"] and check
+        monkeypatch.setattr(sys, "argv", command[1:2] + command[3:])
+        exec(command[2], {})
+
+    monkeypatch.setattr(quickstart, "subprocess", SimpleNamespace(run=run))
+    quick = ["--pretraining.max_steps", "2", "--finetuning.max_steps", "2"]
     monkeypatch.setattr(sys, "argv", ["quickstart.py", *quick, "--output_dir", str(tmp_path / "quickstart")])
     quickstart.main()
-    printed = capfd.readouterr().out
+    printed = capsys.readouterr().out
     for name in ("DCNv2", "FLIP_ID", "FLIP_PLM", "FLIP"):
         assert f"\n{name} " in printed
     assert "item id is never-seen. title is A Title Nobody Has Seen." in printed

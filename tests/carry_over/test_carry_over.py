@@ -21,6 +21,7 @@ from tests.carry_over.regenerate import ROWS, UNSEEN, VERSIONS, regenerate, scor
 
 HERE = Path(__file__).parent
 CHECKPOINTS = sorted(path.parent for path in HERE.glob("format-*/*/config.json"))
+FLIP = [folder for folder in CHECKPOINTS if folder.name == "flip"]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -72,29 +73,40 @@ def test_in_shards_or_saved_again_it_scores_the_same(folder: Path, shard_size: s
     assert scores(again) == expected
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("folder", [f for f in CHECKPOINTS if f.name == "flip"], ids=lambda f: f.parent.name)
-def test_beside_carried_code_it_scores_the_same(folder: Path, tmp_path: Path) -> None:
-    here = tmp_path / "checkpoint"
-    shutil.copytree(folder, here)
-    copy_code(here, inspect.getfile(FlipForCTR))
+@pytest.fixture(scope="module")
+def beside_code(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
+    """What checkpoints of all versions score where the package is not imported, each with today's code beside it."""
+    here, home = tmp_path_factory.mktemp("checkpoints"), tmp_path_factory.mktemp("home")
+    for folder in FLIP:
+        shutil.copytree(folder, here / folder.parent.name)
+        copy_code(here / folder.parent.name, inspect.getfile(FlipForCTR))
     code = f"""
 import json, sys
+from pathlib import Path
 from transformers import AutoModelForSequenceClassification, AutoProcessor
-model = AutoModelForSequenceClassification.from_pretrained({str(here)!r}, trust_remote_code=True).eval()
-processor = AutoProcessor.from_pretrained({str(here)!r}, trust_remote_code=True)
+scores = {{}}
+for folder in Path().iterdir():
+    model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True).eval()
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    scores[folder.name] = model(**processor({[*ROWS, UNSEEN]!r})).logits.tolist()
 assert "modeling_flip" not in sys.modules
-print(json.dumps(model(**processor({[*ROWS, UNSEEN]!r})).logits.tolist()))
+print(json.dumps(scores))
 """
-    environment = os.environ | {"HF_HOME": str(tmp_path / "home")}
-    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    environment = os.environ | {"HF_HOME": str(home)}
+    run = subprocess.run([sys.executable, "-c", code], cwd=here, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", FLIP, ids=lambda f: f.parent.name)
+def test_beside_carried_code_it_scores_the_same(folder: Path, beside_code: dict[str, list[float]]) -> None:
     expected = json.loads((folder.parent / "scores.json").read_text())[folder.name]
-    assert json.loads(run.stdout.splitlines()[-1]) == pytest.approx(expected, abs=1e-5)
+    assert beside_code[folder.parent.name] == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("towers", ["both", "tabular", "text"])
-@pytest.mark.parametrize("folder", [f for f in CHECKPOINTS if f.name == "flip"], ids=lambda f: f.parent.name)
+@pytest.mark.parametrize("folder", FLIP, ids=lambda f: f.parent.name)
 def test_one_tower_of_it_leaves_nothing_over(folder: Path, towers: str) -> None:
     _, report = FlipForCTR.from_pretrained(folder, towers=towers, output_loading_info=True)
     assert not (report["missing_keys"] or report["unexpected_keys"])

@@ -11,7 +11,6 @@ import datasets
 import pytest
 
 import train
-from data_scripts import demo
 from modeling_flip import TABULAR_TOWERS, FlipConfig, FlipForCTR, FlipProcessor
 from modeling_flip.feature_vocabulary import VOCABULARY_FILE
 
@@ -19,15 +18,11 @@ ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = {path.stem: path.read_text() for path in (ROOT / "examples").glob("[!_]*.py")}
 
 
-@pytest.fixture(scope="module")
-def rows() -> datasets.DatasetDict:
-    return datasets.DatasetDict({name: split.select(range(600)) for name, split in demo.load().items()})
+pytestmark = pytest.mark.usefixtures("few_demo_rows")
 
 
 @pytest.fixture
-def run(
-    rows: datasets.DatasetDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[[str], str]:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[str], str]:
     """`run("name")` → what the example prints, in a folder of its own."""
 
     def run_example(name: str) -> str:
@@ -36,7 +31,6 @@ def run(
         return capsys.readouterr().out
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(demo, "load", lambda: rows)
     return run_example
 
 
@@ -66,7 +60,7 @@ def test_a_tower_of_ones_own_is_trained(run: Callable[[str], str]) -> None:
 
 
 def test_a_cluster_fits_what_one_machine_fits(
-    run: Callable[[str], str], rows: datasets.DatasetDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Callable[[str], str], few_demo_rows: datasets.DatasetDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ray runs on this machine; the two processors are the same files."""
     ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -c constraints.txt -e '.[cluster]'")
@@ -78,18 +72,17 @@ def test_a_cluster_fits_what_one_machine_fits(
         run("fit_on_a_cluster")
     finally:
         ray.shutdown()
-    FlipProcessor.fit(rows["train"], label="label").save_pretrained("outputs/examples/one")
+    FlipProcessor.fit(few_demo_rows["train"], label="label").save_pretrained("outputs/examples/one")
     files = [{f.name: f.read_bytes() for f in (tmp_path / "outputs/examples" / n).iterdir()} for n in ("fitted", "one")]
     assert VOCABULARY_FILE in files[0] and files[0] == files[1]
 
 
 def test_training_starts_from_a_processor_fitted_elsewhere(
-    rows: datasets.DatasetDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    few_demo_rows: datasets.DatasetDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """docs/data.md's way: an untrained model with that processor is a checkpoint. The vocabulary is not fitted again."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(demo, "load", lambda: rows)
-    processor = FlipProcessor.fit(rows["train"].select(range(75)), label="label")
+    processor = FlipProcessor.fit(few_demo_rows["train"].select(range(75)), label="label")
     FlipForCTR(FlipConfig.from_processor(processor)).save_pretrained("fitted", processor=processor)
     arguments = (
         "--dataset_name demo --towers tabular --pretrained_model_name_or_path fitted --output_dir trained --use_cpu"

@@ -16,6 +16,7 @@ from benchmarks import results_table
 from modeling_flip.fields import make_field
 from modeling_flip.training.command_line import without_dry_run
 
+pytestmark = pytest.mark.usefixtures("few_demo_rows")
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {page.relative_to(ROOT).as_posix(): page.read_text() for page in results_table.PAGES}
 DATA = ROOT.parent / "shared" / "datasets"

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
+from tests.hub.forked import Forked, run_code
 from tests.hub.loopback_hub import TOKEN, LoopbackHub
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,7 +31,7 @@ def _no_failure_is_left(hub: LoopbackHub) -> Iterator[None]:
     hub.fail = None
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_python(
     hub: LoopbackHub, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
@@ -51,14 +56,43 @@ def run_python(
 
 
 @pytest.fixture(scope="session")
-def every_model(hub: LoopbackHub, tiny_text_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def fork(hub: LoopbackHub, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Forked]:
+    """`fork(code)` → a process that has begun to run it, as one of `run_python` would, but at once; all share a cache."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([run_code.__module__])
+    env = hub.env(tmp_path_factory.mktemp("hf_home")) | {"PYTHONPATH": str(ROOT)}
+    with mock.patch.dict(os.environ, env, clear=True):
+        forkserver.ensure_running()
+
+    def begin(code: str, *, token: str | None = TOKEN, folder: Path | None = None) -> Forked:
+        log = tmp_path_factory.mktemp("log")
+        folder = folder or tmp_path_factory.mktemp("work")
+        process = context.Process(target=run_code, args=(code, token, folder, log), daemon=True)
+        process.start()
+        return Forked(process, log)
+
+    return begin
+
+
+@pytest.fixture(scope="session")
+def run_forked(fork: Callable[..., Forked]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """As `fork`, to the end."""
+    return lambda code, **options: fork(code, **options).finish()
+
+
+@pytest.fixture(scope="session")
+def every_model(
+    run_forked: Callable[..., subprocess.CompletedProcess[str]],
+    tiny_text_model: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Path]:
     """A tiny untrained checkpoint of every kind, pushed as me/NAME with `push_to_hub`: NAME → the folder it was saved to."""
     folder = tmp_path_factory.mktemp("every_model")
-    env = hub.env(tmp_path_factory.mktemp("hf_home")) | {"PYTHONPATH": str(ROOT)}
     code = PUSH_EVERY_MODEL.format(
         text_model=str(tiny_text_model), folder=str(folder), t5=str(tmp_path_factory.mktemp("t5"))
     )
-    subprocess.run([sys.executable, "-c", code], env=env, check=True, timeout=300)
+    done = run_forked(code)
+    assert done.returncode == 0, done.stderr[-3000:]
     return {path.name: path for path in sorted(folder.iterdir())}
 
 

@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from tests.hub.card_rules import check_card
 from tests.hub.loopback_hub import LoopbackHub
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).resolve().parents[2]
 SPLITS = ["train", "validation", "test"]
 RunPython = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -34,12 +32,11 @@ def last_line(done: subprocess.CompletedProcess[str]) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def pushed(hub: LoopbackHub, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pushed(hub: LoopbackHub, run_forked: RunPython, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder whose dataset is at me/flip-demo."""
     folder = tmp_path_factory.mktemp("demo") / "out"
-    command = [sys.executable, "-m", "data_scripts.demo", "--output_dir", str(folder), "--push_to_hub", "me/flip-demo"]
-    env = hub.env(tmp_path_factory.mktemp("hf_home"))
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    arguments = ["--output_dir", str(folder), "--push_to_hub", "me/flip-demo"]
+    done = run_forked(f"from data_scripts import demo; demo.main({arguments})")
     assert done.returncode == 0, done.stderr
     assert f"pushed it to {hub.url}/datasets/me/flip-demo" in done.stdout
     return folder
@@ -77,7 +74,7 @@ def test_data_and_card_are_one_commit_that_the_hub_finds_valid(hub: LoopbackHub,
     assert "--dataset_name me/flip-demo --label_column label --output_dir outputs/flip-demo\n" in card
 
 
-def test_a_push_tries_again_where_the_hub_fails(hub: LoopbackHub, pushed: Path, run_python: RunPython) -> None:
+def test_a_push_tries_again_where_the_hub_fails(hub: LoopbackHub, pushed: Path, run_forked: RunPython) -> None:
     failures = iter([503, "drop"])
     hub.fail = lambda method, path: next(failures, None) if "/commit/" in path else None
     code = f"""
@@ -87,14 +84,14 @@ from modeling_flip.training import hub
 hub.PAUSES = (0.05, 0.05, 0.05)
 push(Path({str(pushed)!r}), "me/flip-demo-again", private=False)
 """
-    done = run_python(code)
+    done = run_forked(code)
     assert done.returncode == 0, done.stderr
     assert next(failures, None) is None
     assert hub.files("me/flip-demo-again", "dataset")["train.parquet"] == (pushed / "train.parquet").read_bytes()
 
 
 @pytest.mark.usefixtures("pushed")
-def test_load_dataset_gives_the_rows_back_whole_and_streamed(run_python: RunPython) -> None:
+def test_load_dataset_gives_the_rows_back_whole_and_streamed(run_forked: RunPython) -> None:
     code = """
 import hashlib, json
 from datasets import load_dataset
@@ -105,7 +102,7 @@ print(json.dumps({
     "first": {split: list(rows.take(5)) for split, rows in stream.items()},
 }))
 """
-    loaded, made = last_line(run_python(code, token=None)), demo.load()  # public: no token is needed
+    loaded, made = last_line(run_forked(code, token=None)), demo.load()  # public: no token is needed
     assert loaded == {
         "whole": {split: digest(rows.to_list()) for split, rows in made.items()},
         "first": {split: rows.select(range(5)).to_list() for split, rows in made.items()},
@@ -114,13 +111,9 @@ print(json.dumps({
 
 
 @pytest.mark.usefixtures("pushed")
-def test_train_takes_a_dataset_of_the_hub(
-    hub: LoopbackHub, recipe_file: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_train_takes_a_dataset_of_the_hub(run_forked: RunPython, recipe_file: Path, tmp_path: Path) -> None:
     arguments = ["--dataset_name", "me/flip-demo", "--label_column", "label", "--output_dir", str(tmp_path / "out")]
-    command = [sys.executable, "train.py", str(recipe_file), *arguments, "--use_cpu"]
-    env = hub.env(tmp_path_factory.mktemp("hf_home"))
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    done = run_forked(f"import train; train.main({[str(recipe_file), *arguments, '--use_cpu']})")
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "out" / "all_results.json").read_text())
     assert results["rows"] == {"train": 160, "validation": 2_400, "test": 4_800}
@@ -175,7 +168,7 @@ print(json.dumps(said))
         assert "\n" not in line and "HF_TOKEN" in line
 
 
-def test_movielens_is_pushed_to_private_datasets_only(hub: LoopbackHub, run_python: RunPython, tmp_path: Path) -> None:
+def test_movielens_is_pushed_to_private_datasets_only(hub: LoopbackHub, run_forked: RunPython, tmp_path: Path) -> None:
     raw = write_files(tmp_path / "raw", files_1m(RATINGS * 3))
     code = f"""
 import json, os
@@ -195,7 +188,7 @@ token = os.environ.pop("HF_TOKEN")
 said["no token"] = push("me/ml")
 print(json.dumps(said))
 """
-    said = last_line(run_python(code))
+    said = last_line(run_forked(code))
     assert (said["new"], said["again"]) == (None, None)
     assert "error: 'me/ml-public' exists and is public, so nothing was uploaded" in str(said["public"])
     assert "cannot push to 'you/ml' (You don't have the rights" in str(said["stranger's"])

@@ -78,12 +78,12 @@ def test_one_call_pushes_both_with_code_and_card(every_model: dict[str, Path], h
 
 
 def test_pull_as_everywhere_in_transformers(
-    every_model: dict[str, Path], run_python: RunPython, hub: LoopbackHub, tmp_path: Path
+    every_model: dict[str, Path], run_python: RunPython, run_forked: RunPython, hub: LoopbackHub, tmp_path: Path
 ) -> None:
     """Revisions, private repos, tokens, shards, subfolders: one process pushes, another with an empty cache pulls."""
     folder = str(every_model["flip-both"])
     pushed = run(
-        run_python,
+        run_forked,
         f"""
 model, processor = FlipForCTR.from_pretrained({folder!r}), FlipProcessor.from_pretrained({folder!r})
 result = {{"main": scores(model, processor)}}
@@ -150,16 +150,16 @@ result = {{
     offline = run(run_python, 'result = pulled("me/private")', home=home, extra_env={"HF_HUB_OFFLINE": "1"})
     assert offline == got["main"]
     assert len(hub.requests) == before
-    done = run(run_python, 'result = [refused(lambda: pulled("me/private"))]', token=None)
+    done = run(run_forked, 'result = [refused(lambda: pulled("me/private"))]', token=None)
     assert re.search("me/private is not a local folder|401|not found", done[0], re.IGNORECASE), done
 
 
 def test_another_push_leaves_no_stale_shard_and_no_foreign_file_is_lost(
-    every_model: dict[str, Path], run_python: RunPython, hub: LoopbackHub
+    every_model: dict[str, Path], run_forked: RunPython, hub: LoopbackHub
 ) -> None:
     folder = str(every_model["flip-tabular"])
     run(
-        run_python,
+        run_forked,
         f"""
 from huggingface_hub import HfApi
 model, processor = FlipForCTR.from_pretrained({folder!r}), FlipProcessor.from_pretrained({folder!r})

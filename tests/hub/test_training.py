@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -17,10 +16,12 @@ import pytest
 import yaml
 
 from tests.hub.card_rules import check_card
+from tests.hub.forked import Forked
 from tests.hub.loopback_hub import LoopbackHub
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
+Run, Begin = Callable[..., subprocess.CompletedProcess[str]], Callable[..., Forked]
 REPO = {
     *(
         "config.json",
@@ -45,35 +46,35 @@ for where in {names!r}:
 """
 
 
-def train_process(
-    hub: LoopbackHub, home: Path, *arguments: Any, prelude: str = "", **options: Any
-) -> subprocess.Popen[str]:
-    """train.py as a process whose failed requests are sent again without much waiting."""
-    code = "import sys, train; from modeling_flip.training import hub, publishing; hub.PAUSES = (0.05, 0.05, 0.05)\n"
-    code += f"{prelude}\ntrain.main(sys.argv[1:])"
-    env = hub.env(home) | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+@pytest.fixture(scope="session")
+def begin_training(fork: Begin) -> Begin:
+    """`begin_training(argument, …)` → train.py with these, begun; failed requests are sent again without much waiting."""
+
+    def begin(*arguments: Any, prelude: str = "", **options: Any) -> Forked:
+        patience = "import train; from modeling_flip.training import hub, publishing; hub.PAUSES = (0.05, 0.05, 0.05)"
+        return fork(f"{patience}\n{prelude}\ntrain.main({list(map(str, arguments))})", **options)
+
+    return begin
 
 
-def run_training(hub: LoopbackHub, home: Path, *arguments: Any, prelude: str = "") -> subprocess.CompletedProcess[str]:
-    process = train_process(hub, home, *arguments, prelude=prelude)
-    out, err = process.communicate(timeout=300)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+@pytest.fixture(scope="session")
+def run_training(begin_training: Begin) -> Run:
+    """As `begin_training`, to the end."""
+    return lambda *arguments, **options: begin_training(*arguments, **options).finish()
 
 
-def killed_at(hub: LoopbackHub, home: Path, step: int, repo: str, *arguments: Any) -> dict[str, Any]:
+def killed_at(hub: LoopbackHub, begin_training: Begin, step: int, repo: str, *arguments: Any) -> dict[str, Any]:
     """Kill a run as soon as a state of so many steps is in its repo; returns that state."""
 
     def state() -> dict[str, Any]:
         pushed = ("model", repo) in hub.repos and hub.files(repo)
         return json.loads((pushed or {}).get("last-checkpoint/trainer_state.json", "{}"))
 
-    process = train_process(hub, home, *arguments, "--hub_model_id", repo, start_new_session=True)
-    while process.poll() is None and state().get("global_step", 0) < step:
+    process = begin_training(*arguments, "--hub_model_id", repo).process
+    while process.is_alive() and state().get("global_step", 0) < step:
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    process.join()
     return state()
 
 
@@ -92,11 +93,11 @@ def tabular_recipe_file(recipe_file: Path, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="module")
-def run(hub: LoopbackHub, recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(hub: LoopbackHub, run_training: Run, recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output folder of FLIP, pushed at every save as me/trained."""
     folder = tmp_path_factory.mktemp("run") / "out"
     arguments = [recipe_file, *FLIP, "--hub_model_id", "me/trained", "--output_dir", folder, "--license", "apache-2.0"]
-    done = run_training(hub, tmp_path_factory.mktemp("home"), *arguments)
+    done = run_training(*arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
@@ -134,13 +135,20 @@ def test_the_repo_is_the_output_folder(run: Path, hub: LoopbackHub) -> None:
     assert files == here
 
 
-def test_it_is_loaded_by_its_id_from_an_empty_cache_and_scores_the_same(
-    run: Path, run_python: Callable[..., Any]
-) -> None:
-    done = run_python(SCORE.format(names=["me/trained", str(run)]))
+@pytest.fixture(scope="module")
+def printed(run: Path, run_python: Run) -> str:
+    """What the code of the card prints where the cache is empty, as it stands, and then by what name the model scores what."""
+    blocks = re.findall(r"```python\n(.*?)```", (run / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 1 and "me/trained" in blocks[0]
+    done = run_python(blocks[0] + SCORE.format(names=["me/trained", str(run)]))
     assert done.returncode == 0, done.stderr[-3000:]
-    by_id, by_folder = done.stdout.splitlines()
+    return done.stdout
+
+
+def test_it_is_loaded_by_its_id_from_an_empty_cache_and_scores_the_same(printed: str) -> None:
+    by_id, by_folder = printed.splitlines()[-2:]
     assert by_id == by_folder
+    assert len(json.loads(by_id)) == 2
 
 
 def test_the_card_is_valid_and_says_what_was_measured(run: Path, hub: LoopbackHub) -> None:
@@ -167,16 +175,12 @@ def test_the_card_is_valid_and_says_what_was_measured(run: Path, hub: LoopbackHu
     assert (run / "training_curve.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_code_of_the_card_runs_as_it_stands(run: Path, run_python: Callable[..., Any]) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (run / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) == 1 and "me/trained" in blocks[0]
-    done = run_python(blocks[0])
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert len(re.findall(r"^0\.\d{3} \{", done.stdout, re.MULTILINE)) == 2, done.stdout
+def test_the_code_of_the_card_runs_as_it_stands(printed: str) -> None:
+    assert len(re.findall(r"^0\.\d{3} \{", printed, re.MULTILINE)) == 2, printed
 
 
 def test_a_killed_run_goes_on_from_the_hub_on_another_machine(
-    hub: LoopbackHub, recipe_file: Path, tmp_path: Path
+    hub: LoopbackHub, run_training: Run, begin_training: Begin, recipe_file: Path, tmp_path: Path
 ) -> None:
     """Killed in each stage, begun again in an empty folder: the model of a run that nobody killed, to the bit."""
     longer = ["--pretraining.num_train_epochs", 3, "--finetuning.num_train_epochs", 4]
@@ -192,7 +196,7 @@ def test_a_killed_run_goes_on_from_the_hub_on_another_machine(
         "dev",
     ]
     straight = [*arguments, "--hub_model_id", "me/straight", "--output_dir", tmp_path / "straight"]
-    done = run_training(hub, tmp_path, *straight)
+    done = run_training(*straight)
     assert done.returncode == 0, done.stderr[-3000:]
 
     def commits() -> list[str]:
@@ -202,20 +206,20 @@ def test_a_killed_run_goes_on_from_the_hub_on_another_machine(
     def killed_after(number: int, machine: str) -> None:
         """Kill the process as soon as the repo has so many commits of a training in progress."""
         command = [*arguments, "--hub_model_id", "me/killed", "--output_dir", tmp_path / machine]
-        process = train_process(hub, tmp_path, *command, start_new_session=True)
+        training = begin_training(*command)
         deadline = time.monotonic() + 200
-        while time.monotonic() < deadline and process.poll() is None:
+        while time.monotonic() < deadline and training.process.is_alive():
             if sum("step" in title for title in commits()) >= number:
                 break
             time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGKILL)
-        _, log = process.communicate()
-        assert process.returncode == -signal.SIGKILL, log[-3000:]
+        training.process.kill()
+        done = training.finish()
+        assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
         assert "last-checkpoint/trainer_state.json" in hub.files("me/killed", revision="dev")
 
     killed_after(1, "first")
     killed_after(sum("step" in title for title in commits()) + 3, "second")
-    done = run_training(hub, tmp_path, *arguments, "--hub_model_id", "me/killed", "--output_dir", tmp_path / "third")
+    done = run_training(*arguments, "--hub_model_id", "me/killed", "--output_dir", tmp_path / "third")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "continuing from me/killed on the Hub" in done.stderr
     ours, theirs = (hub.files(name, revision="dev") for name in ("me/killed", "me/straight"))
@@ -223,14 +227,14 @@ def test_a_killed_run_goes_on_from_the_hub_on_another_machine(
     assert not [name for name in ours if name.startswith("last-checkpoint")]
     assert without_code_and_state(ours) == without_code_and_state(theirs)
     other_seed = [*arguments, "--hub_model_id", "me/killed", "--output_dir", tmp_path / "fourth", "--seed", 7]
-    refused = run_training(hub, tmp_path, *other_seed)
+    refused = run_training(*other_seed)
     assert refused.returncode != 0
     assert "me/killed on the Hub holds another model: its seed is 42, this run's is 7" in refused.stderr
 
 
 @pytest.mark.parametrize("fault", ["500", "drop", "slow"])
 def test_no_failure_of_the_hub_costs_a_run(
-    fault: str, hub: LoopbackHub, tabular_recipe_file: Path, tmp_path: Path
+    fault: str, hub: LoopbackHub, run_training: Run, tabular_recipe_file: Path, tmp_path: Path
 ) -> None:
     """The Hub fails throughout; the model is whole on disk, the log says so, and the same command pushes it later."""
 
@@ -242,7 +246,7 @@ def test_no_failure_of_the_hub_costs_a_run(
     hub.fail = fail
     name = f"me/{fault}"
     arguments = [tabular_recipe_file, *FLIP, "--hub_model_id", name, "--output_dir", tmp_path / "out"]
-    done = run_training(hub, tmp_path, *arguments)
+    done = run_training(*arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     out = tmp_path / "out"
     assert (out / "all_results.json").exists() and (out / "model.safetensors").exists()
@@ -256,13 +260,15 @@ def test_no_failure_of_the_hub_costs_a_run(
     )
     assert hub.commits(name) == ["initial commit"]
     hub.fail = None
-    again = run_training(hub, tmp_path, *arguments)
+    again = run_training(*arguments)
     assert again.returncode == 0, again.stderr[-3000:]
     assert hub.commits(name)[0] == "End of training"
     assert hub.files(name)["model.safetensors"] == (out / "model.safetensors").read_bytes()
 
 
-def test_one_lost_request_is_sent_again(hub: LoopbackHub, tabular_recipe_file: Path, tmp_path: Path) -> None:
+def test_one_lost_request_is_sent_again(
+    hub: LoopbackHub, run_training: Run, tabular_recipe_file: Path, tmp_path: Path
+) -> None:
     lost = []
 
     def fail(method: str, path: str) -> int | None:
@@ -274,7 +280,7 @@ def test_one_lost_request_is_sent_again(hub: LoopbackHub, tabular_recipe_file: P
     hub.fail = fail
     only_at_the_end = ["--hub_strategy", "end", "--hub_private_repo", "true"]
     arguments = [tabular_recipe_file, *FLIP, "--hub_model_id", "me/busy", "--output_dir", tmp_path / "out"]
-    done = run_training(hub, tmp_path, *arguments, *only_at_the_end)
+    done = run_training(*arguments, *only_at_the_end)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "trying again" in done.stderr and "pushes failed" not in done.stderr
     assert hub.commits("me/busy") == ["End of training", "initial commit"]
@@ -304,7 +310,14 @@ def test_one_lost_request_is_sent_again(hub: LoopbackHub, tabular_recipe_file: P
     ],
 )
 def test_a_refusal_stops_before_training(
-    repo: str, token: str, more: list[str], message: str, hub: LoopbackHub, tabular_recipe_file: Path, tmp_path: Path
+    repo: str,
+    token: str,
+    more: list[str],
+    message: str,
+    hub: LoopbackHub,
+    run_training: Run,
+    tabular_recipe_file: Path,
+    tmp_path: Path,
 ) -> None:
     hub.tokens["hf_other"] = "other"
     if ("model", "me/theirs") not in hub.repos:
@@ -312,21 +325,21 @@ def test_a_refusal_stops_before_training(
         create += "path_or_fileobj=b'- a list', path_in_repo='recipe.yaml', repo_id='me/theirs')"
         subprocess.run([sys.executable, "-c", create], env=hub.env(tmp_path), check=True)
     arguments = [tabular_recipe_file, *FLIP, "--output_dir", tmp_path / "out", "--hub_model_id", repo, *more]
-    command = [ROOT / "train.py", *arguments]
-    env = hub.env(tmp_path, token)
-    done = subprocess.run([sys.executable, *map(str, command)], env=env, capture_output=True, text=True)
+    done = run_training(*arguments, token=token)
     assert done.returncode != 0
     assert re.search(message, " ".join(done.stderr.split())), done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
-def test_a_restored_run_knows_its_best_epoch(hub: LoopbackHub, tabular_recipe_file: Path, tmp_path: Path) -> None:
+def test_a_restored_run_knows_its_best_epoch(
+    hub: LoopbackHub, run_training: Run, begin_training: Begin, tabular_recipe_file: Path, tmp_path: Path
+) -> None:
     """Killed epochs after the best one, begun again in another folder: the best model, and as much patience as was left."""
     patient = ["--finetuning.num_train_epochs", 30, "--finetuning.early_stopping_patience", 8]
     patient += ["--finetuning.learning_rate", 0.05, "--hub_strategy", "checkpoint"]
     arguments = [tabular_recipe_file, *FLIP, *patient]
-    done = run_training(hub, tmp_path, *arguments, "--hub_model_id", "me/best", "--output_dir", tmp_path / "straight")
+    done = run_training(*arguments, "--hub_model_id", "me/best", "--output_dir", tmp_path / "straight")
     assert done.returncode == 0, done.stderr[-3000:]
     straight = json.loads((tmp_path / "straight" / "all_results.json").read_text())
     assert straight["epochs"] < 30
@@ -334,9 +347,9 @@ def test_a_restored_run_knows_its_best_epoch(hub: LoopbackHub, tabular_recipe_fi
     command = [*arguments, "--hub_model_id", "me/best-killed"]
     per_epoch = min(int(title.split()[-1]) for title in hub.commits("me/best") if "step" in title)
     late = int(straight["best_epoch"] + 3) * per_epoch
-    state = killed_at(hub, tmp_path, late, "me/best-killed", *arguments, "--output_dir", tmp_path / "killed")
+    state = killed_at(hub, begin_training, late, "me/best-killed", *arguments, "--output_dir", tmp_path / "killed")
     assert state["best_global_step"] < state["global_step"]
-    done = run_training(hub, tmp_path, *command, "--output_dir", f"{tmp_path}/restored/")  # as a shell completes it
+    done = run_training(*command, "--output_dir", f"{tmp_path}/restored/")  # as a shell completes it
     assert done.returncode == 0, done.stderr[-3000:]
     restored = json.loads((tmp_path / "restored" / "all_results.json").read_text())
     for key in ("best_epoch", "epochs", "test_auc"):
@@ -345,13 +358,15 @@ def test_a_restored_run_knows_its_best_epoch(hub: LoopbackHub, tabular_recipe_fi
     assert not list(tmp_path.rglob("*.restored"))
 
 
-def test_saves_may_be_rarer_than_evaluations(hub: LoopbackHub, tabular_recipe_file: Path, tmp_path: Path) -> None:
+def test_saves_may_be_rarer_than_evaluations(
+    hub: LoopbackHub, run_training: Run, begin_training: Begin, tabular_recipe_file: Path, tmp_path: Path
+) -> None:
     """The best of those saved is shown, with its own figures, and a restored run ends with the same."""
     steps = {"eval_strategy": "steps", "eval_steps": 5, "save_strategy": "steps", "save_steps": 20}
     steps |= {"num_train_epochs": 12, "learning_rate": 0.3, "early_stopping_patience": 1000}
     options = [part for name, value in steps.items() for part in (f"--finetuning.{name}", value)]
     arguments = [tabular_recipe_file, *FLIP, *options, "--hub_strategy", "checkpoint"]
-    done = run_training(hub, tmp_path, *arguments, "--hub_model_id", "me/rare", "--output_dir", tmp_path / "straight")
+    done = run_training(*arguments, "--hub_model_id", "me/rare", "--output_dir", tmp_path / "straight")
     assert done.returncode == 0, done.stderr[-3000:]
     unsaved_was_best = 0
     for commit in hub.repo("me/rare").commits:
@@ -363,9 +378,9 @@ def test_saves_may_be_rarer_than_evaluations(hub: LoopbackHub, tabular_recipe_fi
             assert f"| validation | this model | {auc:.4f} |" in files["README.md"].decode()
             unsaved_was_best += state["best_global_step"] != shown
     assert unsaved_was_best
-    killed_at(hub, tmp_path, 60, "me/rare-killed", *arguments, "--output_dir", tmp_path / "killed")
+    killed_at(hub, begin_training, 60, "me/rare-killed", *arguments, "--output_dir", tmp_path / "killed")
     again = [*arguments, "--hub_model_id", "me/rare-killed", "--output_dir", tmp_path / "restored"]
-    done = run_training(hub, tmp_path, *again)
+    done = run_training(*again)
     assert done.returncode == 0, done.stderr[-3000:]
     straight, restored = (json.loads((tmp_path / f / "all_results.json").read_text()) for f in ("straight", "restored"))
     for key in ("best_epoch", "epochs", "validation_auc", "test_auc"):
@@ -375,14 +390,16 @@ def test_saves_may_be_rarer_than_evaluations(hub: LoopbackHub, tabular_recipe_fi
 
 
 @pytest.fixture(scope="module")
-def second_run(hub: LoopbackHub, tabular_recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+def second_run(
+    hub: LoopbackHub, run_training: Run, tabular_recipe_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[Any]:
     """A run on a branch of a repo that has an earlier run's model on main: its arguments, but for the folder."""
     home = tmp_path_factory.mktemp("home")
     arguments = [tabular_recipe_file, *FLIP, "--hub_model_id", "me/twice", "--hub_strategy", "checkpoint"]
-    done = run_training(hub, home, *arguments, "--output_dir", home / "first")
+    done = run_training(*arguments, "--output_dir", home / "first")
     assert done.returncode == 0, done.stderr[-3000:]
     arguments += ["--seed", 7, "--hub_revision", "seed7"]
-    done = run_training(hub, home, *arguments, "--output_dir", home / "second")
+    done = run_training(*arguments, "--output_dir", home / "second")
     assert done.returncode == 0, done.stderr[-3000:]
     return arguments
 
@@ -405,9 +422,11 @@ def test_nothing_of_an_earlier_run_passes_for_this_ones(hub: LoopbackHub, run_py
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_a_finished_run_comes_back_finished(second_run: list[Any], hub: LoopbackHub, tmp_path: Path) -> None:
+def test_a_finished_run_comes_back_finished(
+    second_run: list[Any], hub: LoopbackHub, run_training: Run, tmp_path: Path
+) -> None:
     before = hub.files("me/twice", revision="seed7")
-    done = run_training(hub, tmp_path, *second_run, "--output_dir", tmp_path / "elsewhere")
+    done = run_training(*second_run, "--output_dir", tmp_path / "elsewhere")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "elsewhere is finished; delete it to run again" in done.stderr
     after = hub.files("me/twice", revision="seed7")
@@ -416,25 +435,25 @@ def test_a_finished_run_comes_back_finished(second_run: list[Any], hub: Loopback
 
 
 def test_a_folder_that_is_behind_the_hub_does_not_overwrite_it(
-    second_run: list[Any], hub: LoopbackHub, tmp_path: Path
+    second_run: list[Any], hub: LoopbackHub, run_training: Run, tmp_path: Path
 ) -> None:
     behind = tmp_path / "behind"
     (behind / "checkpoints").mkdir(parents=True)  # where nothing has been trained there is nothing to lose
     recipe = yaml.safe_load(hub.files("me/twice", revision="seed7")["recipe.yaml"]) | {"output_dir": str(behind)}
     (behind / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     before = hub.commits("me/twice", revision="seed7")
-    done = run_training(hub, tmp_path, *second_run, "--output_dir", behind)
+    done = run_training(*second_run, "--output_dir", behind)
     assert done.returncode != 0
     assert "me/twice on the Hub is further along in this run than" in done.stderr and "Traceback" not in done.stderr
     assert hub.commits("me/twice", revision="seed7") == before
     hub.fail = lambda method, path: 500 if "/api/" in path else None  # what cannot be asked stops nothing
-    done = run_training(hub, tmp_path, *second_run, "--output_dir", behind)
+    done = run_training(*second_run, "--output_dir", behind)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "cannot see how far 'me/twice' is" in done.stderr and (behind / "all_results.json").exists()
 
 
 def test_a_hub_that_hangs_and_a_curve_that_cannot_be_drawn(
-    hub: LoopbackHub, tabular_recipe_file: Path, tmp_path: Path
+    hub: LoopbackHub, run_training: Run, tabular_recipe_file: Path, tmp_path: Path
 ) -> None:
     """Nothing of it ends the training, or keeps its results from the disk."""
     hub.fail = lambda method, path: 90 if "/commit/" in path else None
@@ -449,19 +468,21 @@ def draw(path, log_history, original=publishing.write_curve):
 publishing.write_curve = draw
 """
     arguments = [tabular_recipe_file, *FLIP, "--hub_model_id", "me/hangs", "--output_dir", tmp_path / "out"]
-    done = run_training(hub, tmp_path, *arguments, prelude=prelude)
+    done = run_training(*arguments, prelude=prelude)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "no ink" in done.stderr and "the finished model is complete in" in done.stderr
     assert (tmp_path / "out" / "all_results.json").exists() and (tmp_path / "out" / "README.md").exists()
     assert not (tmp_path / "out" / "checkpoints").exists()
 
 
-def test_a_finished_run_can_be_pushed_later(hub: LoopbackHub, tabular_recipe_file: Path, tmp_path: Path) -> None:
+def test_a_finished_run_can_be_pushed_later(
+    hub: LoopbackHub, run_training: Run, tabular_recipe_file: Path, tmp_path: Path
+) -> None:
     arguments = [tabular_recipe_file, "--use_cpu", "--output_dir", tmp_path / "out"]
-    assert run_training(hub, tmp_path, *arguments).returncode == 0
+    assert run_training(*arguments).returncode == 0
     assert repr(str(tmp_path / "out")) in (tmp_path / "out" / "README.md").read_text()
     push = ["--push_to_hub", "--hub_model_id", "later", "--license", "mit"]
-    done = run_training(hub, tmp_path, *arguments, *push)
+    done = run_training(*arguments, *push)
     assert done.returncode == 0, done.stderr[-3000:]
     card = hub.files("me/later")["README.md"].decode()
     assert (
@@ -492,7 +513,7 @@ def test_two_processes_push_as_one(hub: LoopbackHub, tabular_recipe_file: Path, 
     )
 
 
-def test_the_trainer_without_a_recipe(hub: LoopbackHub, run_python: Callable[..., Any]) -> None:
+def test_the_trainer_without_a_recipe(hub: LoopbackHub, run_forked: Run) -> None:
     code = """
 from modeling_flip import FlipConfig, FlipForCTR, FlipProcessor, FlipTrainer, FlipTrainingArguments
 rows = {"user": list("abcd") * 8, "label": [0, 1] * 16}
@@ -510,7 +531,7 @@ for strategy in ("every_save", "end", "checkpoint", "all_checkpoints"):
     trainer.save_model()
     FlipForCTR.from_pretrained(f"me/{strategy}", revision="other")
 """
-    done = run_python(code)
+    done = run_forked(code)
     assert done.returncode == 0, done.stderr[-3000:]
     for strategy in ("every_save", "end", "checkpoint", "all_checkpoints"):
         name = f"me/{strategy}"

@@ -382,41 +382,42 @@ def test_a_lone_process_gathers_its_own_rows() -> None:
     assert first == 0
 
 
-ONE_OF_TWO_PROCESSES = """
+TWO_PROCESSES = """
 import sys
 import warnings
 import torch
+from torch.multiprocessing import start_processes
 from modeling_flip.configuration_flip import FlipConfig
 from modeling_flip.objectives import InstanceContrastiveLearning
 
 warnings.filterwarnings("error", category=FutureWarning, module="modeling_flip")
-rank, folder = int(sys.argv[1]), sys.argv[2]
-torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-batch = torch.load(f"{folder}/batch.pt")
-icl = InstanceContrastiveLearning(FlipConfig(projection_size=6), 5, 4)
-icl.load_state_dict(batch["weights"])
-text, tabular = (batch[name].chunk(2)[rank].clone().requires_grad_() for name in ("text", "tabular"))
-loss = icl(text, tabular)
-loss.backward()
-weights = {name: parameter.grad for name, parameter in icl.named_parameters()}
-torch.save({"loss": loss.detach(), "text": text.grad, "tabular": tabular.grad} | weights, f"{folder}/{rank}.pt")
-torch.distributed.destroy_process_group()
+
+
+def one_of_two(rank, folder):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    batch = torch.load(f"{folder}/batch.pt")
+    icl = InstanceContrastiveLearning(FlipConfig(projection_size=6), 5, 4)
+    icl.load_state_dict(batch["weights"])
+    text, tabular = (batch[name].chunk(2)[rank].clone().requires_grad_() for name in ("text", "tabular"))
+    loss = icl(text, tabular)
+    loss.backward()
+    weights = {name: parameter.grad for name, parameter in icl.named_parameters()}
+    torch.save({"loss": loss.detach(), "text": text.grad, "tabular": tabular.grad} | weights, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+start_processes(one_of_two, sys.argv[1:], nprocs=2, start_method="fork")
 """
 
 
 def test_two_processes_with_half_the_rows_each_learn_what_one_with_all_does(tmp_path: Path) -> None:
+    """The two are forked from one that has computed nothing: the imports take longer than all else."""
     icl = randomised(InstanceContrastiveLearning(make_config(), D_TAB, D_TEXT))
     text, tabular = draw(6, D_TEXT).requires_grad_(), draw(6, D_TAB, seed=1).requires_grad_()
     torch.save({"weights": icl.state_dict(), "text": text.data, "tabular": tabular.data}, tmp_path / "batch.pt")
-    repository = Path(__file__).parents[2]
-    environment = os.environ | {"PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "error::FutureWarning:modeling_flip", "-c", ONE_OF_TWO_PROCESSES]
-    processes = [subprocess.Popen([*command, str(rank), str(tmp_path)], env=environment) for rank in range(2)]
-    try:
-        assert [process.wait(timeout=120) for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-W", "error::FutureWarning:modeling_flip", "-c", TWO_PROCESSES, str(tmp_path)]
+    subprocess.run(command, env=environment, check=True, timeout=120)
 
     loss = icl(text, tabular)
     loss.backward()

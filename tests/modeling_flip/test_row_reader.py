@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import datetime as dt
 import decimal
+import functools
 import io
 import itertools
 import json
@@ -408,9 +409,15 @@ POOL: list[Any] = [
 ]
 
 
+@functools.cache
+def texts_alone(type: str) -> list[str | None]:
+    """The text of each value of the pool, read alone."""
+    return [texts_of([value], type)[0] for value in POOL]
+
+
 @pytest.mark.parametrize("type", TYPES)
 def test_no_value_changes_the_text_of_another(type: str) -> None:
-    alone = [texts_of([value], type)[0] for value in POOL]
+    alone = texts_alone(type)
     wrong = [
         (POOL[i], POOL[j])
         for i, j in itertools.combinations(range(len(POOL)), 2)
@@ -422,7 +429,7 @@ def test_no_value_changes_the_text_of_another(type: str) -> None:
 @pytest.mark.parametrize("type", TYPES)
 @given(order=st.permutations(range(len(POOL))), repeats=st.integers(1, 3))
 def test_nor_does_the_order_of_a_column(type: str, order: list[int], repeats: int) -> None:
-    alone = [texts_of([value], type)[0] for value in POOL]
+    alone = texts_alone(type)
     column = read_column([POOL[i] for i in order] * repeats, Field(name="a", type=type))
     assert column.to_pylist() == [alone[i] for i in order] * repeats
     # The dictionary is in order of first appearance, each value once: so the vocabulary is, too.

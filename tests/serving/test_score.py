@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import re
+import runpy
 import shutil
 import signal
 import subprocess
@@ -931,9 +932,11 @@ def test_arguments_that_cannot_be_are_refused(
     assert message in error_of(capsys)
 
 
-@pytest.mark.slow
-def test_it_is_a_command() -> None:
-    command = [sys.executable, "-m", "modeling_flip.score", "--help"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    assert "--return_towers" in run.stdout and run.stderr == ""
+def test_it_is_a_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """As `python -m` runs it; tests/hub/test_readme_on_the_hub.py does so in a process of its own."""
+    monkeypatch.setattr(sys, "argv", ["score.py", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("modeling_flip.score", run_name="__main__")
+    assert ended.value.code == 0
+    printed = capsys.readouterr()
+    assert "--return_towers" in printed.out and printed.err == ""

@@ -26,6 +26,7 @@ from modeling_flip.training.model_card import (
     results_table,
     text,
 )
+from modeling_flip.training.publishing import write_curve
 from modeling_flip.training.recipe import read_yaml
 from tests.hub.card_rules import FRONT_MATTER, check_card
 
@@ -311,3 +312,11 @@ def test_names_values_and_recipes_add_nothing_to_the_page(
 def test_the_example_of_a_number_may_be_none(value: Any, shown: Any) -> None:
     field = Field(name="a", kind="numeric")
     assert example_value(FlipProcessor.fit([{"a": value}], [field]), field) == shown
+
+
+def test_the_curve_is_drawn_where_something_was_logged(tmp_path: Path) -> None:
+    history = [{"loss": 0.7, "icl_loss": 0.3, "epoch": 0.5}, {"eval_auc": 0.6, "eval_text_auc": 0.5, "epoch": 1.0}]
+    write_curve(tmp_path / "plot.png", history)
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG\r\n")
+    write_curve(tmp_path / "none.png", [{"train_loss": 0.7, "epoch": 1.0}])
+    assert not (tmp_path / "none.png").exists()
