@@ -20,13 +20,11 @@ from benchmarks.paper_tables import (
     before_refit,
     figures_of,
     load_runs,
-    published_of,
     searches,
     size_of,
     table2,
     table5,
 )
-from benchmarks.paper_tables import paper as published
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -282,13 +280,11 @@ def results_in_short() -> str:
     """A few systems of each dataset that has been measured, for readers in a hurry."""
     rows = []
     for name, title in DATASETS.items():
-        runs, paper = load_runs(RESULTS / name), published(name)
+        runs = load_runs(RESULTS / name)
         for system in ("dcnv2", "flip-id-small", "flip-plm-small", "flip-small"):
             if of := runs.get(system):
-                rows.append(
-                    [title, TITLES[base_name(system)], *figures_of(of), *published_of(paper[base_name(system)])]
-                )
-    return table(["", "", "seeds", "test AUC", "test logloss", "paper AUC", "paper logloss"], rows)
+                rows.append([title, TITLES[base_name(system)], *figures_of(of)])
+    return table(["", "", "seeds", "test AUC", "test logloss"], rows)
 
 
 def results() -> str:
