@@ -579,7 +579,9 @@ def _csv_batches(
                             new = _without_marks(new, numbers, path, encoding, delimiter, quarantine)
                         if len(new):
                             yield new.select(wanted)
-                if batch is not None and _is_open(batch[names[-1]][-1].as_py() or "", raw.end, delimiter):
+                ends_left_out = ragged and ragged[-1] == skipped + 1 + seen + len(ragged)
+                last = "" if batch is None or not len(batch) or ends_left_out else batch[names[-1]][-1].as_py() or ""
+                if batch is not None and not ends_left_out and _is_open(last, raw.end, delimiter):
                     raise pa.ArrowInvalid("a quote is not closed")
                 if quarantine is not None:
                     quarantine.check(path, seen + len(ragged))

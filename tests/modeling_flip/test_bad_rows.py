@@ -85,6 +85,21 @@ def test_the_good_rows_come_out_in_order_and_the_bad_ones_are_counted(
             assert int(re.match(r"\d+", said)[0]) in firsts.values()  # type: ignore[index]
 
 
+@pytest.mark.parametrize("block", [64, 1 << 20])
+@pytest.mark.parametrize("good", [1, 4, 9])
+def test_a_bad_row_at_the_end_does_not_open_the_quote_before_it(
+    block: int, good: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table_files, "BLOCK", block)
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b"a,b,c\n1\n" + b'"","",""\n' * good + b'"","","\n"\n1\n')
+    table = open_table(path, encoding="utf-8", delimiter=",", quarantine=Quarantine())
+    assert table.to_table(["c"])["c"].to_pylist() == [None] * good + ["\n"]
+    path.write_bytes(b"a,b,c\n" + b'"","",""\n' * good + b'"","","\n1\n')  # here it is open
+    with pytest.raises(ValueError, match="not closed"):
+        open_table(path, encoding="utf-8", delimiter=",", quarantine=Quarantine()).to_table()
+
+
 def test_what_was_left_out_is_listed_with_its_place_reason_and_text(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_bytes(b'a,b\n1,2\n\n"x\ny",2\n3\ncaf\xe9,5\n6,' + b"7" * 600 + b",8\n9,10\n")
