@@ -44,20 +44,21 @@ def requirements() -> list[str]:
 
 def pinned(there: Collection[str], python: str) -> list[str]:
     """`NAME==VERSION` of all that is needed, directly or not, but for the packages that are there, and what these need."""
-    known = {canonicalize_name(name) for name in there}
+    left = {canonicalize_name(name) for name in there}
+    seen: set[tuple[str, str]] = set()  # with an extra, or ""
     versions: dict[str, str] = {}
 
     def add(requirement: Requirement) -> None:
         name = canonicalize_name(requirement.name)
-        if name in known:
+        if name in left:
             return
-        known.add(name)
         found = distribution(requirement.name)
         versions[name] = found.version
-        for line in found.requires or []:
-            needed = Requirement(line)
-            for extra in ("", *requirement.extras):
-                where = {"python_version": python, "python_full_version": f"{python}.0", "extra": extra}
+        for extra in {"", *requirement.extras} - {extra for known, extra in seen if known == name}:
+            seen.add((name, extra))
+            where = {"python_version": python, "python_full_version": f"{python}.0", "extra": extra}
+            for line in found.requires or []:
+                needed = Requirement(line)
                 if needed.marker is None or needed.marker.evaluate(where):
                     add(needed)
 

@@ -62,7 +62,7 @@ def install(carried: Path, folder: Path) -> Path:
     setup.read(ROOT / "setup.cfg")
     wheels = carried / "wheels"
     wanted = [*map(str, sorted(wheels.glob("*.whl"))), *setup["options"]["install_requires"].split("\n")[1:]]
-    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-index"]
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-index", "--no-compile"]
     subprocess.run([*pip, "--find-links", str(wheels), *wanted], check=True)
     done.touch()
     return python
@@ -134,7 +134,9 @@ def units(work: Path) -> dict[str, list[Path]]:
 
 
 def pack(work: Path, output_dir: Path, total_mib: float, part_mib: float) -> dict[str, Any]:
-    """Writes what fits to `state.tar.NN`; what did and what did not, in MiB."""
+    """Writes what fits to `state.tar.NN`, in place of an earlier slice's; what did and what did not, in MiB."""
+    for old in output_dir.glob("state.tar.*"):
+        old.unlink()
     packed: dict[str, float] = {}
     left: dict[str, float] = {}
     size = 0
