@@ -53,7 +53,7 @@ GRID = {
 }
 WORKERS = (4, 8)
 AT_ONCE = (1, 2, 4)
-WARM_UP = 5 if HAS_GPU else 1  # steps; a compiled model meets new lengths in them
+WARM_UP = 5 if HAS_GPU else 2  # steps; a compiled model is compiled again for the second length
 COLLATED = 1024  # rows of a batch that the collator makes
 MATRIX = 8192 if HAS_GPU else 512
 ON_THIS_DEVICE = {"use_cpu": not HAS_GPU} | ({} if HAS_GPU else {"torch_compile_backend": "eager"})
