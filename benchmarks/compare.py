@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks import results_table
 from benchmarks.paper_tables import compare_all
-from benchmarks.protocol import Bench, RunFailedError, System
+from benchmarks.protocol import Bench, RunFailedError, System, split_arguments
 
 
 def compare(recipes: list[str], seeds: list[int], arguments: list[str], output_dir: Path) -> list[str]:
@@ -35,14 +35,13 @@ def compare(recipes: list[str], seeds: list[int], arguments: list[str], output_d
 
 
 def main() -> None:
-    given = sys.argv[1:]
-    split = given.index("--") if "--" in given else len(given)
+    given, of_every_run = split_arguments(sys.argv[1:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="+", metavar="RECIPE.yaml")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/compare"), help="folder for the models")
-    options = parser.parse_args(given[:split])
-    failed = compare(options.recipes, options.seeds, given[split + 1 :], options.output_dir)
+    options = parser.parse_args(given)
+    failed = compare(options.recipes, options.seeds, of_every_run, options.output_dir)
     print(results_table.results())
     results_table.main()
     if failed:

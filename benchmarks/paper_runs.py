@@ -75,6 +75,11 @@ def suffix_of(dataset: str, size: str) -> str:
     return "" if dataset == "demo" else SIZES[size]
 
 
+def name_of_runs(name: str, variant: str = "", suffix: str = "") -> str:
+    """What the results of a system, or of a variant of it, are called."""
+    return f"{name}-{variant}{suffix}" if variant else f"{name}{suffix}"
+
+
 def system(dataset: str, size: str, name: str, *settings: str, variant: str = "", num_trials: int = 1) -> System:
     """A system of Table 2, or a variant of it, which adds settings.
 
@@ -82,16 +87,15 @@ def system(dataset: str, size: str, name: str, *settings: str, variant: str = ""
         ValueError: the dataset has no recipe for it.
     """
     suffix, folder = suffix_of(dataset, size), ROOT / "configuration" / dataset
-    kind, called = KINDS[name], f"{name}-{variant}" if variant else name
-    trials = TRIALS[kind][:num_trials]
-    for stem in (f"{name}{suffix}", name):
-        if (folder / f"{stem}.yaml").exists():
-            return System(stem.replace(name, called, 1), str(folder / f"{stem}.yaml"), settings, trials)
+    trials = TRIALS[KINDS[name]][:num_trials]
+    for ending in (suffix, ""):
+        if (recipe := folder / f"{name}{ending}.yaml").exists():
+            return System(name_of_runs(name, variant, ending), str(recipe), settings, trials)
     base = ROOT / "configuration" / "quickstart.yaml" if dataset == "demo" else folder / f"flip{suffix}.yaml"
     if not base.exists():
         raise ValueError(f"there is no recipe for {name} on {dataset}: neither {folder / name}.yaml nor {base}")
     t5 = ("--text_model_name_or_path", DEMO_T5) if (name, dataset) == ("p5", "demo") else ()
-    return System(f"{called}{suffix}", str(base), (*SETTINGS[name], *t5, *settings), trials)
+    return System(name_of_runs(name, variant, suffix), str(base), (*SETTINGS[name], *t5, *settings), trials)
 
 
 def systems_of(target: str, dataset: str, size: str, num_trials: int = 1) -> list[System]:

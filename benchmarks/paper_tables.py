@@ -27,26 +27,37 @@ from benchmarks.paper_runs import (
     TEMPERATURES,
     TOWERS,
     figure_system,
+    name_of_runs,
     suffix_of,
     text_models,
 )
+from benchmarks.protocol import chosen_epochs, chosen_trial
 from modeling_flip.training import manifest
 
 COMPARISONS = "comparisons.json"
 PAPER = Path(__file__).with_name("paper.json")
 OURS = ("flip-id", "flip-plm", "flip")
 TITLES = {
-    **{"afm": "AFM", "pnn": "PNN", "wide-deep": "Wide&Deep", "dcn": "DCN", "deepfm": "DeepFM", "xdeepfm": "xDeepFM"},
-    **{
-        "afn": "AFN",
-        "autoint": "AutoInt",
-        "dcnv2": "DCNv2",
-        "flip-id": "FLIP_ID",
-        "flip-plm": "FLIP_PLM",
-        "flip": "FLIP",
-    },
-    **{"dcn-mix": "DCN-Mix", "pnn-outer": "PNN, outer product", "morec-cached": "MoRec, cached"},
-    **{"ctr-bert": "CTR-BERT", "p5": "P5", "ptab": "PTab", "ctrl": "CTRL", "morec": "MoRec"},
+    "afm": "AFM",
+    "pnn": "PNN",
+    "wide-deep": "Wide&Deep",
+    "dcn": "DCN",
+    "deepfm": "DeepFM",
+    "xdeepfm": "xDeepFM",
+    "afn": "AFN",
+    "autoint": "AutoInt",
+    "dcnv2": "DCNv2",
+    "dcn-mix": "DCN-Mix",
+    "pnn-outer": "PNN, outer product",
+    "ctr-bert": "CTR-BERT",
+    "p5": "P5",
+    "ptab": "PTab",
+    "ctrl": "CTRL",
+    "morec": "MoRec",
+    "morec-cached": "MoRec, cached",
+    "flip-id": "FLIP_ID",
+    "flip-plm": "FLIP_PLM",
+    "flip": "FLIP",
 }
 # A run's figures by seed, by system.
 Runs = dict[str, dict[int, dict[str, Any]]]
@@ -87,7 +98,7 @@ def ablated(name: str, variant: str, suffix: str) -> str:
     """The name of FLIP's, or FLIP_ID's, runs without a part of pretraining: without all of it, FLIP_ID is its tower."""
     if (name, variant) == ("flip-id", "without-pretraining"):
         return "dcnv2"
-    return f"{name}{f'-{variant}' if variant else ''}{suffix}"
+    return name_of_runs(name, variant, suffix)
 
 
 # ---- comparisons
@@ -181,7 +192,7 @@ def table3(folder: Path, size: str) -> Table:
     suffix, rows = suffix_of(folder.name, size), []
     for tower in TOWERS:
         for name in ("N/A", "flip-id", "flip-plm", "flip"):
-            system = tower if name == "N/A" else f"{name}{'' if tower == 'dcnv2' else f'-{tower}'}{suffix}"
+            system = tower if name == "N/A" else name_of_runs(name, "" if tower == "dcnv2" else tower, suffix)
             title = "alone" if name == "N/A" else TITLES[name]
             theirs = published.get(tower, {}).get("alone" if name == "N/A" else name)
             rows.append([TITLES[tower], title, *figures_of(runs.get(system, {})), *published_of(theirs)])
@@ -194,7 +205,7 @@ def table4(folder: Path, size: str) -> Table:
     suffix, rows = suffix_of(folder.name, size), []
     for variant in ("", *text_models(folder.name, size)):
         for name in ("flip-id", "flip-plm", "flip"):
-            of = runs.get(f"{name}{f'-{variant}' if variant else ''}{suffix}", {})
+            of = runs.get(name_of_runs(name, variant, suffix), {})
             theirs = published.get(variant or "tinybert", {}).get(name) if size == "paper" else None
             text_model = variant or text_tower_of(runs.get(f"flip{suffix}", {}))
             rows.append([text_model, TITLES[name], *figures_of(of), *published_of(theirs)])
@@ -223,12 +234,11 @@ def searches(folder: Path) -> Table:
     rows = []
     for system, of in load_runs(folder).items():
         search = next(iter(of.values()))["search"]
-        trials, chosen = search["trials"], search["trials"][search["chosen"]]
+        trials, chosen = search["trials"], chosen_trial(search)
         settings = " ".join(part.removeprefix("--") for part in chosen["settings"]) or "the recipe as it is"
         hours = sum(trial["wall_time"]["total_seconds"] for trial in trials) / 3600
-        epochs = chosen.get("best_epoch") or chosen["epochs"]
         figures = [f"{chosen[key]:.4f}" for key in ("validation_auc", "test_auc")]
-        rows.append([system, str(len(trials)), settings, f"{epochs:g}", *figures, f"{hours:.1f}"])
+        rows.append([system, str(len(trials)), settings, f"{chosen_epochs(search):g}", *figures, f"{hours:.1f}"])
     return Table([head, *rows])
 
 
@@ -242,29 +252,13 @@ def all_runs(results: Path) -> Table:
     for folder in sorted(path for path in results.iterdir() if path.is_dir()):
         for system, of in load_runs(folder).items():
             for seed, run in sorted(of.items()):
-                search = run["search"]
-                chosen = search["trials"][search["chosen"]]
-                name = base_name(system)
-                cells = [
-                    folder.name,
-                    system,
-                    KINDS.get(name, ""),
-                    seed,
-                    run.get("pretraining_seed"),
-                    run.get("text_model"),
-                ]
-                cells += [
-                    len(search["trials"]),
-                    " ".join(chosen["settings"]),
-                    chosen.get("best_epoch") or chosen["epochs"],
-                ]
-                cells += [chosen["validation_auc"], chosen["test_auc"], *(run.get(key) for key in (*figures, *facts))]
-                cells += [
-                    run["hardware"]["cpus"],
-                    run["hardware"]["gpu"],
-                    run["versions"]["torch"],
-                    json.dumps(run["recipe"]),
-                ]
+                search, recipe = run["search"], json.dumps(run["recipe"])
+                chosen, machine = chosen_trial(search), run["hardware"]
+                cells = [folder.name, system, KINDS.get(base_name(system), ""), seed, run.get("pretraining_seed")]
+                cells += [run.get("text_model"), len(search["trials"]), " ".join(chosen["settings"])]
+                cells += [chosen_epochs(search), chosen["validation_auc"], chosen["test_auc"]]
+                cells += [run.get(key) for key in (*figures, *facts)]
+                cells += [machine["cpus"], machine["gpu"], run["versions"]["torch"], recipe]
                 rows.append(["" if cell is None else str(cell) for cell in cells])
     return Table([head, *rows])
 
@@ -274,7 +268,7 @@ def figure3(folder: Path, size: str) -> dict[str, dict[float, dict[int, dict[str
     runs, name, suffix = load_runs(folder), figure_system(size), suffix_of(folder.name, size)
     return {
         f"{side} mask ratio": {0.15: runs.get(f"{name}{suffix}", {})}
-        | {ratio: runs.get(f"{name}-{side}-mask-{ratio:g}{suffix}", {}) for ratio in MASK_RATIOS}
+        | {ratio: runs.get(name_of_runs(name, f"{side}-mask-{ratio:g}", suffix), {}) for ratio in MASK_RATIOS}
         for side in ("text", "tabular")
     }
 
@@ -282,7 +276,7 @@ def figure3(folder: Path, size: str) -> dict[str, dict[float, dict[int, dict[str
 def figure4(folder: Path, size: str) -> dict[str, dict[float, dict[int, dict[str, Any]]]]:
     """The runs by temperature."""
     runs, name, suffix = load_runs(folder), figure_system(size), suffix_of(folder.name, size)
-    of = {tau: runs.get(f"{name}-temperature-{tau:g}{suffix}", {}) for tau in TEMPERATURES}
+    of = {tau: runs.get(name_of_runs(name, f"temperature-{tau:g}", suffix), {}) for tau in TEMPERATURES}
     return {"temperature": of | {0.7: runs.get(f"{name}{suffix}", {})}}
 
 

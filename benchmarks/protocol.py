@@ -165,6 +165,12 @@ def train(*arguments: str) -> int:
     return subprocess.run([sys.executable, "train.py", *arguments]).returncode
 
 
+def split_arguments(given: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What stands before `--`, and what is given to every run after it."""
+    split = given.index("--") if "--" in given else len(given)
+    return [*given[:split]], [*given[split + 1 :]]
+
+
 def without_section(arguments: Sequence[str], section: str) -> list[str]:
     """`--key value` and `--key=value` arguments, without those of a section of the recipe."""
     kept, is_kept = [], True
@@ -178,8 +184,17 @@ def without_section(arguments: Sequence[str], section: str) -> list[str]:
 
 def refit_of(search: Mapping[str, Any]) -> list[str]:
     """The arguments of the run that a search has chosen."""
-    chosen = search["trials"][search["chosen"]]
-    return [*chosen["settings"], "--refit", str(float(chosen["best_epoch"] or chosen["epochs"]))]
+    return [*chosen_trial(search)["settings"], "--refit", str(chosen_epochs(search))]
+
+
+def chosen_trial(search: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(search["trials"][search["chosen"]])
+
+
+def chosen_epochs(search: Mapping[str, Any]) -> float:
+    """Of the chosen trial, the epoch that was best on validation, or all of its epochs where it was not stopped."""
+    chosen = chosen_trial(search)
+    return float(chosen.get("best_epoch") or chosen["epochs"])
 
 
 def pretraining_key(recipe: Recipe) -> str | None:

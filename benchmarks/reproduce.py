@@ -40,10 +40,11 @@ from benchmarks.paper_runs import (
     SIZES,
     TARGETS,
     figure_system,
+    name_of_runs,
     runs_of,
     suffix_of,
 )
-from benchmarks.protocol import Bench, RunFailedError, System, pretraining_key, refit_of
+from benchmarks.protocol import Bench, RunFailedError, System, pretraining_key, refit_of, split_arguments
 from modeling_flip.training.dry_run import StageFacts, inspect
 from modeling_flip.training.recipe import Recipe, needs_text
 from train import complete_recipe, kinds_of_columns, load_data, name_text_model
@@ -161,7 +162,7 @@ def draw(target: str, bench: Bench, dataset: str, size: str, output_dir: Path) -
         return
     checkpoints = {}
     for variant in [""] if target == "figure5" else EMBEDDINGS:
-        name = f"{studied}{f'-{variant}' if variant else ''}{suffix}"
+        name = name_of_runs(studied, variant, suffix)
         for file in sorted(folder.glob(f"{name}-[0-9]*.json")):
             if (found := bench.pretraining_of(json.loads(file.read_text()), file.stem)) is not None:
                 checkpoints[ABLATIONS[variant][0] if variant else "FLIP"] = str(found)
@@ -184,8 +185,7 @@ def draw_alignment(target: str, checkpoints: dict[str, str], bench: Bench, datas
 
 
 def main(given: Sequence[str] | None = None) -> None:
-    given = list(sys.argv[1:] if given is None else given)
-    split = given.index("--") if "--" in given else len(given)
+    given, of_every_run = split_arguments(sys.argv[1:] if given is None else given)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("targets", nargs="+", choices=[*TARGETS, "all"], metavar="TABLE_OR_FIGURE")
     parser.add_argument("--dataset", required=True)
@@ -201,12 +201,12 @@ def main(given: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--results", type=Path, default=results_table.RESULTS, help="default: benchmarks/results")
     parser.add_argument("--output_dir", type=Path, help="default: outputs/reproduce/DATASET")
-    options = parser.parse_args(given[:split])
+    options = parser.parse_args(given)
     targets = list(TARGETS) if "all" in options.targets else options.targets
     output_dir = options.output_dir or Path("outputs/reproduce") / options.dataset
     output_dir.mkdir(parents=True, exist_ok=True)
     (options.results / options.dataset).mkdir(parents=True, exist_ok=True)
-    bench = Bench(options.results, output_dir / "models", given[split + 1 :])
+    bench = Bench(options.results, output_dir / "models", of_every_run)
     if options.dataset == "demo":
         make_demo_text_models()
     runs = runs_of(targets, options.dataset, options.size, options.seeds, options.trials)

@@ -15,6 +15,7 @@ import numpy as np
 from benchmarks.paper_runs import ABLATIONS
 from benchmarks.paper_tables import (
     TITLES,
+    Table,
     all_runs,
     base_name,
     before_refit,
@@ -44,7 +45,7 @@ def load(*parts: str) -> dict[str, Any]:
 
 def table(head: list[str], rows: list[list[str]]) -> str:
     """Markdown."""
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows])
+    return Table([head, *rows]).markdown()
 
 
 def quickstart() -> str:
