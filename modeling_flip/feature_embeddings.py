@@ -15,7 +15,7 @@ from .configuration_flip import FlipConfig
 
 
 class FeatureTable(nn.Embedding):
-    """A table with a row for each feature, (M, d). Nothing of it is read but the rows that are looked up: with `sparse` set, its
+    """A table with a row for each feature, (M, d). With `sparse` set, nothing of it is read but the rows that are looked up: its
     gradient holds these alone, and an optimizer can leave the others alone too.
 
     Attributes:
@@ -33,7 +33,7 @@ class FeatureEmbeddings(nn.Module):
     (B, L, K) holds the members of the list fields, each list padded with −1 and never empty: a list without members has its
     field's unknown feature, a masked one `<MASK>`. Models without list fields do not read it.
 
-    Only `_rows` reads the weights of the tables, so they can be sparse or stored elsewhere.
+    Only `_rows` reads the weights of sparse tables, so these can be stored elsewhere.
 
     Example:
 
@@ -63,9 +63,11 @@ class FeatureEmbeddings(nn.Module):
         return self._fields(self.first_order, feature_ids, list_feature_ids).sum((1, 2))
 
     def squared_norm(self, feature_ids: torch.Tensor, list_feature_ids: torch.Tensor | None = None) -> torch.Tensor:
-        """Scalar Σ (‖e‖² + w²) over the distinct features that the batch looks up."""
-        ids = torch.cat(self._looked_up(feature_ids, list_feature_ids)).unique()
-        return torch.stack([self._rows(table, ids).square().sum() for table in self.tables]).sum()
+        """Scalar Σ (‖e‖² + w²) over all features; where the tables' gradients are sparse, over those that the batch looks up."""
+        if self.embedding.sparse:
+            ids = torch.cat(self._looked_up(feature_ids, list_feature_ids)).unique()
+            return torch.stack([self._rows(table, ids).square().sum() for table in self.tables]).sum()
+        return torch.stack([table.weight.square().sum() for table in self.tables]).sum()
 
     @property
     def tables(self) -> list[FeatureTable]:
