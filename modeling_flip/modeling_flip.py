@@ -160,7 +160,7 @@ class FlipPreTrainedModel(CheckpointMixin, PreTrainedModel):
     def embedding_penalty(
         self, feature_ids: torch.Tensor | None, list_feature_ids: torch.Tensor | None = None
     ) -> torch.Tensor | float:
-        """λ/2 Σ (‖e‖² + w²), over which features says `FeatureEmbeddings.squared_norm`; in evaluation, and where λ is 0, it is 0."""
+        """λ/2 Σ (‖e‖² + w²), of the features that `FeatureEmbeddings.squared_norm` takes; 0 in evaluation, and where λ is 0."""
         features = getattr(self.base_model, "feature_embeddings", None)
         if features is None or not (self.training and self.config.embedding_l2):
             return 0.0

@@ -48,7 +48,7 @@ def make(processor: FlipProcessor, tiny_text_model: Path, tmp_path: Path) -> Mak
     def trainer(model_class: Any = FlipForCTR, callbacks: Any = (), **kwargs: Any) -> FlipTrainer:
         torch.manual_seed(0)
         towers = "both" if model_class is FlipForPreTraining else "tabular"
-        settings = {"tabular_tower": "deepfm", "embedding_size": 4, "hidden_sizes": [8], "embedding_l2": 0.1}
+        settings = {"tabular_tower": "deepfm", "embedding_size": 4, "hidden_sizes": [8]}
         model = model_class.from_text_pretrained(tiny_text_model, processor, towers=towers, **settings)
         defaults = {"per_device_train_batch_size": 8, "num_train_epochs": 1, "logging_steps": 1, "save_strategy": "no"}
         arguments = {"output_dir": str(tmp_path), "use_cpu": True, "disable_tqdm": True, "optim": "sgd"}
@@ -84,7 +84,6 @@ def test_sgd_and_adagrad_compute_what_they_do_densely(optim: dict[str, str], mod
 
 def test_gradient_accumulation_is_one_large_batch(make: Make) -> None:
     whole, parts = make(), make(per_device_train_batch_size=2, gradient_accumulation_steps=4)
-    whole.model.config.embedding_l2 = parts.model.config.embedding_l2 = 0.0  # of each part's distinct features
     for trainer in (whole, parts):
         trainer.train()
     assert_same(whole, parts)
