@@ -47,6 +47,7 @@ TITLES = {
     "afn": "AFN",
     "autoint": "AutoInt",
     "dcnv2": "DCNv2",
+    "dcnv2-sparse": "DCNv2, `sparse_embeddings`",
     "dcn-mix": "DCN-Mix",
     "pnn-outer": "PNN, outer product",
     "ctr-bert": "CTR-BERT",

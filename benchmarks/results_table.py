@@ -87,7 +87,7 @@ def speed() -> str:
 
 
 def sparse() -> str:
-    """Steps against the number of features, and what the setting does to the model."""
+    """Steps against the number of features."""
     steps = load("sparse_step.json")["step_seconds"]
     labels = {
         "finetuning, dense": "DCNv2, batch 2,048",
@@ -106,20 +106,7 @@ def sparse() -> str:
         ms = [1e3 * steps[name][m] for m in features]
         rows.append([label, *(f"{x:.0f}" for x in ms), f"{ms[-1] / ms[0]:.2f}"])
     head = ["ms a step, one CPU core", *(f"{int(m):,} features" for m in features), "last / first"]
-    runs = load("sparse_quality.json")["runs"]
-    kinds = {
-        "dense": "AdamW",
-        "sparse": "`SparseAdamW`",
-        "full": "the same, second moment of each weight",
-        "nomom": "the same, no first moment",
-    }
-    quality = []
-    for kind, label in kinds.items():
-        of = [run for run in runs if run["variant"] == kind]
-        figures = (", ".join(f"{run[key]:.4f}" for run in of) for key in ("validation_auc", "test_auc", "test_logloss"))
-        quality.append([label, ", ".join(str(run["seed"]) for run in of), *figures])
-    columns = ["DCNv2 on MovieLens-1M, without the refit", "seeds", "validation AUC", "test AUC", "test logloss"]
-    return f"{table(head, rows)}\n\n{table(columns, quality)}"
+    return table(head, rows)
 
 
 def scale() -> str:
