@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .configuration_flip import CLICK_AUTO_CLASS, FlipConfig, check_item_fields
-from .modeling_flip import FlipForCTROutput, FlipPreTrainedModel, click_loss, create_text_tower, pooled
+from .modeling_flip import FlipForCTROutput, FlipPreTrainedModel, click_loss, create_text_tower, hidden_states, pooled
 from .tabular_layers import MLP
 
 
@@ -69,8 +69,8 @@ class CTRBertForCTR(FlipPreTrainedModel):
         """Tokens (U, L) and mask (U, L) of the distinct users, user_index (B,) which of them each row has; likewise the
         items; labels (B,) of 0 and 1."""
         pooling = self.config.text_pooling
-        users = self.user_text_tower(input_ids=user_input_ids, attention_mask=user_attention_mask).last_hidden_state
-        items = self.item_text_tower(input_ids=item_input_ids, attention_mask=item_attention_mask).last_hidden_state
+        users = hidden_states(self.user_text_tower, user_input_ids, user_attention_mask)
+        items = hidden_states(self.item_text_tower, item_input_ids, item_attention_mask)
         user = pooled(users, user_attention_mask, pooling)[user_index]  # (B, D_text)
         item = pooled(items, item_attention_mask, pooling)[item_index]
         with torch.autocast(user.device.type, enabled=False):

@@ -21,7 +21,7 @@ from transformers.utils import ModelOutput, logging
 from .checkpoint_files import CheckpointMixin, safe_weights, some_of, without_load_report
 from .configuration_flip import FlipConfig, load_text_config
 from .feature_embeddings import FeatureEmbeddings
-from .objectives import InstanceContrastiveLearning, MaskedLanguageModeling, MaskedTabularModeling
+from .objectives import InstanceContrastiveLearning, MaskedLanguageModeling, MaskedTabularModeling, batch_mean
 from .processing_flip import FlipProcessor
 from .tabular_towers import create_tabular_tower
 
@@ -287,6 +287,15 @@ def bare_text_tower(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
+def hidden_states(text_tower: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """input_ids (B, L), attention_mask (B, L) → (B, L, D). Towers of transformers refuse a batch without rows, as a process may
+    get of a short last batch: they read a stand-in, so that their weights have a gradient, of 0."""
+    if len(input_ids):
+        return text_tower(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+    one = input_ids.new_zeros(1, max(1, input_ids.shape[1]))
+    return text_tower(input_ids=one, attention_mask=torch.ones_like(one)).last_hidden_state[:0]
+
+
 def pooled(hidden: torch.Tensor, attention_mask: torch.Tensor, pooling: str | None) -> torch.Tensor:
     """hidden (B, L, D), attention_mask (B, L) → (B, D): the first token, the last, or the mean, padding left out."""
     if pooling == "mean":
@@ -336,7 +345,7 @@ class FlipModel(FlipPreTrainedModel):
         if self.config.towers != "tabular" and input_ids is not None:
             if attention_mask is None:
                 attention_mask = torch.ones_like(input_ids)
-            hidden = self.text_tower(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+            hidden = hidden_states(self.text_tower, input_ids, attention_mask)
             output.text_hidden_states = hidden
             output.text_representation = pooled(hidden, attention_mask, self.config.text_pooling)
         return output
@@ -529,4 +538,4 @@ class FlipForCTR(FlipPreTrainedModel):
 
 def click_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Binary cross-entropy of logits (B,) against clicks (B,), in fp32."""
-    return F.binary_cross_entropy_with_logits(logits.float(), labels.float())
+    return batch_mean(F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none"))

@@ -12,7 +12,7 @@ from transformers.activations import ACT2FN
 
 from .configuration_flip import CLICK_AUTO_CLASS, MOREC_FORMAT_VERSION, FlipConfig, check_item_fields
 from .feature_embeddings import FeatureEmbeddings
-from .modeling_flip import FlipForCTROutput, FlipPreTrainedModel, click_loss, create_text_tower, pooled
+from .modeling_flip import FlipForCTROutput, FlipPreTrainedModel, click_loss, create_text_tower, hidden_states, pooled
 from .tabular_towers import create_tabular_tower
 
 
@@ -130,7 +130,7 @@ class MoRecForCTR(FlipPreTrainedModel):
 
     def encode_items(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """tokens (U, L), mask (U, L) → sentences (U, D_text)."""
-        hidden = self.text_tower(input_ids=tokens, attention_mask=mask).last_hidden_state
+        hidden = hidden_states(self.text_tower, tokens, mask)
         return pooled(hidden, mask, self.config.text_pooling)
 
     @torch.no_grad()

@@ -23,9 +23,15 @@ IGNORE = -100
 
 
 def row_mean(losses: torch.Tensor, rows: torch.Tensor, num_rows: int) -> torch.Tensor:
-    """Mean over rows of each row's mean: losses (n,) of elements that stand in rows (n,). A row without elements counts 0."""
+    """Mean over rows of each row's mean: losses (n,) of elements that stand in rows (n,). A row without elements counts 0, and so
+    does a batch without rows."""
     per_row = torch.bincount(rows, minlength=num_rows)[rows]
-    return (losses / per_row).sum() / num_rows
+    return (losses / per_row).sum() / max(1, num_rows)
+
+
+def batch_mean(losses: torch.Tensor) -> torch.Tensor:
+    """Mean of losses (B,); 0 where there are none, as on a process that gets no row of a short last batch."""
+    return losses.sum() / max(1, len(losses))
 
 
 class MaskedLanguageModeling(nn.Module):
@@ -138,15 +144,15 @@ class InstanceContrastiveLearning(nn.Module):
         self.tabular_projection = nn.Linear(tabular_size, config.projection_size)
 
     def forward(self, text: torch.Tensor, tabular: torch.Tensor) -> torch.Tensor:
-        """text (B, D_text), tabular (B, D_tab) → scalar, this process's share: the mean over processes is the loss of the
-        whole batch."""
+        """text (B, D_text), tabular (B, D_tab) → scalar, the mean over the rows of this process. Weighed by their numbers of
+        rows, the mean over processes is the loss of the whole batch."""
         text, tabular = self.project(text, tabular)
         all_text, all_tabular, first = gather_rows(text, tabular)
         targets = torch.arange(len(text), device=text.device) + first
         with torch.autocast(text.device.type, enabled=False):
-            text_to_table = F.cross_entropy(self.similarity(text, all_tabular) / self.temperature, targets)
-            table_to_text = F.cross_entropy(self.similarity(tabular, all_text) / self.temperature, targets)
-        return (text_to_table + table_to_text) / 2
+            scores = [self.similarity(text, all_tabular), self.similarity(tabular, all_text)]
+            both = [F.cross_entropy(of / self.temperature, targets, reduction="none") for of in scores]
+        return batch_mean(both[0] + both[1]) / 2
 
     def project(self, text: torch.Tensor, tabular: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """text (B, D_text), tabular (B, D_tab) → (B, projection_size) each, where they are compared."""
@@ -167,24 +173,32 @@ def gather_rows(text: torch.Tensor, tabular: torch.Tensor) -> tuple[torch.Tensor
     """The rows of all processes, with their gradient, and where this process's rows start."""
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
         return text, tabular, 0
-    gathered = GatherRows.apply(torch.cat([text, tabular], dim=1))
+    number = torch.tensor([len(text)], device=text.device)
+    numbers = [torch.empty_like(number) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(numbers, number)
+    rows = torch.cat(numbers).tolist()
+    gathered = GatherRows.apply(torch.cat([text, tabular], dim=1), rows)
     all_text, all_tabular = gathered.split([text.shape[1], tabular.shape[1]], dim=1)
-    return all_text, all_tabular, torch.distributed.get_rank() * len(text)
+    return all_text, all_tabular, sum(rows[: torch.distributed.get_rank()])
 
 
 class GatherRows(torch.autograd.Function):
-    """(B, D) of each process → (B · processes, D), on all of them. accelerator.gather has no gradient: rows of one process are
-    negatives, and pushed away, on the others."""
+    """(b, D) of each process → (B, D), on all of them; b may differ, and be 0. accelerator.gather has no gradient: rows of one
+    process are negatives, and pushed away, on the others."""
 
     @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor) -> torch.Tensor:
-        parts = [torch.empty_like(rows) for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
+    def forward(ctx: Any, rows: torch.Tensor, numbers: list[int]) -> torch.Tensor:
+        """rows (b, D), and b of each process."""
+        ctx.numbers = numbers
+        padded = rows.new_zeros(max(numbers), rows.shape[1])  # all_gather takes as many of each
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in numbers]
+        torch.distributed.all_gather(parts, padded)
+        return torch.cat([part[:b] for part, b in zip(parts, numbers, strict=True)])
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        """(B · processes, D) → (B, D), summed over the processes."""
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+        """(B, D) → (b, D), summed over the processes."""
         total = gradient.clone(memory_format=torch.contiguous_format)
         torch.distributed.all_reduce(total)
-        return total.chunk(torch.distributed.get_world_size())[torch.distributed.get_rank()]
+        return total.split(ctx.numbers)[torch.distributed.get_rank()], None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import BatchSampler, Sampler
 
 READ_AT_ONCE = 1 << 16
 MOST_BATCHES_SORTED = 50  # batches per chunk, as in transformers; fewer if there are few rows
@@ -64,6 +64,35 @@ class Shuffled(Sampler[int]):
         if self.lengths is not None:
             group_by_length(order, self.lengths, self.batch_size)
         return one_by_one(order + epoch * self.num_rows)
+
+
+class ShareOfBatches(Sampler[list[int]]):
+    """This process's rows of each batch, which all processes together see. The last batch is shared out as well: each process
+    gets equally many of its rows, or one more or less, and none where there are fewer rows than processes.
+
+    Args:
+        order: the rows, the same on all processes.
+        batch_size: rows of a process in a whole batch.
+        process: which process this is, of so many.
+
+    Example:
+        >>> [list(ShareOfBatches(range(5), 2, process, 2)) for process in range(2)]
+        [[[0, 1], []], [[2, 3], [4]]]
+    """
+
+    def __init__(
+        self, order: Sampler[int], batch_size: int, process: int = 0, processes: int = 1, drop_last: bool = False
+    ):
+        self.batches = BatchSampler(order, batch_size * processes, drop_last)
+        self.batch_size, self.drop_last, self.process, self.processes = batch_size, drop_last, process, processes
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self.batches:
+            first, end = (len(batch) * part // self.processes for part in (self.process, self.process + 1))
+            yield batch[first:end]
 
 
 def group_by_length(order: np.ndarray, lengths: np.ndarray, batch_size: int) -> None:

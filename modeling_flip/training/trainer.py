@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.data_loader import prepare_data_loader
 from torch import nn
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 from transformers import EarlyStoppingCallback, EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import PredictionOutput, TrainOutput, rotate_checkpoints
 from transformers.utils import logging
@@ -26,7 +27,7 @@ from .callbacks import EpochClock, LogAtSave, StopAfter
 from .checkpoints import check_weights, fact, seal
 from .metrics import ctr_metrics
 from .publishing import UNPUSHED, PublishCallback, Publisher, kept_step, validation_of, write_card
-from .samplers import InOrder, Shuffled
+from .samplers import InOrder, ShareOfBatches, Shuffled
 from .sparse import SPARSE_OPTIMIZERS, looked_up, reduce_sparse_gradients, sparse_gradients
 
 logger = logging.get_logger(__name__)
@@ -156,6 +157,31 @@ class FlipTrainer(Trainer):
         by_length = self._has_text
         return InOrder(eval_dataset.lengths.argsort(kind="stable") if by_length else np.arange(len(eval_dataset)))
 
+    def get_train_dataloader(self) -> DataLoader:
+        """This process's rows of each batch. accelerate would fill the last batch up with rows of the first."""
+        args = self.args
+        if self.train_dataset is None:
+            raise ValueError("training needs a train_dataset")
+        batches = ShareOfBatches(
+            self._get_train_sampler(),
+            self._train_batch_size,
+            args.process_index,
+            args.world_size,
+            args.dataloader_drop_last,
+        )
+        loader = DataLoader(
+            self.train_dataset,
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+        )
+        return prepare_data_loader(
+            loader, self.accelerator.device, 1, 0, put_on_device=True, non_blocking=args.dataloader_pin_memory
+        )
+
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> PredictionOutput:
         """As `Trainer.predict`, rows in the order of the dataset."""
         output = super().predict(test_dataset, *args, **kwargs)
@@ -230,11 +256,20 @@ class FlipTrainer(Trainer):
     ) -> Any:
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training:
+            share = self._share_of_rows(len(next(iter(inputs.values()))))
+            loss = loss * share
             for name, value in outputs.items():
                 if name.endswith("_loss"):
-                    self._components[name] = self._components.get(name, 0) + value.detach()
+                    self._components[name] = self._components.get(name, 0) + value.detach() * share
             self._num_steps_logged += 1
         return (loss, outputs) if return_outputs else loss
+
+    def _share_of_rows(self, rows: int) -> torch.Tensor | float:
+        """What this process's mean over its rows weighs in the mean over processes, so that that is one over all rows."""
+        if self.args.world_size == 1:
+            return 1.0
+        number = torch.tensor(float(rows), device=self.args.device)
+        return number / self.accelerator.reduce(number, reduction="mean")
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)

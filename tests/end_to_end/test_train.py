@@ -24,7 +24,6 @@ import pytest
 import torch
 import transformers
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 import train
 from modeling_flip import FlipForCTR, FlipForPreTraining, FlipProcessor
@@ -33,8 +32,8 @@ from modeling_flip.training.command_line import parse_recipe
 from modeling_flip.training.publishing import RECIPE_FILE, RESULTS_FILE
 from modeling_flip.training.recipe import Recipe
 from modeling_flip.training.stages import run
+from tests.processes import ROOT, environment, launch, weights
 
-ROOT = Path(__file__).resolve().parents[2]
 MakeRecipe = Callable[..., Recipe]
 
 
@@ -44,29 +43,6 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
 
 def load_tables(recipe: Recipe) -> dict[str, pa.Table]:
     return {split: rows.to_table() for split, rows in train.load_data(recipe).items()}
-
-
-def launch(*arguments: Any, processes: int = 1) -> list[str]:
-    many = (
-        ["--multi_gpu"] if processes > 1 else []
-    )  # without it accelerate runs one process on a CPU and does not say so
-    port = ["--main_process_port", "0"]
-    command = ["accelerate.commands.launch", *many, *port, "--num_processes", processes, str(ROOT / "train.py")]
-    return [sys.executable, "-m", *map(str, command), *map(str, arguments), "--use_cpu"]
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-
-
-def finish(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=300)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return done.stdout
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
 
 
 def same_bits(one: Path, other: Path) -> bool:
@@ -288,35 +264,6 @@ def test_64_rows_can_be_memorised(recipe: MakeRecipe) -> None:
     results = run(memorise, datasets.DatasetDict({split: rows for split in ("train", "validation", "test")}))
     assert results["test_auc"] == 1.0
     assert results["test_tabular_auc"] == 1.0
-
-
-@pytest.mark.slow
-def test_two_processes_compute_what_one_does(recipe_file: Path, tmp_path: Path) -> None:
-    """Plain SGD without clipping: the parameters agree only if all gradients do."""
-    sgd: list[Any] = [recipe_file, "--pretraining.optim", "sgd", "--pretraining.learning_rate", 0.05]
-    sgd += ["--pretraining.max_grad_norm", 1e9, "--pretraining.num_train_epochs", 1, "--max_train_samples", 160]
-    sgd += ["--finetuning.max_steps", 4, "--finetuning.eval_strategy", "no", "--finetuning.save_strategy", "no"]
-    sgd += ["--finetuning.load_best_model_at_end", "false", "--finetuning.early_stopping_patience", "null"]
-    results = {}
-    for processes in (1, 2):
-        batch = 16 // processes
-        size = ["--pretraining.per_device_train_batch_size", batch, "--finetuning.per_device_train_batch_size", batch]
-        # 7 rows do not divide the 20 test rows: the last batches are padded with repeated rows, which must not count
-        size += ["--finetuning.per_device_eval_batch_size", 7, "--output_dir", tmp_path / str(processes)]
-        if processes == 1:
-            train.main([*map(str, [*sgd, *size]), "--use_cpu"])
-        else:
-            finish(launch(*sgd, *size, processes=processes))
-        results[processes] = json.loads((tmp_path / str(processes) / RESULTS_FILE).read_text())
-        assert results[processes]["hardware"]["processes"] == processes
-    for name, loss in results[1]["pretraining_losses"].items():
-        assert results[2]["pretraining_losses"][name] == pytest.approx(loss, abs=1e-4), name
-    for stage in ("pretraining", "."):
-        one, two = weights(tmp_path / "1" / stage), weights(tmp_path / "2" / stage)
-        for name in one:
-            torch.testing.assert_close(two[name], one[name], atol=2e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
-    for name in ("test_auc", "test_logloss", "validation_auc", "test_text_logloss"):
-        assert results[2][name] == pytest.approx(results[1][name], abs=1e-4), name
 
 
 @pytest.mark.slow

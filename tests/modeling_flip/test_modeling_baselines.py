@@ -172,6 +172,19 @@ def counting_rows(tower: torch.nn.Module) -> Iterator[list[int]]:
     hook.remove()
 
 
+@pytest.mark.parametrize("name", list(MODELS))
+def test_a_batch_without_rows_teaches_nothing(
+    name: str, make: Callable[..., Any], processors: dict[str, FlipProcessor]
+) -> None:
+    """What a process has of a last batch that is smaller than the number of processes."""
+    model, processor = make(name).train(), processors[name]
+    collator = FlipDataCollator(processor, model.inputs, model.config.item_fields)
+    loss = model(**collator(processor.encode(ROWS, "label").__getitems__([]))).loss
+    loss.backward()
+    assert loss == 0
+    assert not any(parameter.grad.any() for parameter in model.parameters() if parameter.grad is not None)
+
+
 # ---- CTR-BERT
 
 

@@ -366,6 +366,24 @@ def test_a_lone_towers_loss_is_its_own(towers: str) -> None:
     torch.testing.assert_close(output.loss, expected)
 
 
+@pytest.mark.parametrize("pooling", ["cls", "mean", "last"])
+@pytest.mark.parametrize("model_class", [FlipForCTR, FlipForPreTraining])
+def test_a_batch_without_rows_teaches_every_parameter_nothing(model_class: Any, pooling: str) -> None:
+    """What a process has of a last batch that is smaller than the number of processes."""
+    model = make_model(model_class, text_pooling=pooling).train()
+    batch = (
+        make_pretraining_batch() if model_class is FlipForPreTraining else make_batch() | {"labels": torch.ones(SIZE)}
+    )
+    loss = model(**{name: value[:0] for name, value in batch.items()}).loss
+    loss.backward()
+    assert loss == 0
+    trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert not any(parameter.grad.any() for parameter in model.parameters() if parameter.grad is not None)
+    model.zero_grad()
+    model(**batch).loss.backward()
+    assert trained == {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
 def test_without_labels_there_is_no_loss() -> None:
     assert set(make_model(FlipForCTR)(**make_batch())) == {"logits", "tabular_logits", "text_logits"}
 

@@ -398,8 +398,9 @@ def one_of_two(rank, folder):
     batch = torch.load(f"{folder}/batch.pt")
     icl = InstanceContrastiveLearning(FlipConfig(projection_size=6), 5, 4)
     icl.load_state_dict(batch["weights"])
-    text, tabular = (batch[name].chunk(2)[rank].clone().requires_grad_() for name in ("text", "tabular"))
-    loss = icl(text, tabular)
+    numbers = batch["numbers"]
+    text, tabular = (batch[name].split(numbers)[rank].clone().requires_grad_() for name in ("text", "tabular"))
+    loss = icl(text, tabular) * 2 * numbers[rank] / sum(numbers)
     loss.backward()
     weights = {name: parameter.grad for name, parameter in icl.named_parameters()}
     torch.save({"loss": loss.detach(), "text": text.grad, "tabular": tabular.grad} | weights, f"{folder}/{rank}.pt")
@@ -410,11 +411,13 @@ start_processes(one_of_two, sys.argv[1:], nprocs=2, start_method="fork")
 """
 
 
-def test_two_processes_with_half_the_rows_each_learn_what_one_with_all_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("numbers", [[3, 3], [4, 2], [0, 6]])
+def test_two_processes_with_parts_of_the_rows_learn_what_one_with_all_does(numbers: list[int], tmp_path: Path) -> None:
     """The two are forked from one that has computed nothing: the imports take longer than all else."""
     icl = randomised(InstanceContrastiveLearning(make_config(), D_TAB, D_TEXT))
     text, tabular = draw(6, D_TEXT).requires_grad_(), draw(6, D_TAB, seed=1).requires_grad_()
-    torch.save({"weights": icl.state_dict(), "text": text.data, "tabular": tabular.data}, tmp_path / "batch.pt")
+    batch = {"weights": icl.state_dict(), "text": text.data, "tabular": tabular.data, "numbers": numbers}
+    torch.save(batch, tmp_path / "batch.pt")
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-W", "error::FutureWarning:modeling_flip", "-c", TWO_PROCESSES, str(tmp_path)]
     subprocess.run(command, env=environment, check=True, timeout=120)

@@ -3,13 +3,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from accelerate.data_loader import BatchSamplerShard, DataLoaderShard, SeedableRandomSampler, skip_first_batches
+from accelerate.data_loader import SeedableRandomSampler, prepare_data_loader, skip_first_batches
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, DataLoader
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from modeling_flip import FlipDataset, FlipProcessor
 from modeling_flip.training import samplers
-from modeling_flip.training.samplers import InOrder, Shuffled
+from modeling_flip.training.samplers import InOrder, ShareOfBatches, Shuffled
 
 
 def test_batches_hold_sentences_of_like_length_in_an_order_of_seed_and_epoch() -> None:
@@ -46,18 +48,30 @@ def test_a_given_order_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(InOrder(np.zeros(0, np.int64))) == []
 
 
-def test_a_resumed_epoch_goes_on_in_its_own_order_whatever_wraps_the_sampler() -> None:
+@given(rows=st.integers(0, 60), batch_size=st.integers(1, 7), processes=st.integers(1, 5), drop_last=st.booleans())
+def test_processes_share_each_batch_out(rows: int, batch_size: int, processes: int, drop_last: bool) -> None:
+    """The last one too: together they see what one process would, and none has more than one row more than another."""
+    whole = list(BatchSampler(range(rows), batch_size * processes, drop_last))
+    shares = [ShareOfBatches(range(rows), batch_size, p, processes, drop_last) for p in range(processes)]
+    assert [len(share) for share in shares] == [len(whole)] * processes
+    for batch, *parts in zip(whole, *shares, strict=True):
+        assert [row for part in parts for row in part] == batch
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+        assert max(map(len, parts)) <= batch_size
+
+
+def test_a_resumed_epoch_goes_on_in_its_own_order() -> None:
     """Two processes, resumed after two batches of the third epoch: what is skipped and what is left are that epoch's rows."""
-    lengths = np.random.default_rng(0).integers(5, 100, 64)
+    lengths = np.random.default_rng(0).integers(5, 100, 63)
     epoch = 2
-    whole = [index % 64 for index in Shuffled(64, 3, lambda: epoch, lengths, 16)]
+    whole = [index % 63 for index in Shuffled(63, 3, lambda: epoch, lengths, 16)]
     left: list[int] = []
     for process in range(2):
-        batches = BatchSampler(Shuffled(64, 3, lambda: epoch, lengths, 16), 8, drop_last=False)
-        loader = DataLoaderShard(range(64), batch_sampler=BatchSamplerShard(batches, 2, process), iteration=epoch)
+        batches = ShareOfBatches(Shuffled(63, 3, lambda: epoch, lengths, 16), 8, process, 2)
+        loader = prepare_data_loader(DataLoader(range(63), batch_sampler=batches), num_processes=1, process_index=0)
         rest = skip_first_batches(loader, 2)
         rest.set_epoch(epoch)
-        left += [index % 64 for batch in rest.batch_sampler for index in batch]
+        left += [index % 63 for batch in rest.batch_sampler for index in batch]
     assert sorted(left) == sorted(whole[32:])
 
 

@@ -1,0 +1,35 @@
+"""train.py in processes of its own, through accelerate's launcher, and what a run leaves."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def launch(*arguments: Any, processes: int = 1) -> list[str]:
+    configuration = ROOT / "configuration" / "accelerate" / ("cpu.yaml" if processes == 1 else "cpus.yaml")
+    given = ["--config_file", configuration, "--num_processes", processes, "--main_process_port", "0"]
+    command = ["accelerate.commands.launch", *given, ROOT / "train.py", *arguments, "--use_cpu"]
+    return [sys.executable, "-m", *map(str, command)]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+
+
+def finish(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
