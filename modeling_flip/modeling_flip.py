@@ -406,24 +406,16 @@ class FlipForPreTraining(FlipPreTrainedModel):
         noise_feature_ids: torch.Tensor,
         list_feature_ids: torch.Tensor | None = None,
         masked_list_feature_ids: torch.Tensor | None = None,
+        projection_gradients: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> FlipForPreTrainingOutput:
-        """What `PretrainingCollator` gives → the losses."""
-        config, output = self.config, FlipForPreTrainingOutput()
-        # A view is computed only if some objective needs it, and both text views in one pass, so that the gradient of the token
-        # embeddings, as large as the text vocabulary, is computed once.
-        joint = config.joint_reconstruction
-        text_views = {"masked": masked_input_ids} if config.mlm_weight else {}
-        if config.icl_weight or (config.mtm_weight and joint):
-            text_views["clean"] = input_ids
-        text: dict[str, torch.Tensor] = {}
-        if text_views:
-            tokens, mask = torch.cat(list(text_views.values())), attention_mask.repeat(len(text_views), 1)
-            passed = self.flip(input_ids=tokens, attention_mask=mask)
-            text = dict(zip(text_views, passed.text_hidden_states.chunk(len(text_views)), strict=True))
-        table = None
-        if config.icl_weight or (config.mlm_weight and joint):
-            table = self.flip(feature_ids, list_feature_ids=list_feature_ids).tabular_representation
+        """What `PretrainingCollator` gives → the losses.
 
+        Args:
+            projection_gradients: of a larger batch's ICL loss, with respect to these rows' `projections`. `icl_loss` then is what
+                has this gradient, and not a loss (training/parts.py).
+        """
+        config, output = self.config, FlipForPreTrainingOutput()
+        text, sentence, table = self._views(feature_ids, input_ids, attention_mask, masked_input_ids, list_feature_ids)
         losses: list[torch.Tensor] = []
         if config.mlm_weight:
             token_embeddings = self.get_input_embeddings().weight
@@ -434,11 +426,57 @@ class FlipForPreTraining(FlipPreTrainedModel):
             output.mtm_loss = self.mtm(masked, text.get("clean"), attention_mask, mtm_labels, noise_feature_ids)
             losses.append(config.mtm_weight * output.mtm_loss)
         if config.icl_weight:
-            sentence = passed.text_representation.chunk(len(text_views))[-1]  # the clean view comes last
-            output.icl_loss = self.icl(sentence, table)
+            assert sentence is not None and table is not None
+            projected = self.icl.project(sentence, table)
+            if projection_gradients is None:
+                output.icl_loss = self.icl.contrast(*projected)
+            else:
+                pairs = zip(projected, projection_gradients, strict=True)
+                output.icl_loss = torch.stack([(x * gradient).sum() for x, gradient in pairs]).sum()
             losses.append(config.icl_weight * output.icl_loss)
         output.loss = torch.stack(losses).sum()
         return output
+
+    def projections(
+        self,
+        feature_ids: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        masked_input_ids: torch.Tensor,
+        list_feature_ids: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What ICL compares, (B, projection_size) each: the sentence and the table. Random numbers are drawn as in `forward`."""
+        _, sentence, table = self._views(feature_ids, input_ids, attention_mask, masked_input_ids, list_feature_ids)
+        assert sentence is not None and table is not None
+        return self.icl.project(sentence, table)
+
+    def _views(
+        self,
+        feature_ids: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        masked_input_ids: torch.Tensor,
+        list_feature_ids: torch.Tensor | None,
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None, torch.Tensor | None]:
+        """Hidden states (B, L, D_text) of the masked and the clean sentence, the clean sentence (B, D_text), the clean table
+        (B, D_tab); each only if some objective needs it. Both sentences are read in one pass, so that the gradient of the token
+        embeddings, as large as the text vocabulary, is computed once."""
+        config = self.config
+        joint = config.joint_reconstruction
+        views = {"masked": masked_input_ids} if config.mlm_weight else {}
+        if config.icl_weight or (config.mtm_weight and joint):
+            views["clean"] = input_ids
+        text: dict[str, torch.Tensor] = {}
+        sentence = table = None
+        if views:
+            tokens, mask = torch.cat(list(views.values())), attention_mask.repeat(len(views), 1)
+            passed = self.flip(input_ids=tokens, attention_mask=mask)
+            text = dict(zip(views, passed.text_hidden_states.chunk(len(views)), strict=True))
+            sentence = passed.text_representation.chunk(len(views))[-1]  # the clean view comes last
+        if config.icl_weight or (config.mlm_weight and joint):
+            table = self.flip(feature_ids, list_feature_ids=list_feature_ids).tabular_representation
+        return text, sentence, table
 
 
 class FlipForCTR(FlipPreTrainedModel):

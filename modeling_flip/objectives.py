@@ -146,7 +146,10 @@ class InstanceContrastiveLearning(nn.Module):
     def forward(self, text: torch.Tensor, tabular: torch.Tensor) -> torch.Tensor:
         """text (B, D_text), tabular (B, D_tab) → scalar, the mean over the rows of this process. Weighed by their numbers of
         rows, the mean over processes is the loss of the whole batch."""
-        text, tabular = self.project(text, tabular)
+        return self.contrast(*self.project(text, tabular))
+
+    def contrast(self, text: torch.Tensor, tabular: torch.Tensor) -> torch.Tensor:
+        """The loss of projections, (B, projection_size) each."""
         all_text, all_tabular, first = gather_rows(text, tabular)
         targets = torch.arange(len(text), device=text.device) + first
         with torch.autocast(text.device.type, enabled=False):
@@ -197,7 +200,7 @@ class GatherRows(torch.autograd.Function):
         return torch.cat([part[:b] for part, b in zip(parts, numbers, strict=True)])
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         """(B, D) → (b, D), summed over the processes."""
         total = gradient.clone(memory_format=torch.contiguous_format)
         torch.distributed.all_reduce(total)

@@ -37,6 +37,9 @@ class FlipTrainingArguments(TrainingArguments):
         sparse_embeddings: a step touches only the rows of the features' tables that its batch looks up: gradients, optimizer,
             weight decay and clipping cost the same however many features there are. `optim` is one of adamw_torch_fused,
             adamw_torch (both then lazy: `SparseAdamW`), adagrad, or sgd without momentum.
+        mini_batch_tokens: a batch of more tokens, padding included, is computed in parts of so many, with the loss and gradient
+            of the whole, the contrastive loss included, for which pretraining reads each part twice. For FLIP with a text
+            tower. None: never.
     """
 
     learning_rate: float = field(  # type: ignore[assignment]  # until __post_init__
@@ -66,6 +69,9 @@ class FlipTrainingArguments(TrainingArguments):
         default=False,
         metadata={"help": "Touch only the features' embeddings that a batch looks up, for very many features."},
     )
+    mini_batch_tokens: int | None = field(
+        default=None, metadata={"help": "Compute a batch of more tokens in parts of so many, if it does not fit."}
+    )
     per_device_train_batch_size: int = field(default=256, metadata={"help": "Rows per step and device."})
     per_device_eval_batch_size: int = field(default=1024, metadata={"help": "Rows per evaluation step and device."})
     dataloader_pin_memory: bool = field(
@@ -87,6 +93,8 @@ class FlipTrainingArguments(TrainingArguments):
             )
         if self.sparse_embeddings:
             self._check_sparse_embeddings()
+        if self.mini_batch_tokens is not None and self.mini_batch_tokens < 1:
+            raise ValueError(f"mini_batch_tokens is {self.mini_batch_tokens}; it must be 1 or more, or null")
         check_masking(self.text_mask_ratio, self.tabular_mask_ratio, self.text_masking)
         if self.early_stopping_patience is not None and self.eval_strategy == "no":
             raise ValueError(

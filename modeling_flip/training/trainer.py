@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from ..modeling_flip import FlipForCTR, FlipForPreTraining, FlipPreTrainedModel,
 from ..processing_flip import FlipProcessor
 from ..row_dataset import FlipDataset
 from ..tabular_layers import BatchNorm
+from . import parts
 from .arguments import FlipTrainingArguments
 from .callbacks import EpochClock, LogAtSave, StopAfter
 from .checkpoints import check_weights, fact, seal
@@ -115,10 +116,21 @@ class FlipTrainer(Trainer):
                 "sparse_embeddings works in one process or with DistributedDataParallel, not with FSDP or DeepSpeed: set it to "
                 "false, or launch without them"
             )
+        if self.args.mini_batch_tokens is not None:
+            self._check_mini_batches()
         self._warn_of_what_trains_badly()
         if self._publisher is not None:
             strategy, always = self.args.hub_strategy, self.args.hub_always_push
             self.add_callback(PublishCallback(self._publisher, processor, strategy, always=always))
+
+    def _check_mini_batches(self) -> None:
+        if not (isinstance(self.model, FlipForCTR | FlipForPreTraining) and self._has_text):
+            raise ValueError("mini_batch_tokens is for FLIP with a text tower: set it to null")
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                "mini_batch_tokens works in one process or with DistributedDataParallel, not with FSDP or DeepSpeed: set it to "
+                "null, or launch without them"
+            )
 
     def _warn_of_what_trains_badly(self) -> None:
         config, args = self.model.config, self.args
@@ -258,11 +270,21 @@ class FlipTrainer(Trainer):
         if model.training:
             share = self._share_of_rows(len(next(iter(inputs.values()))))
             loss = loss * share
-            for name, value in outputs.items():
-                if name.endswith("_loss"):
-                    self._components[name] = self._components.get(name, 0) + value.detach() * share
-            self._num_steps_logged += 1
+            self._log_components({name: value for name, value in outputs.items() if name.endswith("_loss")}, share)
         return (loss, outputs) if return_outputs else loss
+
+    def _training_step_in_parts(self, model: nn.Module, batch: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+        model.train()
+        share = self._share_of_rows(sum(len(part["input_ids"]) for part in batch))
+        weight = share / self.current_gradient_accumulation_steps
+        loss, components = parts.backward(model, batch, weight, self.accelerator, self.compute_loss_context_manager)
+        self._log_components(components, share)
+        return loss * weight
+
+    def _log_components(self, components: Mapping[str, torch.Tensor], share: torch.Tensor | float) -> None:
+        for name, value in components.items():
+            self._components[name] = self._components.get(name, 0) + value.detach() * share
+        self._num_steps_logged += 1
 
     def _share_of_rows(self, rows: int) -> torch.Tensor | float:
         """What this process's mean over its rows weighs in the mean over processes, so that that is one over all rows."""
@@ -271,8 +293,12 @@ class FlipTrainer(Trainer):
         number = torch.tensor(float(rows), device=self.args.device)
         return number / self.accelerator.reduce(number, reduction="mean")
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        loss = super().training_step(*args, **kwargs)
+    def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        tokens = self.args.mini_batch_tokens
+        if tokens is None or inputs["input_ids"].numel() <= tokens:
+            loss = super().training_step(model, inputs, *args, **kwargs)
+        else:
+            loss = self._training_step_in_parts(model, parts.split(self._prepare_inputs(inputs), tokens))
         if self.args.sparse_embeddings and self.accelerator.sync_gradients:
             reduce_sparse_gradients(self.model, self.accelerator)
         # On the device, without waiting for it: looked at whenever something is logged or saved.

@@ -39,12 +39,15 @@ def one(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+IN_PARTS = ["--pretraining.mini_batch_tokens", 100, "--finetuning.mini_batch_tokens", 100]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize(("processes", "more"), [(2, IN_PARTS), (4, [])])
 def test_processes_compute_together_what_one_does_alone(
-    processes: int, one: Path, recipe_file: Path, tmp_path: Path
+    processes: int, more: list[Any], one: Path, recipe_file: Path, tmp_path: Path
 ) -> None:
-    finish(launch(*arguments(recipe_file, tmp_path, processes), processes=processes))
+    finish(launch(*arguments(recipe_file, tmp_path, processes), *more, processes=processes))
     alone, together = (json.loads((folder / RESULTS_FILE).read_text()) for folder in (one, tmp_path))
     assert together["hardware"]["processes"] == processes
     assert together["pretraining_losses"] == pytest.approx(alone["pretraining_losses"], abs=1e-4)
