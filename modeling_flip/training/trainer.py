@@ -189,9 +189,16 @@ class FlipTrainer(Trainer):
             pin_memory=args.dataloader_pin_memory,
             persistent_workers=args.dataloader_persistent_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+            in_order=args.dataloader_in_order,
         )
         return prepare_data_loader(
-            loader, self.accelerator.device, 1, 0, put_on_device=True, non_blocking=args.dataloader_pin_memory
+            loader,
+            device=self.accelerator.device,
+            num_processes=1,  # the batches are this process's already
+            process_index=0,
+            put_on_device=True,
+            non_blocking=args.dataloader_pin_memory,
         )
 
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> PredictionOutput:
