@@ -68,17 +68,22 @@ def test_a_member_has_its_share_of_the_gradient_and_what_is_not_named_has_none()
 
 
 @pytest.mark.parametrize("first_order", [True, False])
-def test_each_feature_that_is_looked_up_is_in_the_norm_once(first_order: bool) -> None:
+@pytest.mark.parametrize("sparse", [False, True])
+def test_the_norm_is_of_all_features_or_with_sparse_gradients_of_each_that_is_looked_up_once(
+    first_order: bool, sparse: bool
+) -> None:
     features = make_features(first_order)
     tables = [features.embedding.weight] + ([features.first_order.weight] if first_order else [])
-    expected = sum((table[LOOKED_UP] ** 2).sum() for table in tables)
+    for table in features.tables:
+        table.sparse = sparse
+    rows = LOOKED_UP if sparse else list(range(len(tables[0])))
     norm = features.squared_norm(ROWS, LISTS)
-    torch.testing.assert_close(norm, expected)
+    torch.testing.assert_close(norm, sum((table[rows] ** 2).sum() for table in tables))
     norm.backward()
     for table in tables:
         by_hand = torch.zeros_like(table)
-        by_hand[LOOKED_UP] = 2 * table.detach()[LOOKED_UP]
-        torch.testing.assert_close(table.grad, by_hand)
+        by_hand[rows] = 2 * table.detach()[rows]
+        torch.testing.assert_close(table.grad.to_dense(), by_hand)
 
 
 def test_more_padding_changes_nothing() -> None:
@@ -108,6 +113,7 @@ def test_no_rows_are_no_error() -> None:
     features = make_features()
     assert features(ROWS[:0], LISTS[:0]).shape == (0, 4, SIZE)
     assert features.linear_term(ROWS[:0], LISTS[:0]).shape == (0,)
+    features.embedding.sparse = features.first_order.sparse = True
     assert features.squared_norm(ROWS[:0], LISTS[:0]).item() == 0
 
 

@@ -12,6 +12,7 @@ import pyarrow.csv as csv
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
 
 from modeling_flip import CtrPredictionPipeline, FlipConfig, FlipForCTR, FlipProcessor
 from modeling_flip.training.importance import Importance, field_importance, importance_table, main
@@ -95,6 +96,7 @@ def test_both_views_of_a_field_are_shuffled_together(wordpiece: PreTrainedTokeni
 def test_the_command_prints_the_table_and_writes_plot_and_json(
     checkpoint: Path, rows_csv: Path, tmp_path: Path, capsys: Any
 ) -> None:
+    transformers_logging.enable_progress_bar()  # whatever a test before has done
     command = ["--model", str(checkpoint), "--data", str(rows_csv), "--label_column", "clicked", "--repeats", "2"]
     more = [
         "--positive_label",
