@@ -23,7 +23,7 @@ Batch = Mapping[str, torch.Tensor]
 
 
 def split(batch: Batch, tokens: int) -> list[dict[str, torch.Tensor]]:
-    """A batch of sentences (B, L) in parts of so many tokens, padding included; at least a row each.
+    """A batch of sentences (B, L) in parts of so many tokens, padding included; at least a row each. One part where there are no rows.
 
     Example:
 
@@ -32,7 +32,9 @@ def split(batch: Batch, tokens: int) -> list[dict[str, torch.Tensor]]:
     """
     rows, length = batch["input_ids"].shape
     size = max(1, tokens // length)
-    return [{name: value[first : first + size] for name, value in batch.items()} for first in range(0, rows, size)]
+    return [
+        {name: value[first : first + size] for name, value in batch.items()} for first in range(0, max(1, rows), size)
+    ]
 
 
 def backward(
@@ -60,7 +62,7 @@ def backward(
         contrasted = contrast(own, parts, weight, accelerator)
     total: dict[str, torch.Tensor] = {}
     for i, part in enumerate(parts):
-        share, more = len(part["input_ids"]) / rows, dict[str, Any]()
+        share, more = len(part["input_ids"]) / max(1, rows), dict[str, Any]()
         if contrasted is not None:
             contrasted.states[i].restore()
             more["projection_gradients"] = tuple(of / (share * weight) for of in contrasted.gradients[i])

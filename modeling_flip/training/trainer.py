@@ -302,7 +302,8 @@ class FlipTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         tokens = self.args.mini_batch_tokens
-        if tokens is None or inputs["input_ids"].numel() <= tokens:
+        # Several processes all go in parts, whatever their own rows need: they exchange the same things in the same order.
+        if tokens is None or (self.args.world_size == 1 and inputs["input_ids"].numel() <= tokens):
             loss = super().training_step(model, inputs, *args, **kwargs)
         else:
             loss = self._training_step_in_parts(model, parts.split(self._prepare_inputs(inputs), tokens))

@@ -43,7 +43,7 @@ IN_PARTS = ["--pretraining.mini_batch_tokens", 100, "--finetuning.mini_batch_tok
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("processes", "more"), [(2, IN_PARTS), (4, [])])
+@pytest.mark.parametrize(("processes", "more"), [(2, []), (4, IN_PARTS)])
 def test_processes_compute_together_what_one_does_alone(
     processes: int, more: list[Any], one: Path, recipe_file: Path, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from modeling_flip import FlipForCTR, FlipForPreTraining, FlipProcessor
 from modeling_flip.training.arguments import FlipTrainingArguments
+from modeling_flip.training.parts import split
 from modeling_flip.training.trainer import FlipTrainer
 
 ROWS = {
@@ -92,6 +93,12 @@ def test_dropout_is_drawn_alike_in_both_passes(make: Make) -> None:
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, msg=name, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 5])
+def test_a_batch_is_split_into_at_least_one_part(rows: int) -> None:
+    sizes = [len(part["input_ids"]) for part in split({"input_ids": torch.zeros(rows, 10)}, 25)]
+    assert sizes == {0: [0], 1: [1], 5: [2, 2, 1]}[rows]
 
 
 def test_mini_batches_need_sentences_and_a_number(make: Make) -> None:
