@@ -23,7 +23,8 @@ Batch = Mapping[str, torch.Tensor]
 
 
 def split(batch: Batch, tokens: int) -> list[dict[str, torch.Tensor]]:
-    """A batch of sentences (B, L) in parts of so many tokens, padding included; at least a row each. One part where there are no rows.
+    """A batch of sentences (B, L) in parts of so many tokens, padding included; at least a row each, and one part where there
+    are no rows.
 
     Example:
 
