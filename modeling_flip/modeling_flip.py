@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-from transformers.core_model_loading import WeightRenaming
+from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import ModelOutput, logging
 
@@ -182,13 +182,32 @@ class OldName(WeightRenaming):
         return WeightRenaming(r"^(?!)", "")  # matches nothing
 
 
-# In format 1 the tabular tower owned the feature tables.
+class Reshape(ConversionOps):
+    """A weight that has another shape in a model than in its file."""
+
+    def __init__(self, shape: tuple[int, ...], shape_in_file: tuple[int, ...]):
+        self.shape, self.shape_in_file = shape, shape_in_file
+
+    def convert(
+        self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str], **kwargs: Any
+    ) -> dict[str, list[torch.Tensor]]:
+        (found,) = input_dict.values()
+        tensor = found[0] if isinstance(found, list) else found
+        return {target_patterns[0]: [tensor.reshape(self.shape)]}
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        return Reshape(self.shape_in_file, self.shape)
+
+
+# In format 1 the tabular tower owned the feature tables. In files, α's logit is a scalar.
 for model_type in ("flip", "morec"):
-    names = [
+    conversions: list[Any] = [
         OldName(rf"tabular_tower\.{table}\.weight", f"feature_embeddings.{table}.weight")
         for table in ("embedding", "first_order")
     ]
-    register_checkpoint_conversion_mapping(model_type, names, overwrite=True)  # remote code registers them too
+    conversions.append(WeightConverter("alpha_logit", "alpha_logit", [Reshape((1,), ())]))
+    register_checkpoint_conversion_mapping(model_type, conversions, overwrite=True)  # remote code registers them too
 
 
 def load_text_model(auto_class: Any, name_or_path: str | os.PathLike) -> PreTrainedModel:
@@ -492,8 +511,8 @@ class FlipForCTR(FlipPreTrainedModel):
         if config.towers != "tabular":
             self.text_classifier = nn.Linear(self.flip.text_tower.config.hidden_size, 1)
         if config.towers == "both":
-            # α = σ(alpha_logit): between 0 and 1 by construction, one half at the start.
-            self.alpha_logit = nn.Parameter(torch.zeros(()))
+            # α = σ(alpha_logit): between 0 and 1 by construction, one half at the start. Not a scalar: FSDP refuses those.
+            self.alpha_logit = nn.Parameter(torch.zeros(1))
         self.post_init()
 
     def may_lack(self, weight: str) -> bool:
@@ -520,6 +539,12 @@ class FlipForCTR(FlipPreTrainedModel):
         if self.config.towers == "both":
             init.zeros_(self.alpha_logit)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """As in torch, also from a file (Trainer reads its checkpoints so)."""
+        if (alpha_logit := state_dict.get(f"{prefix}alpha_logit")) is not None:
+            state_dict[f"{prefix}alpha_logit"] = alpha_logit.reshape(1)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     @property
     def inputs(self) -> tuple[str, ...]:
         """The inputs of this model, for `FlipDataCollator`."""
@@ -530,7 +555,7 @@ class FlipForCTR(FlipPreTrainedModel):
     def alpha(self) -> torch.Tensor:
         """Scalar, the weight of the tabular tower's logit; 1 or 0 with a single tower."""
         if self.config.towers == "both":
-            return self.alpha_logit.sigmoid()
+            return self.alpha_logit.sigmoid().squeeze()
         return torch.tensor(float(self.config.towers == "tabular"))
 
     def forward(

@@ -466,6 +466,12 @@ def test_alpha_is_saved(tmp_path: Path) -> None:
     model = make_model(FlipForCTR)
     model.alpha_logit.data.fill_(-1.25)
     assert FlipForCTR.from_pretrained(saved(model, tmp_path)).alpha_logit.item() == -1.25
+    # FSDP needs a vector, older code a scalar; Trainer reads the file with torch alone.
+    in_file = load_file(tmp_path / "model.safetensors")
+    assert model.alpha_logit.shape == (1,) and in_file["alpha_logit"].shape == ()
+    model.alpha_logit.data.fill_(0.0)
+    model.load_state_dict(in_file)
+    assert model.alpha_logit.tolist() == [-1.25] and model.alpha.shape == ()
 
 
 @pytest.mark.parametrize(
