@@ -553,10 +553,10 @@ class FlipForCTR(FlipPreTrainedModel):
 
     @property
     def alpha(self) -> torch.Tensor:
-        """Scalar, the weight of the tabular tower's logit; 1 or 0 with a single tower."""
+        """(1,) the weight of the tabular tower's logit; 1 or 0 with a single tower."""
         if self.config.towers == "both":
-            return self.alpha_logit.sigmoid().squeeze()
-        return torch.tensor(float(self.config.towers == "tabular"))
+            return self.alpha_logit.sigmoid()
+        return torch.tensor([float(self.config.towers == "tabular")])
 
     def forward(
         self,

@@ -28,8 +28,8 @@ STATE = Part(
     ("optimizer.*", "scheduler.*", "scaler.*", "rng_state*", STATE_FILE),
     ("optimizer.*", "scheduler.*", "rng_state*", STATE_FILE),
 )
-# Trainer would read these where there are no safetensors, or where these are in shards.
-FOREIGN = ("*.bin", "*.pkl", "adapter_*")
+# Trainer would read these where there are no safetensors, or where these are in shards. With FSDP an optimizer's state is a .bin.
+FOREIGN = ("pytorch_model*", "training_args*", "*.pkl", "adapter_*")
 
 
 def seal(checkpoint: Path) -> None:

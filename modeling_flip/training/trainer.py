@@ -13,9 +13,10 @@ import torch
 from accelerate.data_loader import prepare_data_loader
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import EarlyStoppingCallback, EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainerCallback
+from transformers.trainer import FSDP_MODEL_NAME
 from transformers.trainer_utils import PredictionOutput, TrainOutput, rotate_checkpoints
-from transformers.utils import logging
+from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from ..data_collator import FlipDataCollator, PretrainingCollator
 from ..modeling_flip import FlipForCTR, FlipForPreTraining, FlipPreTrainedModel, random_text_towers
@@ -29,6 +30,7 @@ from .checkpoints import check_weights, fact, seal
 from .metrics import ctr_metrics
 from .publishing import UNPUSHED, PublishCallback, Publisher, kept_step, validation_of, write_card
 from .samplers import InOrder, ShareOfBatches, Shuffled
+from .sharding import load_whole, text_towers, units_of_layers, whole
 from .sparse import SPARSE_OPTIMIZERS, looked_up, reduce_sparse_gradients, sparse_gradients
 
 logger = logging.get_logger(__name__)
@@ -40,8 +42,7 @@ REMEDY = "lower learning_rate or text_learning_rate, and run again with another 
 @contextmanager
 def plain_attention(model: nn.Module) -> Iterator[None]:
     """The text towers attend without torch's fused kernel, whose backward pass in bf16 on a CPU takes several times as long."""
-    of_text = [m for m in model.modules() if isinstance(m, PreTrainedModel) and not isinstance(m, FlipPreTrainedModel)]
-    fused = [m for m in of_text if m.config._attn_implementation == "sdpa"]
+    fused = [tower for tower in text_towers(model) if tower.config._attn_implementation == "sdpa"]
     for tower in fused:
         tower.set_attn_implementation("eager")
     try:
@@ -250,6 +251,10 @@ class FlipTrainer(Trainer):
         self._stop_if_not_finite()
         return super().evaluate(*args, **kwargs)
 
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        with units_of_layers(self.model, self.accelerator) if self.is_fsdp_enabled else nullcontext():
+            return super()._prepare_for_training(*args, **kwargs)
+
     def create_optimizer(self, model: Any = None) -> Any:
         """A group of parameters for each learning rate and weight decay."""
         if self.optimizer is not None:
@@ -336,7 +341,7 @@ class FlipTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         weights = dict(model.named_parameters())
         weights |= {k: v for k, v in model.named_buffers() if v.is_floating_point() and "text_tower." not in k}
-        are_finite = torch.stack([weight.detach().isfinite().all() for weight in weights.values()])
+        are_finite = torch.stack([whole(weight.detach().isfinite().all()) for weight in weights.values()])
         if not are_finite.all():
             name = list(weights)[int(are_finite.int().argmin())]
             raise FloatingPointError(f"{name} is not finite after step {self.state.global_step}; {REMEDY}")
@@ -350,7 +355,7 @@ class FlipTrainer(Trainer):
                 logs |= dict(zip(self._components, means.tolist(), strict=True))
             model = self.accelerator.unwrap_model(self.model)
             if isinstance(model, FlipForCTR) and model.config.towers == "both":
-                logs["alpha"] = model.alpha.item()
+                logs["alpha"] = whole(model.alpha).item()
             self._components, self._num_steps_logged = {}, 0
         super().log(logs, start_time)
 
@@ -391,7 +396,22 @@ class FlipTrainer(Trainer):
             raise ValueError(
                 f"the best checkpoint cannot be loaded: {fact(error)}; run again to continue from the last complete one"
             ) from error
-        super()._load_best_model()
+        if self.is_fsdp_enabled:
+            self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+        else:
+            super()._load_best_model()
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        # With FSDP, Trainer pickles the weights that it has written as safetensors.
+        if self.args.should_save:
+            (Path(output_dir) / f"{FSDP_MODEL_NAME}.bin").unlink(missing_ok=True)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if not self.is_fsdp_enabled:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        file = Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME
+        return load_whole(model or self.model, file, is_main_process=self.is_world_process_zero())
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         self._stop_if_not_finite()
