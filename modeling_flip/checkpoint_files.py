@@ -334,6 +334,8 @@ class CheckpointMixin(PushToHubMixin):
                 checked.enter_context(safe_weights(pretrained_model_name_or_path, kwargs.get("variant"), **located))
             checked.enter_context(without_load_report())
             model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        # Its weights are saved under today's names, whatever they were loaded from (with ZeRO-3 transformers would go back).
+        vars(model).pop("_weight_conversions", None)
         if pretrained_model_name_or_path is not None:
             model.loaded_from = Source(os.fspath(pretrained_model_name_or_path), located)
         model.untrained_weights = missing = tuple(sorted(info["missing_keys"]))

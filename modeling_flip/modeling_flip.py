@@ -541,7 +541,8 @@ class FlipForCTR(FlipPreTrainedModel):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """As in torch, also from a file (Trainer reads its checkpoints so)."""
-        if (alpha_logit := state_dict.get(f"{prefix}alpha_logit")) is not None:
+        alpha_logit = state_dict.get(f"{prefix}alpha_logit")
+        if alpha_logit is not None and alpha_logit.ndim == 0:
             state_dict[f"{prefix}alpha_logit"] = alpha_logit.reshape(1)
         super()._load_from_state_dict(state_dict, prefix, *args)
 

@@ -14,10 +14,13 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def launch(*arguments: Any, processes: int = 1) -> list[str]:
-    configuration = ROOT / "configuration" / "accelerate" / ("cpu.yaml" if processes == 1 else "cpus.yaml")
-    given = ["--config_file", configuration, "--num_processes", processes, "--main_process_port", "0"]
-    command = ["accelerate.commands.launch", *given, ROOT / "train.py", *arguments, "--use_cpu"]
+def launch(
+    *arguments: Any, processes: int = 1, configuration: str | None = None, script: str = "train.py"
+) -> list[str]:
+    configuration = configuration or ("cpu" if processes == 1 else "cpus")
+    file = ROOT / "configuration" / "accelerate" / f"{configuration}.yaml"
+    given = ["--config_file", file, "--num_processes", processes, "--main_process_port", "0"]
+    command = ["accelerate.commands.launch", *given, ROOT / script, *arguments, "--use_cpu"]
     return [sys.executable, "-m", *map(str, command)]
 
 

@@ -28,17 +28,32 @@ STATE = Part(
     ("optimizer.*", "scheduler.*", "scaler.*", "rng_state*", STATE_FILE),
     ("optimizer.*", "scheduler.*", "rng_state*", STATE_FILE),
 )
+# With DeepSpeed the optimizer's state, and the weights that it resumes from, are in a folder `global_step…` instead.
+ENGINE = Part(STATE.checksums, ("*.pt",), ("*model_states.pt", "*optim_states.pt"))
 # Trainer would read these where there are no safetensors, or where these are in shards. With FSDP an optimizer's state is a .bin.
 FOREIGN = ("pytorch_model*", "training_args*", "*.pkl", "adapter_*")
 
 
+def _state(checkpoint: Path) -> list[tuple[Path, Part]]:
+    """The folders that hold what only a resumed training reads, the checkpoint itself last."""
+    engines = sorted(checkpoint.glob("global_step*"))
+    if not engines:
+        return [(checkpoint, STATE)]
+    needed = ("latest", *(name for name in STATE.needed if name != "optimizer.*"))
+    return [
+        *((engine, ENGINE) for engine in engines),
+        (checkpoint, Part(STATE.checksums, (*STATE.patterns, "latest"), needed)),
+    ]
+
+
 def seal(checkpoint: Path) -> None:
     """Mark a checkpoint as complete, once it is on the disk."""
-    for path in (*checkpoint.iterdir(), checkpoint, checkpoint.parent):
+    for path in (*checkpoint.rglob("*"), checkpoint, checkpoint.parent):
         _sync(path)
-    write_checksums(checkpoint, STATE)
-    for path in (checkpoint / STATE.checksums, checkpoint):
-        _sync(path)
+    for folder, part in _state(checkpoint):
+        write_checksums(folder, part)
+        for path in (folder / part.checksums, folder):
+            _sync(path)
 
 
 def _sync(path: Path) -> None:
@@ -68,8 +83,8 @@ def check(checkpoint: Path) -> None:
     if not (checkpoint / STATE.checksums).is_file():
         raise ValueError(f"{checkpoint} is incomplete")
     check_weights(checkpoint)
-    for part in (PROCESSOR, STATE):
-        _check_part(checkpoint, part)
+    for folder, part in ((checkpoint, PROCESSOR), *_state(checkpoint)):
+        _check_part(folder, part)
 
 
 def last_checkpoint(args: TrainingArguments) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -14,7 +15,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from ..modeling_flip import FlipPreTrainedModel
+from ..modeling_flip import FlipForCTR, FlipPreTrainedModel
 
 
 def layer_classes(model: nn.Module) -> set[str]:
@@ -40,21 +41,33 @@ def units_of_layers(model: FlipPreTrainedModel, accelerator: Accelerator) -> Ite
     """
     plugin = accelerator.state.fsdp_plugin
     plugin.transformer_cls_names_to_wrap = sorted(set().union(*map(layer_classes, text_towers(model))))
-    model.get_input_embeddings = lambda: None
+    model.__dict__["get_input_embeddings"] = lambda: None
     try:
         yield
     finally:
-        del model.get_input_embeddings
+        del model.__dict__["get_input_embeddings"]
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A weight of which this process may hold a part. All processes must ask for it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    """A weight of which this process may hold a part, with FSDP2 or ZeRO-3. All processes must ask for it."""
+    if isinstance(tensor, DTensor):
+        return tensor.full_tensor()
+    if hasattr(tensor, "ds_id"):
+        from deepspeed import zero
+
+        with zero.GatheredParameters(tensor):
+            return tensor.detach().clone()
+    return tensor
+
+
+def alpha(model: FlipForCTR) -> float:
+    """The α of a model that may be in parts."""
+    return whole(model.alpha_logit).sigmoid().item() if model.config.towers == "both" else model.alpha.item()
 
 
 def load_whole(model: nn.Module, file: Path, *, is_main_process: bool) -> None:
     """Gives every process its part of the weights in a file, which only the main process reads."""
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    weights = load_file(file) if is_main_process else {}
-    weights = {name: weight.reshape(shapes.get(name, weight.shape)) for name, weight in weights.items()}
+    read = load_file(file) if is_main_process else {}
+    weights: dict[str, Any] = {name: weight.reshape(shapes.get(name, weight.shape)) for name, weight in read.items()}
     set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))

@@ -65,7 +65,7 @@ from .recipe import (
 )
 from .reliability import RELIABILITY_FILE, write_reliability
 from .resume import check_output_dir, restore_from_hub
-from .sharding import whole
+from .sharding import alpha
 from .splits import SPLITS, RawSplits
 from .trainer import FlipTrainer
 
@@ -486,7 +486,7 @@ def evaluate(run: Run, prepared: Prepared, finetuned: Finetuned) -> dict[str, An
             folder = run.folder if split == "test" else None
             results |= evaluate_split(finetuned.trainer, prepared.splits[split], split, groups, rate, folder)
         if isinstance(model, FlipForCTR):
-            results["alpha"] = whole(model.alpha).item()
+            results["alpha"] = alpha(model)
         results["num_parameters"] = model.num_parameters()
         if model.inputs != ("feature_ids",):
             # The one whose weights are in the model: a pretraining checkpoint's, whatever the recipe names.

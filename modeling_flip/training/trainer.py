@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -30,7 +31,7 @@ from .checkpoints import check_weights, fact, seal
 from .metrics import ctr_metrics
 from .publishing import UNPUSHED, PublishCallback, Publisher, kept_step, validation_of, write_card
 from .samplers import InOrder, ShareOfBatches, Shuffled
-from .sharding import load_whole, text_towers, units_of_layers, whole
+from .sharding import alpha, load_whole, text_towers, units_of_layers, whole
 from .sparse import SPARSE_OPTIMIZERS, looked_up, reduce_sparse_gradients, sparse_gradients
 
 logger = logging.get_logger(__name__)
@@ -117,6 +118,8 @@ class FlipTrainer(Trainer):
                 "sparse_embeddings works in one process or with DistributedDataParallel, not with FSDP or DeepSpeed: set it to "
                 "false, or launch without them"
             )
+        if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not self.is_fsdp_enabled:
+            logger.warning("FSDP is for GPUs: on CPUs accelerate leaves it out, and each process holds the whole model")
         if self.args.mini_batch_tokens is not None:
             self._check_mini_batches()
         self._warn_of_what_trains_badly()
@@ -355,7 +358,7 @@ class FlipTrainer(Trainer):
                 logs |= dict(zip(self._components, means.tolist(), strict=True))
             model = self.accelerator.unwrap_model(self.model)
             if isinstance(model, FlipForCTR) and model.config.towers == "both":
-                logs["alpha"] = whole(model.alpha).item()
+                logs["alpha"] = alpha(model)
             self._components, self._num_steps_logged = {}, 0
         super().log(logs, start_time)
 

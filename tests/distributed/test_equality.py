@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +41,25 @@ def one(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 IN_PARTS = ["--pretraining.mini_batch_tokens", 100, "--finetuning.mini_batch_tokens", 100]
+ON_CPUS = {"configuration": "fsdp2", "script": "tests/distributed/fsdp_on_cpus.py"}
+NEEDS_DEEPSPEED = pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("processes", "more"), [(2, []), (4, IN_PARTS)])
+@pytest.mark.parametrize(
+    ("processes", "more", "how"),
+    [
+        pytest.param(2, [], {}, id="2"),
+        pytest.param(4, IN_PARTS, {}, id="4-in-parts"),
+        pytest.param(2, [], ON_CPUS, id="2-fsdp2"),
+        pytest.param(2, [], {"configuration": "zero2"}, id="2-zero2", marks=NEEDS_DEEPSPEED),
+        pytest.param(2, [], {"configuration": "zero3"}, id="2-zero3", marks=NEEDS_DEEPSPEED),
+    ],
+)
 def test_processes_compute_together_what_one_does_alone(
-    processes: int, more: list[Any], one: Path, recipe_file: Path, tmp_path: Path
+    processes: int, more: list[Any], how: dict[str, str], one: Path, recipe_file: Path, tmp_path: Path
 ) -> None:
-    finish(launch(*arguments(recipe_file, tmp_path, processes), *more, processes=processes))
+    finish(launch(*arguments(recipe_file, tmp_path, processes), *more, processes=processes, **how))
     alone, together = (json.loads((folder / RESULTS_FILE).read_text()) for folder in (one, tmp_path))
     assert together["hardware"]["processes"] == processes
     assert together["pretraining_losses"] == pytest.approx(alone["pretraining_losses"], abs=1e-4)

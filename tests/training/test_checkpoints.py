@@ -155,6 +155,24 @@ def test_weights_that_this_training_has_not_written_are_not_read(make: Make, cap
     assert "pytorch_model.bin was not written by this training" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "name", ["global_step3/rank_0_optim_states.pt", "global_step3/rank_0_model_states.pt", "latest"]
+)
+@pytest.mark.parametrize("damage", [emptied, removed])
+def test_what_deepspeed_writes_is_checked_too(damage: Callable[[Path], None], name: str, make: Make) -> None:
+    folder = killed_at(3, make)
+    checkpoint = folder / "checkpoint-3"
+    (checkpoint / "global_step3").mkdir()
+    for file in ("global_step3/rank_0_optim_states.pt", "global_step3/rank_0_model_states.pt", "latest"):
+        (checkpoint / file).write_text(file)
+    removed(checkpoint / "optimizer.pt")
+    checkpoints.seal(checkpoint)
+    arguments = make().args
+    assert last_checkpoint(arguments) == str(checkpoint)
+    damage(checkpoint / name)
+    assert last_checkpoint(arguments) == str(folder / "checkpoint-2")
+
+
 def test_another_number_of_processes_is_refused(make: Make) -> None:
     folder = killed_at(3, make)
     state = folder / "checkpoint-3" / "rng_state.pth"
