@@ -24,6 +24,10 @@ class FeatureTable(nn.Embedding):
 
     more: torch.Tensor | None = None
 
+    def squared_norm(self) -> torch.Tensor:
+        """Scalar ‖w‖²."""
+        return self.weight.square().sum()
+
 
 class FeatureEmbeddings(nn.Module):
     """The table of embeddings (M, D) and, where the tower has a linear part, that of first-order weights (M, 1).
@@ -67,7 +71,7 @@ class FeatureEmbeddings(nn.Module):
         if self.embedding.sparse:
             ids = torch.cat(self._looked_up(feature_ids, list_feature_ids)).unique()
             return torch.stack([self._rows(table, ids).square().sum() for table in self.tables]).sum()
-        return torch.stack([table.weight.square().sum() for table in self.tables]).sum()
+        return torch.stack([table.squared_norm() for table in self.tables]).sum()
 
     @property
     def tables(self) -> list[FeatureTable]:

@@ -69,6 +69,12 @@ class FlipTrainingArguments(TrainingArguments):
         default=False,
         metadata={"help": "Touch only the features' embeddings that a batch looks up, for very many features."},
     )
+    shard_embeddings: bool = field(
+        default=False,
+        metadata={
+            "help": "With several processes, each holds a part of the features' embeddings, if they are too many for one."
+        },
+    )
     mini_batch_tokens: int | None = field(
         default=None, metadata={"help": "Compute a batch of more tokens in parts of so many, if it does not fit."}
     )
@@ -93,6 +99,12 @@ class FlipTrainingArguments(TrainingArguments):
             )
         if self.sparse_embeddings:
             self._check_sparse_embeddings()
+        for name, excludes in (
+            ("sparse_embeddings", self.sparse_embeddings),
+            ("mini_batch_tokens", self.mini_batch_tokens),
+        ):
+            if self.shard_embeddings and excludes:
+                raise ValueError(f"shard_embeddings does not go together with {name}: set one of them to false or null")
         if self.mini_batch_tokens is not None and self.mini_batch_tokens < 1:
             raise ValueError(f"mini_batch_tokens is {self.mini_batch_tokens}; it must be 1 or more, or null")
         check_masking(self.text_mask_ratio, self.tabular_mask_ratio, self.text_masking)

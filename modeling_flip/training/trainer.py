@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from accelerate.data_loader import prepare_data_loader
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Sampler
 from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainerCallback
 from transformers.trainer import FSDP_MODEL_NAME
@@ -31,6 +32,7 @@ from .checkpoints import check_weights, fact, seal
 from .metrics import ctr_metrics
 from .publishing import UNPUSHED, PublishCallback, Publisher, kept_step, validation_of, write_card
 from .samplers import InOrder, ShareOfBatches, Shuffled
+from .sharded_tables import keep_parts_of_state, load_weights, shard_tables, whole_weights
 from .sharding import alpha, load_whole, text_towers, units_of_layers, whole
 from .sparse import SPARSE_OPTIMIZERS, looked_up, reduce_sparse_gradients, sparse_gradients
 
@@ -104,6 +106,9 @@ class FlipTrainer(Trainer):
         self._first_bad_step: torch.Tensor | None = None
         self._publisher: Publisher | None = None
         processor.check_belongs_to(model.config)
+        self._is_sharded = args.shard_embeddings and args.world_size > 1
+        if self._is_sharded:
+            shard_tables(model, args.device)  # before Trainer moves the whole model to its device
         super().__init__(
             model,
             args,
@@ -113,11 +118,12 @@ class FlipTrainer(Trainer):
             compute_metrics=None if isinstance(model, FlipForPreTraining) else self._compute_metrics,
             callbacks=callbacks,
         )
-        if self.args.sparse_embeddings and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            raise ValueError(
-                "sparse_embeddings works in one process or with DistributedDataParallel, not with FSDP or DeepSpeed: set it to "
-                "false, or launch without them"
-            )
+        for name in ("sparse_embeddings", "shard_embeddings"):
+            if getattr(self.args, name) and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+                raise ValueError(
+                    f"{name} works in one process or with DistributedDataParallel, not with FSDP or DeepSpeed: set it to false, "
+                    "or launch without them"
+                )
         if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not self.is_fsdp_enabled:
             logger.warning("FSDP is for GPUs: on CPUs accelerate leaves it out, and each process holds the whole model")
         if self.args.mini_batch_tokens is not None:
@@ -265,17 +271,21 @@ class FlipTrainer(Trainer):
         model = self.model if model is None else model
         norms = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, BatchNorm)}
         decayed = set(self.get_decay_parameter_names(model)) - {"alpha_logit"} - norms  # decay would pull α to one half
-        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 rate = self.args.text_learning_rate if "text_tower." in name else None
-                key = (self.args.learning_rate if rate is None else rate, self.args.weight_decay * (name in decayed))
+                rate = self.args.learning_rate if rate is None else rate
+                # torch updates a group at once, and not parts of tables together with whole weights.
+                key = (rate, self.args.weight_decay * (name in decayed), isinstance(parameter, DTensor))
                 groups.setdefault(key, []).append(parameter)
         optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
         if self.args.sparse_embeddings:
             optimizer_class = SPARSE_OPTIMIZERS[optimizer_class]
-        parameters = [{"params": group, "lr": lr, "weight_decay": decay} for (lr, decay), group in groups.items()]
+        parameters = [{"params": group, "lr": lr, "weight_decay": decay} for (lr, decay, _), group in groups.items()]
         self.optimizer = optimizer_class(parameters, **kwargs)
+        if self._is_sharded:
+            keep_parts_of_state(self.optimizer)
         return self.optimizer
 
     def compute_loss(
@@ -399,26 +409,43 @@ class FlipTrainer(Trainer):
             raise ValueError(
                 f"the best checkpoint cannot be loaded: {fact(error)}; run again to continue from the last complete one"
             ) from error
-        if self.is_fsdp_enabled:
+        if self.is_fsdp_enabled or self._is_sharded:
             self._load_from_checkpoint(str(self.state.best_model_checkpoint))
         else:
             super()._load_best_model()
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
+        folder = Path(output_dir)
+        if self._is_sharded and self.args.process_index:
+            assert self.optimizer is not None
+            folder.mkdir(parents=True, exist_ok=True)  # on a machine of its own, or before the first process
+            torch.save(self.optimizer.state_dict(), folder / f"optimizer.{self.args.process_index}.pt")
         # With FSDP, Trainer pickles the weights that it has written as safetensors.
         if self.args.should_save:
-            (Path(output_dir) / f"{FSDP_MODEL_NAME}.bin").unlink(missing_ok=True)
+            (folder / f"{FSDP_MODEL_NAME}.bin").unlink(missing_ok=True)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self._is_sharded and self.args.process_index:
+            file = Path(checkpoint) / f"optimizer.{self.args.process_index}.pt"
+            assert self.optimizer is not None
+            self.optimizer.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if not self.is_fsdp_enabled:
-            return super()._load_from_checkpoint(resume_from_checkpoint, model)
-        file = Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME
-        return load_whole(model or self.model, file, is_main_process=self.is_world_process_zero())
+        folder = Path(resume_from_checkpoint)
+        if self.is_fsdp_enabled:
+            load_whole(model or self.model, folder / SAFE_WEIGHTS_NAME, is_main_process=self.is_world_process_zero())
+        elif self._is_sharded:
+            load_weights(self.model, sorted(folder.glob("model*.safetensors")))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         self._stop_if_not_finite()
         folder = Path(output_dir or str(self.args.output_dir))
+        if self._is_sharded:
+            state_dict = whole_weights(self.model)
         if self.args.should_save:
             self.processor.save_pretrained(folder)  # before the model, which warns where it would stand there alone
         super()._save(output_dir, state_dict)
