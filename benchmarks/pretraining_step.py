@@ -1,4 +1,4 @@
-"""Ours against the pretraining step as published: samples/s and peak memory, interleaved in one process.
+"""Ours against the pretraining step as published: samples/s, peak memory and share of the machine's peak, in one process.
 
     python -m benchmarks.pretraining_step [--batch_size 64] [--rounds 8] [--json PATH]
 
@@ -7,6 +7,9 @@ logits at masked positions alone, batches of like length padded to their longest
 (a text tower of TinyBERT's size, DCNv2), heads, batch size and optimizer; every step is forward, backward and update. On a GPU
 it runs there. All variants share one process and PyTorch's defaults; train.py also asks for huge pages on a CPU, from which the
 published step would gain more than ours: THP_MEM_ALLOC_ENABLE=1 shows that.
+
+The share of the peak is that of a variant's FLOPs, as torch counts those of its matrix products and attention, forward and
+backward, in a large matrix product of the same precision on the same cores or GPU, measured in the same run.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig
 
 from benchmarks import movielens_like
@@ -84,20 +88,42 @@ class Variant:
     ):
         self.loss, self.bf16, self.model = loss, bf16, copy.deepcopy(model)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=5e-5, fused=True)
-        self.seconds = 0.0
+        self.seconds, self.flops = 0.0, 0
         self.peak_memory_mib = 0.0
 
     def step(self, batch: Batch) -> float:
         """Forward, backward, update; seconds."""
-        device = next(self.model.parameters()).device
         started = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
-            loss = self.loss(self.model, {k: v.to(device) for k, v in batch.items()})
-        loss.backward()
+        loss = self.backward(batch)
         self.optimizer.step()
         self.optimizer.zero_grad()
         loss.item()  # waits for a GPU
         return time.perf_counter() - started
+
+    def backward(self, batch: Batch) -> torch.Tensor:
+        device = next(self.model.parameters()).device
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
+            loss = self.loss(self.model, {k: v.to(device) for k, v in batch.items()})
+        loss.backward()
+        return loss
+
+    def count_flops(self, batch: Batch) -> None:
+        """Adds the FLOPs of a step with this batch."""
+        with FlopCounterMode(display=False) as counter:
+            self.backward(batch)
+        self.optimizer.zero_grad()
+        self.flops += counter.get_total_flops()
+
+
+def matrix_product_peak(dtype: torch.dtype, device: torch.device, size: int = 2048, times: int = 10) -> float:
+    """FLOP/s of the fastest of several products of two square matrices."""
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    fastest = float("inf")
+    for _ in range(times):
+        started = time.perf_counter()
+        (a @ b)[0, 0].item()  # waits for a GPU
+        fastest = min(fastest, time.perf_counter() - started)
+    return 2 * size**3 / fastest
 
 
 def reset_peak_memory() -> float:
@@ -153,10 +179,21 @@ def measure(batch_size: int, rounds: int) -> dict[str, dict[str, float]]:
         for name, variant in variants.items():
             variant.seconds += variant.step(batch_for(name, i))
         print(f"round {i + 1} of {rounds}", end="\r", flush=True)
+    device = next(model.parameters()).device
+    peaks = {bf16: matrix_product_peak(torch.bfloat16 if bf16 else torch.float32, device) for bf16 in (False, True)}
+    for i in range(rounds):  # not timed: counting takes longer
+        for name, variant in variants.items():
+            variant.count_flops(batch_for(name, i))
     result: dict[str, dict[str, float]] = {}
     for name, variant in variants.items():
         speed = rounds * batch_size / variant.seconds
-        result[name] = {"samples_per_second": speed, "peak_memory_mib": variant.peak_memory_mib}
+        rate = variant.flops / variant.seconds
+        result[name] = {
+            "samples_per_second": speed,
+            "peak_memory_mib": variant.peak_memory_mib,
+            "flops_per_second": rate,
+        }
+        result[name] |= {"matrix_product_peak": peaks[variant.bf16], "share_of_peak": rate / peaks[variant.bf16]}
         if name != "published":
             result[name]["ratio"] = speed / result["published"]["samples_per_second"]
             result[name]["memory_ratio"] = variant.peak_memory_mib / result["published"]["peak_memory_mib"]
@@ -174,10 +211,14 @@ def main() -> None:
     print(
         f"batch {args.batch_size}, {'GPU' if torch.cuda.is_available() else f'{torch.get_num_threads()} CPU threads'}"
     )
-    print(f"{'':10} {'samples/s':>10} {'ratio':>7} {'peak MiB':>9} {'of published':>13}")
+    print(f"{'':10} {'samples/s':>10} {'ratio':>7} {'peak MiB':>9} {'of published':>13} {'GFLOP/s':>8} {'of peak':>14}")
     for name, r in result.items():
         ratio, memory = r.get("ratio", 1.0), r.get("memory_ratio", 1.0)
-        print(f"{name:10} {r['samples_per_second']:10.1f} {ratio:6.1f}x {r['peak_memory_mib']:9.0f} {memory:13.2f}")
+        print(
+            f"{name:10} {r['samples_per_second']:10.1f} {ratio:6.1f}x {r['peak_memory_mib']:9.0f} {memory:13.2f}",
+            end=" ",
+        )
+        print(f"{r['flops_per_second'] / 1e9:8.0f} {r['share_of_peak']:6.0%} of {r['matrix_product_peak'] / 1e9:4.0f}")
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n")
 

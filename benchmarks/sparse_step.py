@@ -192,7 +192,7 @@ class FBGEMMTable(torch.nn.Module):
 
     def __init__(self, num_rows: int, size: int):
         super().__init__()
-        from fbgemm_gpu import (  # type: ignore[import-not-found]
+        from fbgemm_gpu import (
             split_table_batched_embeddings_ops_training as fbgemm,
         )
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, PreTrainedTokeniz
 from benchmarks import (
     cluster_fit,
     data_pipeline,
+    distributed,
     movielens_like,
     new_values,
     preparation_tools,
@@ -80,6 +82,35 @@ def test_pretraining_step_writes_its_figures(tmp_path: Path, monkeypatch: pytest
         ratio = figures[name]["samples_per_second"] / figures["published"]["samples_per_second"]
         assert figures[name]["ratio"] == pytest.approx(ratio)
         assert figures[name]["peak_memory_mib"] > 0
+    # The published step scores every position against the vocabulary: more FLOPs for the same rows.
+    flops = {name: of["flops_per_second"] / of["samples_per_second"] for name, of in figures.items()}
+    assert flops["published"] > 2 * flops["fp32"] and flops["fp32"] == pytest.approx(flops["bf16"])
+    for of in figures.values():
+        assert of["share_of_peak"] == pytest.approx(of["flops_per_second"] / of["matrix_product_peak"])
+
+
+def test_flops_of_a_step_are_those_of_its_matrix_products() -> None:
+    model = torch.nn.Linear(3, 5, bias=False)
+
+    def loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return model(batch["x"]).sum()
+
+    variant = pretraining_step.Variant(loss, model, bf16=False)  # type: ignore[arg-type]
+    variant.count_flops({"x": torch.ones(7, 3)})
+    assert variant.flops == 2 * (2 * 7 * 3 * 5)  # forward, and the gradient of the weights
+
+
+@pytest.mark.slow
+def test_distributed_writes_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "figures.json"
+    cases = ["one process", "table in two parts"]
+    arguments = ["--steps", "1", "--features", "100", "--json", str(path), "--only", *cases]
+    monkeypatch.setattr(sys, "argv", ["distributed.py", *arguments])
+    distributed.main()
+    figures = json.loads(path.read_text())["cases"]
+    assert list(figures) == cases
+    assert figures["one process"].keys() >= {"samples_per_second", "ms_per_step", "ms_per_checkpoint"}
+    assert figures["table in two parts"]["processes"] == 2
 
 
 def test_data_pipeline_writes_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,7 +61,7 @@ def test_the_readme_has_no_command_that_is_not_run() -> None:
     others = {line for line in COMMANDS if not line.startswith(TRAIN) and line not in ELSEWHERE}
     benchmarks = {line for line in others if line.startswith(PYTHON)}  # tests/benchmarks runs these
     scripts = {"pretraining_step", "data_pipeline", "tabular_training", "sparse_step", "scoring", "compare", "scale"}
-    scripts |= {"small_text_model", "new_values", "preparation_tools", "reproduce", "alignment"}
+    scripts |= {"distributed", "small_text_model", "new_values", "preparation_tools", "reproduce", "alignment"}
     assert {line.removeprefix(PYTHON).split()[0] for line in benchmarks} == scripts
     others -= benchmarks
     # The first is what `make install` does; CI runs the second, and with it the first.
