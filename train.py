@@ -193,8 +193,12 @@ def main(arguments: list[str]) -> None:
             if is_dry:
                 return
     except KeyboardInterrupt as interrupt:
-        goes_on = "" if is_dry else "; run the same command again to continue from the last checkpoint"
-        print(f"\ntrain.py: interrupted{goes_on}", file=sys.stderr)
+        told = str(interrupt)  # where it has saved a checkpoint, which all processes have
+        if told:
+            state.destroy_process_group()
+        if state.is_main_process:
+            told = told or ("" if is_dry else "run the same command again to continue from the last checkpoint")
+            print("\ntrain.py: interrupted" + f"; {told}" * bool(told), file=sys.stderr)
         sys.exit(exit_code(interrupt))
     except Exception as error:
         if (full := no_space(error, recipe.output_dir)) is not None:

@@ -27,6 +27,7 @@ NO_SPACE_WORDS = re.compile(
 # Errors that mean nothing can be written here, so nothing can be spoiled.
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
 SECONDS_BETWEEN_LOOKS = 0.5
+SIGNALS = (signal.SIGTERM, signal.SIGINT)  # those that end a command
 
 
 # ---- one writer to an output

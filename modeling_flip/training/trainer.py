@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -25,7 +26,8 @@ from ..tabular_layers import BatchNorm
 from . import parts
 from .arguments import FlipTrainingArguments
 from .callbacks import EpochClock, LogAtSave, StopAfter
-from .checkpoints import check_weights, fact, seal
+from .checkpoints import UNLOGGED, check_weights, fact, seal
+from .interruption import Interruption
 from .metrics import ctr_metrics
 from .publishing import UNPUSHED, PublishCallback, Publisher, kept_step, validation_of, write_card
 from .samplers import InOrder, ShareOfBatches, Shuffled
@@ -73,11 +75,12 @@ class FlipTrainer(Trainer):
     ):
         args = copy.copy(args)  # the caller's stay as they are
         self.clock = EpochClock()
-        callbacks = [*(callbacks or []), self.clock, LogAtSave()]
+        callbacks = [*(callbacks or []), self.clock]
         if args.early_stopping_patience is not None:
             callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
         if args.stop_after_epochs is not None:
             callbacks.append(StopAfter(args.stop_after_epochs))
+        callbacks.append(LogAtSave())
         collator: FlipDataCollator | PretrainingCollator
         if isinstance(model, FlipForPreTraining):
             args.prediction_loss_only = True
@@ -101,6 +104,7 @@ class FlipTrainer(Trainer):
         self._num_steps_logged = 0
         self._first_bad_step: torch.Tensor | None = None
         self._publisher: Publisher | None = None
+        self.interruption: Interruption | None = None
         processor.check_belongs_to(model.config)
         super().__init__(
             model,
@@ -290,15 +294,20 @@ class FlipTrainer(Trainer):
 
     def _log_components(self, components: Mapping[str, torch.Tensor], share: torch.Tensor | float) -> None:
         for name, value in components.items():
-            self._components[name] = self._components.get(name, 0) + value.detach() * share
+            self._components[name] = self._components.get(name, 0) + value.detach().float() * share
         self._num_steps_logged += 1
 
     def _share_of_rows(self, rows: int) -> torch.Tensor | float:
         """What this process's mean over its rows weighs in the mean over processes, so that that is one over all rows."""
         if self.args.world_size == 1:
             return 1.0
-        number = torch.tensor(float(rows), device=self.args.device)
-        return number / self.accelerator.reduce(number, reduction="mean")
+        interruption = self.interruption
+        is_asked = interruption is not None and interruption.is_asked
+        numbers = torch.tensor([float(rows), float(is_asked)], device=self.args.device)
+        means = self.accelerator.reduce(numbers, reduction="mean")
+        if interruption is not None:
+            interruption.note(means[1])
+        return numbers[0] / means[0]
 
     def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         tokens = self.args.mini_batch_tokens
@@ -365,7 +374,7 @@ class FlipTrainer(Trainer):
         stopper = state.stateful_callbacks.get(EarlyStoppingCallback.__name__, {})
         waited = stopper.get("attributes", {}).get("early_stopping_patience_counter", 0)
         # Trainer would take one more step, and evaluate once more, before it sees that it had stopped.
-        has_stopped = patience is not None and waited >= patience
+        has_stopped = (patience is not None and waited >= patience) or state.global_step >= max_steps
         if self.args.stop_after_epochs is not None:
             has_stopped |= StopAfter(self.args.stop_after_epochs).is_over(state.epoch)
         return (num_train_epochs, 0) if has_stopped else done
@@ -382,6 +391,27 @@ class FlipTrainer(Trainer):
             folder = Path(str(self.args.output_dir))
             seal(folder / f"checkpoint-{self.state.global_step}")
             rotate_checkpoints(str(folder), limit, self.state.best_model_checkpoint)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """And the losses since the last line of the log, of this process: a signal ends a training between two lines."""
+        super()._save_rng_state(output_dir)
+        unlogged = {
+            "since": self._globalstep_last_logged,
+            "loss": self._tr_loss.item(),
+            "components": {name: value.item() for name, value in self._components.items()},
+            "number": self._num_steps_logged,
+        }
+        Path(output_dir, UNLOGGED.format(self.args.process_index)).write_text(json.dumps(unlogged) + "\n")
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        path = Path(str(checkpoint), UNLOGGED.format(self.args.process_index))
+        if not path.exists():  # an older checkpoint, which was logged when it was saved
+            return
+        unlogged, device = json.loads(path.read_text()), self.args.device
+        self._globalstep_last_logged, self._num_steps_logged = unlogged["since"], unlogged["number"]
+        self._tr_loss.fill_(unlogged["loss"])
+        self._components = {name: torch.tensor(value, device=device) for name, value in unlogged["components"].items()}
 
     def _load_best_model(self) -> None:
         """As in Trainer, of weights that are as they were saved."""
