@@ -30,7 +30,7 @@ from transformers.utils import logging
 
 from data_scripts.registry import registered_datasets
 from data_scripts.text_model import write as write_text_model
-from modeling_flip.commands import end_with, ends_in_order, exit_code, is_launched, no_space, sole_writer
+from modeling_flip.commands import end_with, ends_in_order, exit_code, is_launched, lost_process, no_space, sole_writer
 from modeling_flip.processing_flip import FlipProcessor
 from modeling_flip.quarantine import Quarantine
 from modeling_flip.training.checks import check_data
@@ -203,6 +203,8 @@ def main(arguments: list[str]) -> None:
     except Exception as error:
         if (full := no_space(error, recipe.output_dir)) is not None:
             sys.exit(f"\ntrain.py: error: {full}")  # in a line of its own below the progress bar
+        if (lost := lost_process(error)) is not None:
+            sys.exit(f"\ntrain.py: error: {lost}")
         if not is_expected(error):
             raise
         sys.exit(f"train.py: error: {' '.join(str(error).split())}")

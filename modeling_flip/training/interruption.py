@@ -98,6 +98,12 @@ class Interruption(TrainerCallback):
             self.end(f"run the same command again to go on from step {state.global_step} of {stage}")
 
 
+def leave_signals_to_parent(worker: int) -> None:
+    """Have a worker that reads rows ignore what a terminal or a launcher sends to it too: it ends with its parent."""
+    for signum in SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
+
+
 @contextmanager
 def interruptible(trainer: Any) -> Iterator[None]:
     """While a `FlipTrainer` trains, signals end it with a checkpoint; see `Interruption`."""
