@@ -193,6 +193,8 @@ def main(arguments: list[str]) -> None:
             if is_dry:
                 return
     except KeyboardInterrupt as interrupt:
+        if (lost := lost_process(interrupt)) is not None:
+            sys.exit(f"\ntrain.py: error: {lost}")
         told = str(interrupt)  # where it has saved a checkpoint, which all processes have
         if told:
             state.destroy_process_group()

@@ -150,13 +150,17 @@ def end_with(launcher: int) -> None:
 
 
 def lost_process(error: BaseException) -> str | None:
-    """The message for an error that another process of the run caused by ending; None for any other error."""
-    if not isinstance(error, RuntimeError) or LOST_WORDS.search(str(error)) is None:
-        return None
-    return (
-        "another process of this run has ended, and what it or the launcher said tells why; run the same command again to "
-        "continue from the last checkpoint"
-    )
+    """The message for an error that another process of the run caused by ending, or for the launcher's signal in the middle of
+    that error; None for any other error."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, RuntimeError) and LOST_WORDS.search(str(cause)):
+            return (
+                "another process of this run has ended, and what it or the launcher said tells why; run the same command again "
+                "to continue from the last checkpoint"
+            )
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 # ---- a full disk

@@ -199,7 +199,8 @@ GLOO = "[/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:{}] "
     ],
 )
 def test_a_process_that_is_no_more_is_told_of(told: str) -> None:
-    assert str(lost_process(RuntimeError(told))).startswith("another process of this run has ended")
+    for error in (RuntimeError(told), raised_from(Terminated(), RuntimeError(told))):
+        assert str(lost_process(error)).startswith("another process of this run has ended")
 
 
 def test_other_errors_are_not_lost_processes() -> None:
@@ -210,10 +211,10 @@ def test_other_errors_are_not_lost_processes() -> None:
 # ---- full disks
 
 
-def raised_from(error: Exception, cause: Exception) -> Exception:
+def raised_from(error: BaseException, cause: Exception) -> BaseException:
     try:
         raise error from cause
-    except Exception as raised:
+    except BaseException as raised:
         return raised
 
 
