@@ -27,7 +27,9 @@ NO_SPACE_WORDS = re.compile(
 # Errors that mean nothing can be written here, so nothing can be spoiled.
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
 # From gloo and NCCL, where a process that others wait for is no more.
-LOST_WORDS = re.compile(r"gloo.*(by peer|Broken pipe|[Tt]imed out)|NCCL error|NCCL communicator was aborted", re.DOTALL)
+LOST_WORDS = re.compile(
+    r"gloo.*(by peer|Broken pipe|[Tt]imed out)|NCCL.*(remote process exited|was aborted)", re.DOTALL
+)
 SECONDS_BETWEEN_LOOKS = 0.5
 SIGNALS = (signal.SIGTERM, signal.SIGINT)  # those that end a command
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,7 +50,10 @@ class Interruption(TrainerCallback):
     # ---- signals
 
     def listen(self) -> None:
-        """Hear the signals that end a process; those that the parent process set to be ignored stay ignored."""
+        """Hear the signals that end a process; those that the parent process set to be ignored stay ignored. Only the main thread
+        of a process can."""
+        if threading.current_thread() is not threading.main_thread():
+            return
         for signum in SIGNALS:
             if signal.getsignal(signum) != signal.SIG_IGN:
                 self._handlers[signum] = signal.signal(signum, self._hear)
@@ -73,35 +77,42 @@ class Interruption(TrainerCallback):
 
     # ---- training
 
-    def _is_agreed(self, step: int) -> bool:
-        state = PartialState()
-        if state.num_processes == 1:
+    def _is_agreed(self) -> bool:
+        if PartialState().num_processes == 1:
             return self.is_asked
-        if self._shared is None or (state.device.type != "cpu" and step % STEPS_BETWEEN_LOOKS):
-            return False
-        return self._shared.item() > 0
+        return self._shared is not None and self._shared.item() > 0
 
     def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
         if state.epoch.is_integer() or control.should_training_stop:
             return  # on_epoch_end follows
         if control.should_evaluate and args.load_best_model_at_end:
             return  # a checkpoint that only a signal asked for must not become the best one
-        control.should_save |= self._is_agreed(state.global_step)
+        waits = PartialState().num_processes > 1 and PartialState().device.type != "cpu"
+        if not (waits and state.global_step % STEPS_BETWEEN_LOOKS):
+            control.should_save |= self._is_agreed()
 
     def on_epoch_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
-        control.should_save |= self._is_agreed(state.global_step)
+        control.should_save |= self._is_agreed()
 
     def on_save(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
-        if self._is_agreed(state.global_step):
+        if self._is_agreed():
             PartialState().wait_for_everyone()  # a process that ends early has the launcher end the one that still saves
             stage = Path(args.output_dir).name
             self.end(f"run the same command again to go on from step {state.global_step} of {stage}")
 
 
 def leave_signals_to_parent(worker: int) -> None:
-    """Have a worker that reads rows ignore what a terminal or a launcher sends to it too: it ends with its parent."""
-    for signum in SIGNALS:
-        signal.signal(signum, signal.SIG_IGN)
+    """Have a worker that reads rows ignore what a terminal, a launcher or a scheduler sends to all processes: only its parent
+    ends it, when the last step is done."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, name="signals", daemon=True).start()
 
 
 @contextmanager

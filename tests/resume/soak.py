@@ -218,7 +218,10 @@ def how_it_ended(ended: Ended, kill: Kill, folder: Path) -> tuple[str, int | Non
     """What is wrong with the end of a killed run, and the step that it says it has saved."""
     said = " ".join((folder / LOGS / f"{rank}.err").read_text() for rank in range(SCENARIOS[kill.scenario].processes))
     told = re.findall(r"run the same command again to go on from step (\d+) of (\w+)", said)
-    if kill.name == "SIGKILL" or ended.code == 0:  # a signal may come when all is done
+    is_late = kill.stage == "finetuning" and kill.step >= STAGES["finetuning"] - 2
+    if ended.code == 0 and not is_late:
+        return "the signal was lost", None
+    if kill.name == "SIGKILL" or ended.code == 0:  # the signal of a last step may come when all is done
         return ("" if ended.code in (0, -signal.SIGKILL) else f"ended with {ended.code}: {said[-300:]}"), None
     if not told:
         return f"no line that says what to do, and {ended.code}: {said[-300:]}", None
@@ -278,6 +281,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs at a time")
     parser.add_argument("--json", type=Path, help="write every kill and what came of it there")
     options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts in the background ignore it
     prepare_to_fork()
     print(f"seed {options.seed}", flush=True)
     kills = draw(options.kills, [*SCENARIOS], options.seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -165,11 +166,25 @@ def test_workers_that_read_rows_leave_signals_to_their_parent(make: Make) -> Non
             if state.global_step == 1:
                 workers = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
                 assert workers
-                for worker in workers:
-                    os.kill(int(worker), signal.SIGTERM)
-                    os.kill(int(worker), signal.SIGINT)
+                subprocess.run(["kill", "-TERM", *workers], check=True)  # from another process than their parent
+                subprocess.run(["kill", "-INT", *workers], check=True)
                 time.sleep(0.2)
 
     trainer = make([SendToWorkers()], dataloader_num_workers=1, **NEVER)
     trainer.train()
     assert trainer.state.global_step == 8
+
+
+def test_their_parent_can_end_them() -> None:
+    worker = os.fork()
+    if worker == 0:
+        interruption.leave_signals_to_parent(0)
+        time.sleep(60)
+        os._exit(1)
+    while "SigBlk:\t0000000000004000" not in Path(f"/proc/{worker}/status").read_text():
+        time.sleep(0.01)
+    subprocess.run(["kill", "-TERM", str(worker)], check=True)
+    time.sleep(0.1)
+    assert os.waitpid(worker, os.WNOHANG) == (0, 0)
+    os.kill(worker, signal.SIGTERM)
+    assert os.waitpid(worker, 0)[1] == 0
