@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 120  # seconds until a run counts as hanging
+PATIENCE = 600  # seconds until a run counts as hanging: on a busy machine a run takes minutes
 OUTPUT = "run"  # the run's folder, in a folder with all that it reads
 LOGS = ".logs"  # what it prints; no part of what is compared
 Hook = Callable[[str, str], None]  # (event, path), before anything in the folder is changed
