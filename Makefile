@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: install quickstart hub-demo test fuzz attack quality format
+.PHONY: install quickstart hub-demo test fuzz attack soak quality format
 
 install: .venv/installed
 
@@ -26,6 +26,9 @@ attack: install ## kills at every file that a run writes, damage of every file o
 
 fuzz: install ## rows, files and tables of any mess, of another seed each time
 	$(BIN)/python -m tests.attack.fuzz
+
+soak: install ## signals at random steps of runs, which go on and end with the same bits
+	$(BIN)/python -m tests.resume.soak
 
 quality: install
 	$(BIN)/ruff check .

@@ -30,7 +30,7 @@ from transformers.utils import logging
 
 from data_scripts.registry import registered_datasets
 from data_scripts.text_model import write as write_text_model
-from modeling_flip.commands import end_with, ends_in_order, exit_code, is_launched, no_space, sole_writer
+from modeling_flip.commands import end_with, ends_in_order, exit_code, is_launched, lost_process, no_space, sole_writer
 from modeling_flip.processing_flip import FlipProcessor
 from modeling_flip.quarantine import Quarantine
 from modeling_flip.training.checks import check_data
@@ -193,12 +193,20 @@ def main(arguments: list[str]) -> None:
             if is_dry:
                 return
     except KeyboardInterrupt as interrupt:
-        goes_on = "" if is_dry else "; run the same command again to continue from the last checkpoint"
-        print(f"\ntrain.py: interrupted{goes_on}", file=sys.stderr)
+        if (lost := lost_process(interrupt)) is not None:
+            sys.exit(f"\ntrain.py: error: {lost}")
+        told = str(interrupt)  # where it has saved a checkpoint, which all processes have
+        if told:
+            state.destroy_process_group()
+        if state.is_main_process:
+            told = told or ("" if is_dry else "run the same command again to continue from the last checkpoint")
+            print("\ntrain.py: interrupted" + f"; {told}" * bool(told), file=sys.stderr)
         sys.exit(exit_code(interrupt))
     except Exception as error:
         if (full := no_space(error, recipe.output_dir)) is not None:
             sys.exit(f"\ntrain.py: error: {full}")  # in a line of its own below the progress bar
+        if (lost := lost_process(error)) is not None:
+            sys.exit(f"\ntrain.py: error: {lost}")
         if not is_expected(error):
             raise
         sys.exit(f"train.py: error: {' '.join(str(error).split())}")

@@ -26,7 +26,12 @@ NO_SPACE_WORDS = re.compile(
 )
 # Errors that mean nothing can be written here, so nothing can be spoiled.
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
+# From gloo and NCCL, where a process that others wait for is no more.
+LOST_WORDS = re.compile(
+    r"gloo.*(by peer|Broken pipe|[Tt]imed out)|NCCL.*(remote process exited|was aborted)", re.DOTALL
+)
 SECONDS_BETWEEN_LOOKS = 0.5
+SIGNALS = (signal.SIGTERM, signal.SIGINT)  # those that end a command
 
 
 # ---- one writer to an output
@@ -141,6 +146,23 @@ def end_with(launcher: int) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, name="launcher", daemon=True).start()
+
+
+# ---- another process that is no more
+
+
+def lost_process(error: BaseException) -> str | None:
+    """The message for an error that another process of the run caused by ending, or for the launcher's signal in the middle of
+    that error; None for any other error."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, RuntimeError) and LOST_WORDS.search(str(cause)):
+            return (
+                "another process of this run has ended, and what it or the launcher said tells why; run the same command again "
+                "to continue from the last checkpoint"
+            )
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 # ---- a full disk

@@ -97,6 +97,11 @@ class FlipTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"float32_matmul_precision is {self.float32_matmul_precision!r}; it must be highest, high or medium"
             )
+        if self.auto_find_batch_size:
+            raise ValueError(
+                "auto_find_batch_size begins again from weights that the failed attempt has changed, and the result would depend "
+                "on the memory there is. Set it to false; the error of a batch that does not fit says what to try"
+            )
         if self.sparse_embeddings:
             self._check_sparse_embeddings()
         for name, excludes in (

@@ -10,13 +10,24 @@ from transformers import TrainerCallback, TrainerControl
 
 
 class LogAtSave(TrainerCallback):
-    """Logs whenever a checkpoint is saved: checkpoints do not hold the losses since the last line, so a resumed run would log
-    different ones."""
+    """Logs whenever the arguments have a checkpoint saved, so that a training shorter than `logging_steps` has a line too.
+
+    What is to be saved after the last step of an epoch is saved when the epoch has ended: a training that goes on from a
+    checkpoint begins with the next epoch, and would leave out an evaluation between the two.
+    """
+
+    def __init__(self) -> None:
+        self._is_late = False
 
     def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
         control.should_log |= control.should_save
+        self._is_late = control.should_save and (state.epoch.is_integer() or control.should_training_stop)
+        control.should_save &= not self._is_late
 
-    on_epoch_end = on_step_end
+    def on_epoch_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
+        control.should_save |= self._is_late
+        control.should_log |= control.should_save
+        self._is_late = False
 
 
 class StopAfter(TrainerCallback):

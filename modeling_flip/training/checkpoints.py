@@ -21,11 +21,12 @@ T = TypeVar("T")
 logger = logging.get_logger(__name__)
 
 STATE_FILE = "trainer_state.json"
+UNLOGGED = "unlogged_{}.json"  # of each process
 # The part of a checkpoint that only a resumed training reads. Its checksums are written last: without them the checkpoint is
 # incomplete.
 STATE = Part(
     "state.sha256",
-    ("optimizer.*", "scheduler.*", "scaler.*", "rng_state*", STATE_FILE),
+    ("optimizer.*", "scheduler.*", "scaler.*", "rng_state*", UNLOGGED.format("*"), STATE_FILE),
     ("optimizer.*", "scheduler.*", "rng_state*", STATE_FILE),
 )
 # With DeepSpeed the optimizer's state, and the weights that it resumes from, are in a folder `global_step…` instead.

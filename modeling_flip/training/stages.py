@@ -36,6 +36,7 @@ from . import manifest
 from .calibration import platt, sampling_shift, sampling_weights
 from .checkpoints import decided_once, fact, last_checkpoint
 from .checks import check_recipe, item_fields
+from .interruption import interruptible
 from .metrics import METRICS, calibration_error, ctr_metrics, named_logits, sigmoid
 from .phases import phase
 from .preparation import Prepared, prepare
@@ -338,13 +339,21 @@ def is_aligned(run_folder: Path, folder: Path) -> bool:
     return True
 
 
+def train(trainer: FlipTrainer) -> bool:
+    """Train from the last checkpoint, if there is one; whether there was. A signal ends it with another checkpoint."""
+    last = last_checkpoint(trainer.args)
+    with interruptible(trainer):
+        trainer.train(resume_from_checkpoint=last)
+    return last is not None
+
+
 def pretrain(run: Run, prepared: Prepared, folder: Path) -> None:
     started, recipe, processor = time.perf_counter(), run.recipe, prepared.processor
     model = FlipForPreTraining.from_text_pretrained(recipe.text_model_name_or_path, processor, **model_settings(recipe))
     arguments = stage_arguments(recipe, "pretraining")
     callbacks = run.callbacks(processor, subfolder="pretraining")
     trainer = FlipTrainer(model, arguments, processor, prepared.splits["train"], prepared.watched, callbacks)
-    trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args))
+    train(trainer)
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     figures = {
         "pretraining_samples_per_second": trainer.clock.median,
@@ -378,8 +387,7 @@ def finetune(run: Run, prepared: Prepared, aligned: Aligned | None) -> Finetuned
             prepared.watched,
             run.callbacks(processor, folders=folders),
         )
-        last = last_checkpoint(trainer.args)
-        trainer.train(resume_from_checkpoint=last)
+        resumed = train(trainer)
         calibration = calibrate(run, trainer, prepared.splits.get("validation"))
         seconds = time.perf_counter() - begun
         trainer.save_model(str(run.folder), _internal_call=True)
@@ -387,7 +395,7 @@ def finetune(run: Run, prepared: Prepared, aligned: Aligned | None) -> Finetuned
         figures = training_figures(trainer) | calibration
         outputs.figures = figures | {"finetuning_seconds": seconds}
         outputs.files = [*{file for pattern in MADE for file in run.folder.glob(pattern)}]
-    return Finetuned(trainer, figures, seconds, last is not None)
+    return Finetuned(trainer, figures, seconds, resumed)
 
 
 def calibrate(run: Run, trainer: FlipTrainer, validation: FlipDataset | None) -> dict[str, Any]:

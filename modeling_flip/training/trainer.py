@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,9 @@ from ..tabular_layers import BatchNorm
 from . import parts
 from .arguments import FlipTrainingArguments
 from .callbacks import EpochClock, LogAtSave, StopAfter
-from .checkpoints import check_weights, fact, seal
+from .checkpoints import UNLOGGED, check_weights, fact, seal
+from .interruption import Interruption, leave_signals_to_parent
+from .memory import out_of_memory
 from .metrics import ctr_metrics
 from .publishing import UNPUSHED, PublishCallback, Publisher, kept_step, validation_of, write_card
 from .samplers import InOrder, ShareOfBatches, Shuffled
@@ -39,7 +44,9 @@ from .sparse import SPARSE_OPTIMIZERS, looked_up, reduce_sparse_gradients, spars
 logger = logging.get_logger(__name__)
 
 
-REMEDY = "lower learning_rate or text_learning_rate, and run again with another output_dir or after deleting this one"
+ANEW = "run again with another output_dir or after deleting this one"
+REMEDY = f"lower learning_rate or text_learning_rate, and {ANEW}"
+ROWS_NAMED = 10
 
 
 @contextmanager
@@ -77,11 +84,12 @@ class FlipTrainer(Trainer):
     ):
         args = copy.copy(args)  # the caller's stay as they are
         self.clock = EpochClock()
-        callbacks = [*(callbacks or []), self.clock, LogAtSave()]
+        callbacks = [*(callbacks or []), self.clock]
         if args.early_stopping_patience is not None:
             callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
         if args.stop_after_epochs is not None:
             callbacks.append(StopAfter(args.stop_after_epochs))
+        callbacks.append(LogAtSave())
         collator: FlipDataCollator | PretrainingCollator
         if isinstance(model, FlipForPreTraining):
             args.prediction_loss_only = True
@@ -103,8 +111,10 @@ class FlipTrainer(Trainer):
         self._has_text = model.config.towers != "tabular"
         self._components: dict[str, torch.Tensor] = {}
         self._num_steps_logged = 0
-        self._first_bad_step: torch.Tensor | None = None
+        self._first_bad_loss: torch.Tensor | None = None
+        self._first_bad_gradient: torch.Tensor | None = None
         self._publisher: Publisher | None = None
+        self.interruption: Interruption | None = None
         processor.check_belongs_to(model.config)
         self._is_sharded = args.shard_embeddings and args.world_size > 1
         if self._is_sharded:
@@ -133,8 +143,11 @@ class FlipTrainer(Trainer):
             strategy, always = self.args.hub_strategy, self.args.hub_always_push
             self.add_callback(PublishCallback(self._publisher, processor, strategy, always=always))
 
+    def _takes_mini_batches(self) -> bool:
+        return isinstance(self.model, FlipForCTR | FlipForPreTraining) and self._has_text
+
     def _check_mini_batches(self) -> None:
-        if not (isinstance(self.model, FlipForCTR | FlipForPreTraining) and self._has_text):
+        if not self._takes_mini_batches():
             raise ValueError("mini_batch_tokens is for FLIP with a text tower: set it to null")
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError(
@@ -179,21 +192,20 @@ class FlipTrainer(Trainer):
         by_length = self._has_text
         return InOrder(eval_dataset.lengths.argsort(kind="stable") if by_length else np.arange(len(eval_dataset)))
 
+    def _train_batches(self, order: Sampler[int]) -> ShareOfBatches:
+        args = self.args
+        return ShareOfBatches(
+            order, self._train_batch_size, args.process_index, args.world_size, args.dataloader_drop_last
+        )
+
     def get_train_dataloader(self) -> DataLoader:
         """This process's rows of each batch. accelerate would fill the last batch up with rows of the first."""
         args = self.args
         if self.train_dataset is None:
             raise ValueError("training needs a train_dataset")
-        batches = ShareOfBatches(
-            self._get_train_sampler(),
-            self._train_batch_size,
-            args.process_index,
-            args.world_size,
-            args.dataloader_drop_last,
-        )
         loader = DataLoader(
             self.train_dataset,
-            batch_sampler=batches,
+            batch_sampler=self._train_batches(self._get_train_sampler()),
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
@@ -201,6 +213,7 @@ class FlipTrainer(Trainer):
             prefetch_factor=args.dataloader_prefetch_factor,
             multiprocessing_context=args.dataloader_multiprocessing_context,
             in_order=args.dataloader_in_order,
+            worker_init_fn=leave_signals_to_parent,
         )
         return prepare_data_loader(
             loader,
@@ -244,7 +257,7 @@ class FlipTrainer(Trainer):
         is_slow = self.args.bf16 and self.args.device.type == "cpu"
         attention = plain_attention(self.model) if is_slow else nullcontext()
         try:
-            with sparse, attention:
+            with sparse, attention, out_of_memory(self._smaller_batch):
                 output = super().train(*args, **kwargs)
         finally:
             torch.set_float32_matmul_precision(before)
@@ -263,6 +276,23 @@ class FlipTrainer(Trainer):
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         with units_of_layers(self.model, self.accelerator) if self.is_fsdp_enabled else nullcontext():
             return super()._prepare_for_training(*args, **kwargs)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        rows = self.args.per_device_eval_batch_size
+        smaller = f"{max(1, rows // 2)} rows instead of {rows}"
+        with out_of_memory(lambda: f"set per_device_eval_batch_size to {smaller}, and {ANEW}"):
+            return super().evaluation_loop(*args, **kwargs)
+
+    def _smaller_batch(self) -> str:
+        rows, tokens = self.args.per_device_train_batch_size, self.args.mini_batch_tokens
+        if tokens is not None:
+            return f"set mini_batch_tokens to {max(1, tokens // 2)} instead of {tokens}, and {ANEW}"
+        half = max(1, rows // 2)
+        remedy = f"set per_device_train_batch_size to {half} instead of {rows}"
+        if self._takes_mini_batches():
+            longest = int(self.train_dataset.lengths.max(initial=1))
+            remedy += f", or, for the same batch in parts, mini_batch_tokens to {half * longest}"
+        return f"{remedy}, and {ANEW}"
 
     def create_optimizer(self, model: Any = None) -> Any:
         """A group of parameters for each learning rate and weight decay."""
@@ -308,15 +338,20 @@ class FlipTrainer(Trainer):
 
     def _log_components(self, components: Mapping[str, torch.Tensor], share: torch.Tensor | float) -> None:
         for name, value in components.items():
-            self._components[name] = self._components.get(name, 0) + value.detach() * share
+            self._components[name] = self._components.get(name, 0) + value.detach().float() * share
         self._num_steps_logged += 1
 
     def _share_of_rows(self, rows: int) -> torch.Tensor | float:
         """What this process's mean over its rows weighs in the mean over processes, so that that is one over all rows."""
         if self.args.world_size == 1:
             return 1.0
-        number = torch.tensor(float(rows), device=self.args.device)
-        return number / self.accelerator.reduce(number, reduction="mean")
+        interruption = self.interruption
+        is_asked = interruption is not None and interruption.is_asked
+        numbers = torch.tensor([float(rows), float(is_asked)], device=self.args.device)
+        means = self.accelerator.reduce(numbers, reduction="mean")
+        if interruption is not None:
+            interruption.note(means[1])
+        return numbers[0] / means[0]
 
     def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         tokens = self.args.mini_batch_tokens
@@ -327,13 +362,20 @@ class FlipTrainer(Trainer):
             loss = self._training_step_in_parts(model, parts.split(self._prepare_inputs(inputs), tokens))
         if self.args.sparse_embeddings and self.accelerator.sync_gradients:
             reduce_sparse_gradients(self.model, self.accelerator)
-        # On the device, without waiting for it: looked at whenever something is logged or saved.
-        step = torch.where(loss.isfinite(), torch.inf, float(self.state.global_step + 1))
-        self._first_bad_step = step if self._first_bad_step is None else torch.minimum(self._first_bad_step, step)
+        self._first_bad_loss = self._first_bad(self._first_bad_loss, loss)
         return loss
 
+    def _first_bad(self, before: torch.Tensor | None, value: torch.Tensor) -> torch.Tensor:
+        """The first step with a value that is not finite, of those before and this one; infinity where there is none. On the
+        device, without waiting for it: looked at whenever something is logged or saved."""
+        step = torch.where(value.isfinite(), torch.inf, float(self.state.global_step + 1))
+        return step if before is None else torch.minimum(before, step)
+
     def _clip_grad_norm(self, model: nn.Module) -> Any:
-        return super()._clip_grad_norm(looked_up(model) if self.args.sparse_embeddings else model)
+        norm = super()._clip_grad_norm(looked_up(model) if self.args.sparse_embeddings else model)
+        if isinstance(norm, torch.Tensor) and self.accelerator.scaler is None:  # a scaler of fp16 skips such steps
+            self._first_bad_gradient = self._first_bad(self._first_bad_gradient, norm)
+        return norm
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         return super()._get_grad_norm(looked_up(model) if self.args.sparse_embeddings else model, grad_norm)
@@ -343,10 +385,28 @@ class FlipTrainer(Trainer):
         return 0
 
     def _stop_if_loss_is_not_finite(self) -> None:
-        if self._first_bad_step is not None and (step := self._first_bad_step.item()) != torch.inf:
-            raise FloatingPointError(
-                f"the loss of batch {step:.0f} (epoch {self.state.epoch:.2f}) is not finite; {REMEDY}"
-            )
+        bad = {"loss": self._first_bad_loss, "gradient": self._first_bad_gradient}
+        steps = {what: step.item() for what, step in bad.items() if step is not None}
+        if not steps or (first := min(steps.values())) == torch.inf:
+            return
+        what = next(what for what, step in steps.items() if step == first)  # the loss, where both are
+        epoch, rows = self._rows_of(int(first))
+        more = f" and {len(rows) - ROWS_NAMED} more" if len(rows) > ROWS_NAMED else ""
+        raise FloatingPointError(
+            f"the {what} of batch {first:.0f} (epoch {epoch:.2f}; rows {', '.join(map(str, rows[:ROWS_NAMED]))}{more} of the "
+            f"training rows, counted from 0) is not finite; {REMEDY}"
+        )
+
+    def _rows_of(self, step: int) -> tuple[float, list[int]]:
+        """The epoch at the end of a step, and the training rows that this process has read in it."""
+        order, accumulated = self._get_train_sampler(), self.args.gradient_accumulation_steps
+        assert isinstance(order, Shuffled)
+        batches = self._train_batches(order)
+        steps = math.ceil(len(batches) / accumulated)
+        epoch, number = divmod(step - 1, steps)
+        order.epoch = lambda: epoch
+        read = islice(batches, number * accumulated, (number + 1) * accumulated)
+        return epoch + (number + 1) / steps, sorted(row % len(order) for batch in read for row in batch)
 
     def _stop_if_not_finite(self) -> None:
         """The last update can spoil the weights though its loss was finite."""
@@ -383,7 +443,7 @@ class FlipTrainer(Trainer):
         stopper = state.stateful_callbacks.get(EarlyStoppingCallback.__name__, {})
         waited = stopper.get("attributes", {}).get("early_stopping_patience_counter", 0)
         # Trainer would take one more step, and evaluate once more, before it sees that it had stopped.
-        has_stopped = patience is not None and waited >= patience
+        has_stopped = (patience is not None and waited >= patience) or state.global_step >= max_steps
         if self.args.stop_after_epochs is not None:
             has_stopped |= StopAfter(self.args.stop_after_epochs).is_over(state.epoch)
         return (num_train_epochs, 0) if has_stopped else done
@@ -400,6 +460,27 @@ class FlipTrainer(Trainer):
             folder = Path(str(self.args.output_dir))
             seal(folder / f"checkpoint-{self.state.global_step}")
             rotate_checkpoints(str(folder), limit, self.state.best_model_checkpoint)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """And the losses since the last line of the log, of this process: a signal ends a training between two lines."""
+        super()._save_rng_state(output_dir)
+        unlogged = {
+            "since": self._globalstep_last_logged,
+            "loss": self._tr_loss.item(),
+            "components": {name: value.item() for name, value in self._components.items()},
+            "number": self._num_steps_logged,
+        }
+        Path(output_dir, UNLOGGED.format(self.args.process_index)).write_text(json.dumps(unlogged) + "\n")
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        path = Path(str(checkpoint), UNLOGGED.format(self.args.process_index))
+        if not path.exists():  # an older checkpoint, which was logged when it was saved
+            return
+        unlogged, device = json.loads(path.read_text()), self.args.device
+        self._globalstep_last_logged, self._num_steps_logged = unlogged["since"], unlogged["number"]
+        self._tr_loss.fill_(unlogged["loss"])
+        self._components = {name: torch.tensor(value, device=device) for name, value in unlogged["components"].items()}
 
     def _load_best_model(self) -> None:
         """As in Trainer, of weights that are as they were saved."""

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 120  # seconds until a run counts as hanging
+PATIENCE = 600  # seconds until a run counts as hanging: on a busy machine a run takes minutes
 OUTPUT = "run"  # the run's folder, in a folder with all that it reads
 LOGS = ".logs"  # what it prints; no part of what is compared
 Hook = Callable[[str, str], None]  # (event, path), before anything in the folder is changed
@@ -171,7 +171,9 @@ def in_child(task: Callable[[], Any]) -> None:
         raise RuntimeError(f"a child ended with {os.waitstatus_to_exitcode(status)}")
 
 
-def train_py(folder: Path, scenario: Scenario, rank: int, port: int, hook: Hook | None) -> NoReturn:  # type: ignore[misc]
+def train_py(  # type: ignore[misc]
+    folder: Path, scenario: Scenario, rank: int, port: int, hook: Hook | None, first: Callable[[int], Any] | None
+) -> NoReturn:
     """What a process of a run does: `python train.py recipe.yaml …`, there."""
     os.chdir(folder)
     (folder / LOGS).mkdir(exist_ok=True)
@@ -190,6 +192,8 @@ def train_py(folder: Path, scenario: Scenario, rank: int, port: int, hook: Hook 
         os.environ |= {key: str(value) for key, value in (place | address).items()}
     if hook is not None:
         call_before_changes(folder, hook)
+    if first is not None:
+        first(rank)
     sys.argv = ["train.py", "recipe.yaml", *scenario.arguments, "--use_cpu"]
     runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
 
@@ -222,18 +226,19 @@ class Ended:
     error: str = ""
 
 
-def run(folder: Path, scenario: Scenario, hook: Hook | None = None) -> Ended:
+def run(folder: Path, scenario: Scenario, hook: Hook | None = None, first: Callable[[int], Any] | None = None) -> Ended:
     """Run train.py as `accelerate launch` would: when one process fails, the others are ended.
 
     Args:
         folder: holds the inputs, and maybe an earlier part of the run.
         hook: is called in each process, with an event and a path, before it changes anything in the folder.
+        first: is called in each process, with its rank, before the run.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     ranks = range(scenario.processes)
-    pids = {fork(lambda rank=rank: train_py(folder, scenario, rank, port, hook)): rank for rank in ranks}  # type: ignore[misc]
+    pids = {fork(lambda rank=rank: train_py(folder, scenario, rank, port, hook, first)): rank for rank in ranks}  # type: ignore[misc]
     began, ended = time.monotonic(), Ended(0)
 
     def kill(number: int) -> None:
@@ -507,7 +512,7 @@ def judge(ended: Ended, folder: Path, expected: dict[str, str], but: Sequence[st
             return Verdict(LINE if REMEDY.search(last) else BARE, last)
         return Verdict(UNCLEAR, last)
     try:
-        in_child(lambda: _quietly(predict, folder))
+        in_child(lambda: quietly(predict, folder))
     except RuntimeError:
         return Verdict(WEIGHTS, "the model that it left cannot be loaded: exit 0")
     found = contents(folder)
@@ -529,7 +534,7 @@ def judge(ended: Ended, folder: Path, expected: dict[str, str], but: Sequence[st
     return Verdict(LEFT, ", ".join(left)) if left else Verdict(SAME)
 
 
-def _quietly(task: Callable[[Path], None], folder: Path) -> None:
+def quietly(task: Callable[[Path], None], folder: Path) -> None:
     (folder / LOGS).mkdir(exist_ok=True)
     log = os.open(folder / LOGS / "predict", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
@@ -573,7 +578,7 @@ def go_straight(name: str, workplace: Path) -> Straight:
     ended = run(plain, scenario)
     seconds = time.monotonic() - began
     assert ended.code == 0, ended
-    in_child(lambda: _quietly(predict, plain))
+    in_child(lambda: quietly(predict, plain))
     straight = Straight(name, inputs, contents(plain), seconds=seconds)
     watched = copy(inputs, place / "watched")
     ended, straight.states = watched_run(watched, scenario, place / "states")

@@ -310,7 +310,7 @@ def test_a_run_ends_with_its_launcher_and_lets_no_other_into_its_folder(recipe_f
     assert f"out is being written by process {child} on " in main_ends(recipe_file, folder, *long)
     launcher.terminate()  # which it does not hand on
     launcher.wait()
-    told = "\ntrain.py: interrupted; run the same command again to continue from the last checkpoint\n"
+    told = "\ntrain.py: interrupted; run the same command again to "
     wait_until(lambda: told in log.read_text())
     assert "Traceback" not in log.read_text() and not lock.exists()
 

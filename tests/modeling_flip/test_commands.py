@@ -13,7 +13,7 @@ import pytest
 from safetensors import SafetensorError
 
 from modeling_flip import commands
-from modeling_flip.commands import Terminated, end_with, ends_in_order, exit_code, no_space, sole_writer
+from modeling_flip.commands import Terminated, end_with, ends_in_order, exit_code, lost_process, no_space, sole_writer
 
 
 def forked(work: Callable[[], object]) -> int:
@@ -183,13 +183,38 @@ def test_a_process_ends_with_its_launcher(tmp_path: Path) -> None:
     wait_for(tmp_path / "ended")
 
 
+# ---- another process that is no more
+
+
+GLOO = "[/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:{}] "
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        GLOO.format(553)
+        + "Connection closed by peer [127.0.0.1]:41866. This is typically caused by a remote worker crashing.",
+        GLOO.format(537) + "Read error [127.0.0.1]:24284: Connection reset by peer.",
+        GLOO.format(150) + "Write error [127.0.0.1]:24284: Broken pipe",
+    ],
+)
+def test_a_process_that_is_no_more_is_told_of(told: str) -> None:
+    for error in (RuntimeError(told), raised_from(Terminated(), RuntimeError(told))):
+        assert str(lost_process(error)).startswith("another process of this run has ended")
+
+
+def test_other_errors_are_not_lost_processes() -> None:
+    for error in (RuntimeError("size mismatch"), ConnectionResetError(104, "Connection reset by peer")):
+        assert lost_process(error) is None
+
+
 # ---- full disks
 
 
-def raised_from(error: Exception, cause: Exception) -> Exception:
+def raised_from(error: BaseException, cause: Exception) -> BaseException:
     try:
         raise error from cause
-    except Exception as raised:
+    except BaseException as raised:
         return raised
 
 

@@ -10,39 +10,13 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from modeling_flip import FlipConfig, FlipDataset, FlipForCTR, FlipProcessor, FlipTrainer, FlipTrainingArguments
+from modeling_flip import FlipDataset, FlipProcessor, FlipTrainer
 from modeling_flip.tabular_layers import BatchNorm
 from modeling_flip.training import checkpoints, trainer
 from modeling_flip.training.checkpoints import last_checkpoint
+from tests.training.conftest import CLICKS, ROWS
 
-ROWS = {"user": [str(i % 5) for i in range(32)], "item": [str(i % 7) for i in range(32)]}
-CLICKS = [i * i % 3 % 2 for i in range(32)]
 Make = Callable[..., FlipTrainer]
-
-
-@pytest.fixture(scope="module")
-def processor() -> FlipProcessor:
-    return FlipProcessor.fit(ROWS, ["user", "item"])
-
-
-@pytest.fixture
-def make(processor: FlipProcessor, tmp_path: Path) -> Make:
-    """Four steps an epoch, each evaluated and saved."""
-    data = processor.encode(ROWS | {"label": CLICKS}, "label")
-
-    def trainer(callbacks: Any = (), evaluated_on: FlipDataset | None = None, **kwargs: Any) -> FlipTrainer:
-        torch.manual_seed(0)
-        config = FlipConfig(
-            towers="tabular", embedding_size=4, hidden_sizes=[8], dropout=0.5, **processor.config_settings
-        )
-        saving = {f"{what}_strategy": "steps" for what in ("eval", "save", "logging")} | {"logging_steps": 3}
-        saving |= {"eval_steps": 1, "save_steps": 1, "load_best_model_at_end": True, "metric_for_best_model": "auc"}
-        settings = {"output_dir": str(tmp_path / "run"), "num_train_epochs": 2, "learning_rate": 0.01}
-        settings |= {"per_device_train_batch_size": 8, "restore_callback_states_from_checkpoint": True}
-        arguments = FlipTrainingArguments(use_cpu=True, disable_tqdm=True, **settings | saving | kwargs)
-        return FlipTrainer(FlipForCTR(config), arguments, processor, data, evaluated_on or data, list(callbacks))
-
-    return trainer
 
 
 class Killed(Exception):
@@ -278,6 +252,32 @@ def test_the_log_of_a_resumed_training_is_that_of_a_straight_one(make: Make, tmp
     again.train(resume_from_checkpoint=last_checkpoint(again.args))
     assert losses(again) == losses(straight)
     assert [step for step, _ in losses(straight)] == [2, 4, 5, 6, 8]
+
+
+@pytest.mark.parametrize(
+    ("settings", "killed"),
+    [
+        ({"save_steps": 4, "eval_strategy": "epoch"}, 4),  # what comes at the end of an epoch is not left out
+        ({"max_steps": 6}, 6),  # nothing comes after the end, though the epoch goes on
+        ({"max_steps": 6, "save_steps": 4, "eval_strategy": "epoch"}, 6),
+    ],
+)
+def test_a_training_that_is_killed_where_an_epoch_or_all_ends_is_as_a_straight_one(
+    settings: dict[str, Any], killed: int, make: Make, tmp_path: Path
+) -> None:
+    settings = {"load_best_model_at_end": False} | settings
+    straight = make(output_dir=str(tmp_path / "straight"), **settings)
+    straight.train()
+    killed_at(killed, make, **settings)
+    again = make(**settings)
+    again.train(resume_from_checkpoint=last_checkpoint(again.args))
+
+    def evaluated(training: FlipTrainer) -> list[tuple[int, float]]:
+        return [(entry["step"], entry["eval_auc"]) for entry in training.state.log_history if "eval_auc" in entry]
+
+    assert evaluated(again) == evaluated(straight)
+    assert again.state.global_step == straight.state.global_step
+    assert same(weights(again), weights(straight))
 
 
 def test_statistics_that_are_not_finite_are_not_saved(make: Make) -> None:

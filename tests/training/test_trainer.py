@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -119,13 +120,121 @@ def test_gradient_accumulation_is_one_large_batch(make: Callable[..., FlipTraine
 
 
 def test_a_loss_that_is_not_finite_stops_training_with_its_batch(make: Callable[..., FlipTrainer]) -> None:
-    trainer = make(towers="tabular", logging_steps=100, save_strategy="epoch", num_train_epochs=3)
+    few = {"per_device_train_batch_size": 8, "num_train_epochs": 3}
+    trainer = make(towers="tabular", logging_steps=100, save_strategy="epoch", **few)
     trainer.train_dataset.labels[37] = np.nan
     order = list(trainer.get_train_dataloader())
     batch = next(i for i, b in enumerate(order, start=1) if b["labels"].isnan().any())
-    with pytest.raises(FloatingPointError, match=f"loss of batch {batch} .*lower learning_rate"):
+    with pytest.raises(FloatingPointError, match=f"loss of batch {batch} .*lower learning_rate") as raised:
         trainer.train()
+    assert 37 in rows_named(raised.value)
     assert not list(Path(trainer.args.output_dir).glob("checkpoint-*/model.safetensors"))
+
+
+def rows_named(error: FloatingPointError) -> list[int]:
+    named = re.search(r"rows ([\d, ]+) of the training rows, counted from 0", str(error))
+    assert named is not None, error
+    return [int(row) for row in named.group(1).split(", ")]
+
+
+@pytest.mark.parametrize("strategy", ["group_by_length", "random"])
+def test_of_a_batch_that_goes_wrong_later_its_own_rows_are_named(
+    strategy: str, make: Callable[..., FlipTrainer]
+) -> None:
+    trainer = make(
+        num_train_epochs=3,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        train_sampling_strategy=strategy,
+        logging_steps=1,
+    )
+    collate, seen = trainer.data_collator, list[int]()
+
+    def spoiling(rows: Any) -> Any:
+        batch = collate(rows)
+        if rows.epoch == 1 and 37 in rows.row_ids:
+            batch["labels"] = batch["labels"] * np.nan
+            seen.extend(rows.row_ids.tolist())
+        return batch
+
+    trainer.data_collator = spoiling
+    with pytest.raises(FloatingPointError, match=r"the loss of batch (9|1[0-6]) ") as raised:
+        trainer.train()
+    named = rows_named(raised.value)
+    assert set(seen) <= set(named) and len(named) == 8
+
+
+def test_a_gradient_that_is_not_finite_is_named(make: Callable[..., FlipTrainer]) -> None:
+    """The loss is finite, and the weights would be spoiled without a word until they are saved."""
+    trainer = make(towers="tabular", logging_steps=1, num_train_epochs=3)
+    weight = next(trainer.model.parameters())
+    weight.register_hook(lambda gradient: gradient * (np.inf if trainer.state.global_step == 4 else 1))
+    with pytest.raises(FloatingPointError, match=r"the gradient of batch 5 .*rows .*lower learning_rate"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried to …"
+        ),
+        MemoryError("Unable to allocate 16 GiB for an array"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("settings", "remedy"),
+    [
+        ({"towers": "tabular"}, r"set per_device_train_batch_size to 8 instead of 16, and run again"),
+        (
+            {"towers": "both"},
+            r"set per_device_train_batch_size to 8 instead of 16, or, .*, mini_batch_tokens to \d+, and",
+        ),
+        ({"towers": "both", "mini_batch_tokens": 50}, r"set mini_batch_tokens to 25 instead of 50, and run again"),
+    ],
+)
+def test_out_of_memory_the_size_to_try_is_named(
+    error: Exception,
+    settings: dict[str, Any],
+    remedy: str,
+    make: Callable[..., FlipTrainer],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trainer = make(per_device_train_batch_size=16, **settings)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(trainer, "training_step", fail)
+    with pytest.raises(ValueError, match=f"^out of memory: {remedy}"):
+        trainer.train()
+
+
+def test_out_of_memory_while_scoring_another_size_is_named(make: Callable[..., FlipTrainer]) -> None:
+    trainer = make(towers="tabular", per_device_eval_batch_size=32)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    trainer.model.forward = fail
+    with pytest.raises(
+        ValueError, match=r"^out of memory: set per_device_eval_batch_size to 16 rows instead of 32, and"
+    ):
+        trainer.evaluate()
+
+
+def test_an_error_of_another_kind_is_not_one_of_memory(
+    make: Callable[..., FlipTrainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make(towers="tabular")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("size mismatch")
+
+    monkeypatch.setattr(trainer, "training_step", fail)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        trainer.train()
 
 
 @pytest.mark.parametrize("evaluates", [False, True])
