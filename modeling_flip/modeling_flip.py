@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -87,6 +88,7 @@ class FlipPreTrainedModel(CheckpointMixin, PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
+    supports_gradient_checkpointing = True  # of the text tower, where that one does
     # Trainer takes a forward with **kwargs for one that normalises the loss itself; ours does not.
     accepts_loss_kwargs = False
 
@@ -165,6 +167,18 @@ class FlipPreTrainedModel(CheckpointMixin, PreTrainedModel):
         if features is None or not (self.training and self.config.embedding_l2):
             return 0.0
         return 0.5 * self.config.embedding_l2 * features.squared_norm(feature_ids, list_feature_ids)
+
+    def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
+        """transformers calls this to switch activation checkpointing on, which is the text tower's, or off.
+
+        Raises:
+            ValueError: there is no text tower, or one that cannot.
+        """
+        text_towers = [module for module in self.modules() if is_text_tower(module)]
+        if enable:
+            check_can_checkpoint(text_towers)
+        if text_towers:
+            super()._set_gradient_checkpointing(enable, *args, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         if self.config.towers == "tabular":
@@ -274,6 +288,26 @@ def create_text_tower(text_config: PreTrainedConfig, auto_class: Any = AutoModel
 def random_text_towers(model: torch.nn.Module) -> list[Any]:
     """The text towers of a model whose weights were neither loaded nor trained."""
     return [module for module in model.modules() if getattr(module, "has_random_weights", False)]
+
+
+def is_text_tower(module: nn.Module) -> bool:
+    """Whether a module is a model of transformers inside one of this package's."""
+    return isinstance(module, PreTrainedModel) and not isinstance(module, FlipPreTrainedModel)
+
+
+def check_can_checkpoint(text_towers: Sequence[nn.Module]) -> None:
+    """Raises ValueError if activation checkpointing is asked for where there is no text tower, or of one that cannot."""
+    if not text_towers:
+        raise ValueError(
+            "activation_checkpointing (gradient_checkpointing) is of the text tower, and this model has none: set it to false"
+        )
+    for tower in text_towers:
+        if not getattr(tower, "supports_gradient_checkpointing", False):
+            raise ValueError(
+                f"activation_checkpointing (gradient_checkpointing) is true, but text model {tower.config.model_type!r} "
+                "cannot do it in transformers: set it to false, or use another text model. Where a batch does not fit, "
+                "mini_batch_tokens helps too"
+            )
 
 
 def bare_text_tower(model: PreTrainedModel) -> PreTrainedModel:

@@ -91,6 +91,9 @@ class FlipTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"float32_matmul_precision is {self.float32_matmul_precision!r}; it must be highest, high or medium"
             )
+        if self.gradient_checkpointing and self.ddp_find_unused_parameters is None:
+            # Trainer would switch it off, and DistributedDataParallel then wait for gradients of heads that a stage does not use.
+            self.ddp_find_unused_parameters = True
         if self.sparse_embeddings:
             self._check_sparse_embeddings()
         if self.mini_batch_tokens is not None and self.mini_batch_tokens < 1:

@@ -7,14 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import torch
 import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoModel, PreTrainedConfig
 from transformers.utils import logging
 
 from ..configuration_flip import FlipConfig, load_text_config
 from ..ctr_models import CTR_MODELS
 from ..fields import Field, did_you_mean, used
+from ..modeling_flip import check_can_checkpoint
 from ..modeling_p5 import check_has_decoder
 from ..tabular_towers import TABULAR_TOWERS
 from .data import read_labels
@@ -26,6 +29,7 @@ from .recipe import (
     Recipe,
     field_names,
     model_settings,
+    needs_pretraining,
     needs_text,
     refits_now,
     stage_arguments,
@@ -99,6 +103,7 @@ def check_recipe(recipe: Recipe) -> None:
             raise ValueError(
                 f"finetuning.metric_for_best_model is {best!r}; it must be one of {', '.join(known)}{did_you_mean(best, known)}"
             )
+    text_config = None
     if needs_text(recipe):
         text_model = recipe.text_model_name_or_path
         if text_model is None:
@@ -121,6 +126,7 @@ def check_recipe(recipe: Recipe) -> None:
             pretrained_config = FlipConfig.from_pretrained(pretrained)
         except OSError as error:
             raise ValueError(f"{key} {pretrained!r} does not exist; train it first") from error
+        text_config = pretrained_config.text_config
         if Path(pretrained).is_dir() and not [*Path(pretrained).glob("*.safetensors")]:
             raise ValueError(f"{key} {pretrained!r} holds no weights (*.safetensors): train it first")
         if pretrained_config.towers not in ("both", recipe.towers):
@@ -136,6 +142,19 @@ def check_recipe(recipe: Recipe) -> None:
                     f"{key} is {ours[key]!r}, but {pretrained} was trained with {theirs.get(key)!r}; use that, or train from the "
                     "beginning"
                 )
+    check_checkpointing(recipe, text_config)
+
+
+def check_checkpointing(recipe: Recipe, text_config: PreTrainedConfig | None) -> None:
+    """Raises ValueError if a stage asks for activation checkpointing and has no text tower that can."""
+    towers = {"finetuning": recipe.towers if recipe.model_type == "flip" else "text"}
+    if needs_pretraining(recipe):
+        towers["pretraining"] = "both"
+    for stage, trained in towers.items():
+        if stage_arguments(recipe, stage).gradient_checkpointing:
+            has_text = trained != "tabular" and text_config is not None
+            with torch.device("meta"):
+                check_can_checkpoint([AutoModel.from_config(text_config)] if has_text else [])
 
 
 def check_refit(recipe: Recipe) -> None:

@@ -13,12 +13,12 @@ import torch
 from accelerate.data_loader import prepare_data_loader
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import EarlyStoppingCallback, EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainerCallback
 from transformers.trainer_utils import PredictionOutput, TrainOutput, rotate_checkpoints
 from transformers.utils import logging
 
 from ..data_collator import FlipDataCollator, PretrainingCollator
-from ..modeling_flip import FlipForCTR, FlipForPreTraining, FlipPreTrainedModel, random_text_towers
+from ..modeling_flip import FlipForCTR, FlipForPreTraining, FlipPreTrainedModel, is_text_tower, random_text_towers
 from ..processing_flip import FlipProcessor
 from ..row_dataset import FlipDataset
 from ..tabular_layers import BatchNorm
@@ -40,8 +40,7 @@ REMEDY = "lower learning_rate or text_learning_rate, and run again with another 
 @contextmanager
 def plain_attention(model: nn.Module) -> Iterator[None]:
     """The text towers attend without torch's fused kernel, whose backward pass in bf16 on a CPU takes several times as long."""
-    of_text = [m for m in model.modules() if isinstance(m, PreTrainedModel) and not isinstance(m, FlipPreTrainedModel)]
-    fused = [m for m in of_text if m.config._attn_implementation == "sdpa"]
+    fused = [m for m in model.modules() if is_text_tower(m) and m.config._attn_implementation == "sdpa"]
     for tower in fused:
         tower.set_attn_implementation("eager")
     try:

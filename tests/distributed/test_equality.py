@@ -39,11 +39,12 @@ def one(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+AGAIN = ["--pretraining.activation_checkpointing", True, "--finetuning.activation_checkpointing", True]
 IN_PARTS = ["--pretraining.mini_batch_tokens", 100, "--finetuning.mini_batch_tokens", 100]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("processes", "more"), [(2, []), (4, IN_PARTS)])
+@pytest.mark.parametrize(("processes", "more"), [(2, AGAIN), (4, IN_PARTS)])
 def test_processes_compute_together_what_one_does_alone(
     processes: int, more: list[Any], one: Path, recipe_file: Path, tmp_path: Path
 ) -> None:
