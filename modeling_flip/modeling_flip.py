@@ -174,7 +174,7 @@ class FlipPreTrainedModel(CheckpointMixin, PreTrainedModel):
         Raises:
             ValueError: there is no text tower, or one that cannot.
         """
-        text_towers = [module for module in self.modules() if is_text_tower(module)]
+        text_towers = text_towers_of(self)
         if enable:
             check_can_checkpoint(text_towers)
         if text_towers:
@@ -290,19 +290,19 @@ def random_text_towers(model: torch.nn.Module) -> list[Any]:
     return [module for module in model.modules() if getattr(module, "has_random_weights", False)]
 
 
-def is_text_tower(module: nn.Module) -> bool:
-    """Whether a module is a model of transformers inside one of this package's."""
-    return isinstance(module, PreTrainedModel) and not isinstance(module, FlipPreTrainedModel)
+def text_towers_of(model: nn.Module) -> list[Any]:
+    """The models of transformers inside one of this package's, those inside these included."""
+    return [m for m in model.modules() if isinstance(m, PreTrainedModel) and not isinstance(m, FlipPreTrainedModel)]
 
 
-def check_can_checkpoint(text_towers: Sequence[nn.Module]) -> None:
+def check_can_checkpoint(text_towers: Sequence[PreTrainedModel]) -> None:
     """Raises ValueError if activation checkpointing is asked for where there is no text tower, or of one that cannot."""
     if not text_towers:
         raise ValueError(
             "activation_checkpointing (gradient_checkpointing) is of the text tower, and this model has none: set it to false"
         )
     for tower in text_towers:
-        if not getattr(tower, "supports_gradient_checkpointing", False):
+        if not tower.supports_gradient_checkpointing:
             raise ValueError(
                 f"activation_checkpointing (gradient_checkpointing) is true, but text model {tower.config.model_type!r} "
                 "cannot do it in transformers: set it to false, or use another text model. Where a batch does not fit, "

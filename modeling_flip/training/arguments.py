@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from ..data_collator import check_masking
+from .lora import lora_settings
 
 # Defaults. A click model hardly moves at transformers' 5e-5, and a pretrained text tower forgets at 1e-3.
 LEARNING_RATE, TEXT_LEARNING_RATE = 1e-3, 5e-5
@@ -40,6 +42,9 @@ class FlipTrainingArguments(TrainingArguments):
         mini_batch_tokens: a batch of more tokens, padding included, is computed in parts of so many, with the loss and gradient
             of the whole, the contrastive loss included, for which pretraining reads each part twice. For FLIP with a text
             tower. None: never.
+        lora: train the text tower through adapters beside its linear layers, its own weights standing still, and merge them at
+            the end: the keys of `LoraSettings`, such as {"r": 8, "alpha": 16, "dropout": 0.05}. It needs peft. None: train the
+            weights themselves.
     """
 
     learning_rate: float = field(  # type: ignore[assignment]  # until __post_init__
@@ -72,6 +77,9 @@ class FlipTrainingArguments(TrainingArguments):
     mini_batch_tokens: int | None = field(
         default=None, metadata={"help": "Compute a batch of more tokens in parts of so many, if it does not fit."}
     )
+    lora: dict[str, Any] | None = field(
+        default=None, metadata={"help": "Train adapters in the text tower instead of its weights: {r: 8, alpha: 16}."}
+    )
     per_device_train_batch_size: int = field(default=256, metadata={"help": "Rows per step and device."})
     per_device_eval_batch_size: int = field(default=1024, metadata={"help": "Rows per evaluation step and device."})
     dataloader_pin_memory: bool = field(
@@ -93,7 +101,9 @@ class FlipTrainingArguments(TrainingArguments):
             )
         if self.gradient_checkpointing and self.ddp_find_unused_parameters is None:
             # Trainer would switch it off, and DistributedDataParallel then wait for gradients of heads that a stage does not use.
-            self.ddp_find_unused_parameters = True
+            self.ddp_find_unused_parameters: bool | None = True
+        if self.lora is not None:
+            lora_settings(self.lora)
         if self.sparse_embeddings:
             self._check_sparse_embeddings()
         if self.mini_batch_tokens is not None and self.mini_batch_tokens < 1:

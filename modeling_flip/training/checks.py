@@ -142,19 +142,30 @@ def check_recipe(recipe: Recipe) -> None:
                     f"{key} is {ours[key]!r}, but {pretrained} was trained with {theirs.get(key)!r}; use that, or train from the "
                     "beginning"
                 )
-    check_checkpointing(recipe, text_config)
+    check_text_tower(recipe, text_config)
 
 
-def check_checkpointing(recipe: Recipe, text_config: PreTrainedConfig | None) -> None:
-    """Raises ValueError if a stage asks for activation checkpointing and has no text tower that can."""
+def check_text_tower(recipe: Recipe, text_config: PreTrainedConfig | None) -> None:
+    """Raises ValueError if a stage asks something of its text tower that has none, or one that cannot."""
     towers = {"finetuning": recipe.towers if recipe.model_type == "flip" else "text"}
     if needs_pretraining(recipe):
         towers["pretraining"] = "both"
     for stage, trained in towers.items():
-        if stage_arguments(recipe, stage).gradient_checkpointing:
-            has_text = trained != "tabular" and text_config is not None
+        arguments, has_text = stage_arguments(recipe, stage), trained != "tabular" and text_config is not None
+        if arguments.gradient_checkpointing:
             with torch.device("meta"):
                 check_can_checkpoint([AutoModel.from_config(text_config)] if has_text else [])
+        if arguments.lora is None:
+            continue
+        if not has_text:
+            raise ValueError(f"{stage}.lora is of the text tower, and this model has none: leave it out")
+        if recipe.model.get("freeze_text_tower"):
+            raise ValueError("lora trains the text tower, which model.freeze_text_tower freezes: leave out one of them")
+        if recipe.push_to_hub and recipe.hub_strategy != "end":
+            raise ValueError(
+                f"hub_strategy is {recipe.hub_strategy!r}, but checkpoints of a training with {stage}.lora hold no whole model: "
+                "set it to end"
+            )
 
 
 def check_refit(recipe: Recipe) -> None:

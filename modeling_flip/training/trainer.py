@@ -18,7 +18,7 @@ from transformers.trainer_utils import PredictionOutput, TrainOutput, rotate_che
 from transformers.utils import logging
 
 from ..data_collator import FlipDataCollator, PretrainingCollator
-from ..modeling_flip import FlipForCTR, FlipForPreTraining, FlipPreTrainedModel, is_text_tower, random_text_towers
+from ..modeling_flip import FlipForCTR, FlipForPreTraining, FlipPreTrainedModel, random_text_towers, text_towers_of
 from ..processing_flip import FlipProcessor
 from ..row_dataset import FlipDataset
 from ..tabular_layers import BatchNorm
@@ -26,6 +26,7 @@ from . import parts
 from .arguments import FlipTrainingArguments
 from .callbacks import EpochClock, LogAtSave, StopAfter
 from .checkpoints import check_weights, fact, seal
+from .lora import adapters, frozen_names, lora_settings, without_frozen
 from .metrics import ctr_metrics
 from .publishing import UNPUSHED, PublishCallback, Publisher, kept_step, validation_of, write_card
 from .samplers import InOrder, ShareOfBatches, Shuffled
@@ -40,7 +41,7 @@ REMEDY = "lower learning_rate or text_learning_rate, and run again with another 
 @contextmanager
 def plain_attention(model: nn.Module) -> Iterator[None]:
     """The text towers attend without torch's fused kernel, whose backward pass in bf16 on a CPU takes several times as long."""
-    fused = [m for m in model.modules() if is_text_tower(m) and m.config._attn_implementation == "sdpa"]
+    fused = [m for m in text_towers_of(model) if m.config._attn_implementation == "sdpa"]
     for tower in fused:
         tower.set_attn_implementation("eager")
     try:
@@ -117,6 +118,8 @@ class FlipTrainer(Trainer):
             )
         if self.args.mini_batch_tokens is not None:
             self._check_mini_batches()
+        if self.args.lora is not None and not text_towers_of(model):
+            raise ValueError("lora is of the text tower, and this model has none: leave it out")
         self._warn_of_what_trains_badly()
         if self._publisher is not None:
             strategy, always = self.args.hub_strategy, self.args.hub_always_push
@@ -225,20 +228,21 @@ class FlipTrainer(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As `Trainer.train`, at the precision of `float32_matmul_precision`; scoring afterwards is as exact as before.
         What is trained is not calibrated; calibrate it again."""
-        config = self.accelerator.unwrap_model(self.model).config
+        model = self.accelerator.unwrap_model(self.model)
+        config = model.config
         config.logit_scale, config.logit_shift = 1.0, 0.0  # a calibration was of the weights before
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision(self.args.float32_matmul_precision or before)
         sparse = sparse_gradients(self.model) if self.args.sparse_embeddings else nullcontext()
+        adapted = nullcontext() if self.args.lora is None else adapters(model, lora_settings(self.args.lora))
         is_slow = self.args.bf16 and self.args.device.type == "cpu"
         attention = plain_attention(self.model) if is_slow else nullcontext()
         try:
-            with sparse, attention:
+            with adapted, sparse, attention:
                 output = super().train(*args, **kwargs)
         finally:
             torch.set_float32_matmul_precision(before)
         self._stop_if_not_finite()
-        model = self.accelerator.unwrap_model(self.model)
         model.untrained_weights = ()
         for tower in random_text_towers(model):
             tower.has_random_weights = False
@@ -392,11 +396,19 @@ class FlipTrainer(Trainer):
             ) from error
         super()._load_best_model()
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """As in Trainer, which misses the weights that `_save` leaves out."""
+        frozen = frozen_names(self.model) if self.args.lora is not None else set()
+        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in frozen]
+        super()._issue_warnings_after_load(load_result)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         self._stop_if_not_finite()
         folder = Path(output_dir or str(self.args.output_dir))
         if self.args.should_save:
             self.processor.save_pretrained(folder)  # before the model, which warns where it would stand there alone
+        if self.args.lora is not None:  # what stands still is where the training began
+            state_dict = without_frozen(self.model, self.model.state_dict() if state_dict is None else state_dict)
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             # Trainer pickles its arguments beside the model; the recipe says the same in words.
