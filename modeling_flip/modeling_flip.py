@@ -363,11 +363,13 @@ class FlipModel(FlipPreTrainedModel):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         list_feature_ids: torch.Tensor | None = None,
+        text_representation: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> FlipModelOutput:
         """feature_ids (B, F), input_ids (B, L), attention_mask (B, L), and where there are list fields list_feature_ids
-        (B, number of them, longest list); a tower without its input is left out."""
-        output = FlipModelOutput()
+        (B, number of them, longest list); a tower without its input is left out. text_representation (B, D_text) is what the
+        text tower would make of input_ids, which then need not be given."""
+        output = FlipModelOutput(text_representation=text_representation)
         if self.config.towers != "text" and feature_ids is not None:
             # In fp32 under autocast too: it costs almost no time, and bf16 would round logits to three digits.
             with torch.autocast(feature_ids.device.type, enabled=False):
@@ -376,7 +378,7 @@ class FlipModel(FlipPreTrainedModel):
                 if self.tabular_tower.first_order:
                     logit = logit + self.feature_embeddings.linear_term(feature_ids, list_feature_ids)
                 output.tabular_logit = logit
-        if self.config.towers != "tabular" and input_ids is not None:
+        if self.config.towers != "tabular" and input_ids is not None and text_representation is None:
             if attention_mask is None:
                 attention_mask = torch.ones_like(input_ids)
             hidden = hidden_states(self.text_tower, input_ids, attention_mask)
@@ -574,18 +576,23 @@ class FlipForCTR(FlipPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         list_feature_ids: torch.Tensor | None = None,
+        text_representation: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> FlipForCTROutput:
         """feature_ids (B, F), input_ids (B, L), attention_mask (B, L), labels (B,) of 0 and 1, and where there are list fields
-        list_feature_ids (B, number of them, longest list), padded with −1."""
-        needed = {"feature_ids": feature_ids, "input_ids": input_ids}
+        list_feature_ids (B, number of them, longest list), padded with −1; or instead of input_ids text_representation
+        (B, D_text), what the text tower makes of them."""
+        needed = {
+            "feature_ids": feature_ids,
+            "input_ids": input_ids if text_representation is None else text_representation,
+        }
         needed.pop({"tabular": "input_ids", "text": "feature_ids"}.get(self.config.towers, ""), None)
         for name, value in needed.items():
             if value is None:
                 raise ValueError(
                     f"{name} is missing; towers is {self.config.towers!r}: pass everything that FlipProcessor returns"
                 )
-        towers = self.flip(feature_ids, input_ids, attention_mask, list_feature_ids)
+        towers = self.flip(feature_ids, input_ids, attention_mask, list_feature_ids, text_representation)
         if self.config.towers == "tabular":
             logits = towers.tabular_logit
         else:

@@ -18,6 +18,9 @@ LEARNING_RATE, TEXT_LEARNING_RATE = 1e-3, 5e-5
 # Of transformers' optimizers, those that training/sparse.py knows.
 SPARSE_OPTIMS = ("adamw_torch_fused", "adamw_torch", "adagrad", "sgd")
 
+# What only a text tower that reads sentences while training can use.
+TRAINS_TEXT = ("lora", "gradient_checkpointing", "mini_batch_tokens")
+
 
 @dataclass
 class FlipTrainingArguments(TrainingArguments):
@@ -45,6 +48,8 @@ class FlipTrainingArguments(TrainingArguments):
         lora: train the text tower through adapters beside its linear layers, its own weights standing still, and merge them at
             the end: the keys of `LoraSettings`, such as {"r": 8, "alpha": 16, "dropout": 0.05}. It needs peft. None: train the
             weights themselves.
+        freeze_text_tower: do not train FLIP's text tower. A run computes its vector of each row once (training/frozen.py); it is
+            always that of evaluation, without dropout.
     """
 
     learning_rate: float = field(  # type: ignore[assignment]  # until __post_init__
@@ -80,6 +85,9 @@ class FlipTrainingArguments(TrainingArguments):
     lora: dict[str, Any] | None = field(
         default=None, metadata={"help": "Train adapters in the text tower instead of its weights: {r: 8, alpha: 16}."}
     )
+    freeze_text_tower: bool = field(
+        default=False, metadata={"help": "Do not train the text tower; what it makes of each row is computed once."}
+    )
     per_device_train_batch_size: int = field(default=256, metadata={"help": "Rows per step and device."})
     per_device_eval_batch_size: int = field(default=1024, metadata={"help": "Rows per evaluation step and device."})
     dataloader_pin_memory: bool = field(
@@ -104,6 +112,12 @@ class FlipTrainingArguments(TrainingArguments):
             self.ddp_find_unused_parameters: bool | None = True
         if self.lora is not None:
             lora_settings(self.lora)
+        if self.freeze_text_tower and (
+            other := next((k for k in TRAINS_TEXT if getattr(self, k) not in (None, False)), None)
+        ):
+            raise ValueError(
+                f"{other} is for a text tower that is trained, but freeze_text_tower is true: leave out one of them"
+            )
         if self.sparse_embeddings:
             self._check_sparse_embeddings()
         if self.mini_batch_tokens is not None and self.mini_batch_tokens < 1:

@@ -70,7 +70,8 @@ def check_recipe(recipe: Recipe) -> None:
         )
     if recipe.model_type != "morec" and "freeze_text_tower" in recipe.model:
         raise ValueError(
-            "freeze_text_tower works only with model_type morec; to freeze another text tower, set text_learning_rate to 0"
+            "model.freeze_text_tower works only with model_type morec; set finetuning.freeze_text_tower to freeze FLIP's text "
+            "tower, or text_learning_rate to 0"
         )
     for key in ("max_train_samples", "max_eval_samples"):
         if (most := getattr(recipe, key)) is not None and most < 1:
@@ -155,6 +156,11 @@ def check_text_tower(recipe: Recipe, text_config: PreTrainedConfig | None) -> No
         if arguments.gradient_checkpointing:
             with torch.device("meta"):
                 check_can_checkpoint([AutoModel.from_config(text_config)] if has_text else [])
+        if arguments.freeze_text_tower and (stage == "pretraining" or recipe.model_type != "flip" or not has_text):
+            raise ValueError(
+                f"{stage}.freeze_text_tower is true; it is for finetuning FLIP's text tower (with model_type morec, "
+                "model.freeze_text_tower): leave it out, or set text_learning_rate to 0"
+            )
         if arguments.lora is None:
             continue
         if not has_text:

@@ -36,6 +36,7 @@ from . import manifest
 from .calibration import platt, sampling_shift, sampling_weights
 from .checkpoints import decided_once, fact, last_checkpoint
 from .checks import check_recipe, item_fields
+from .frozen import with_sentences
 from .metrics import METRICS, calibration_error, ctr_metrics, named_logits, sigmoid
 from .phases import phase
 from .preparation import Prepared, prepare
@@ -121,12 +122,14 @@ class Finetuned:
         figures: what all_results.json says of the training.
         seconds: how long it took.
         resumed: whether it went on from a checkpoint.
+        prepared: the rows; with what the text tower makes of them, if that is frozen.
     """
 
     trainer: FlipTrainer
     figures: Mapping[str, Any]
     seconds: float
     resumed: bool
+    prepared: Prepared
 
     @property
     def model(self) -> FlipPreTrainedModel:
@@ -271,7 +274,7 @@ def all_stages(run: Run, prepared: Prepared, wall_time: dict[str, float], starte
     )  # then times count what was kept
     results |= finetuned.figures
     with phase("evaluation", wall_time):
-        results |= evaluate(run, prepared, finetuned)
+        results |= evaluate(run, finetuned.prepared, finetuned)
     wall_time["total_seconds"] = time.perf_counter() - started
     if run.selected:
         results["selection"] = {key: value for key, value in run.selected.items() if key not in run.facts}
@@ -369,9 +372,12 @@ def finetune(run: Run, prepared: Prepared, aligned: Aligned | None) -> Finetuned
         model = make_model(run.recipe, prepared.processor, aligned)
         processor = prepared.processor.tabular_only() if model.inputs == ("feature_ids",) else prepared.processor
         folders = {} if aligned is None else {"pretraining": aligned.folder}
+        arguments = stage_arguments(run.recipe, "finetuning")
+        if arguments.freeze_text_tower and isinstance(model, FlipForCTR):
+            prepared = with_sentences(prepared, model, processor, arguments)
         trainer = FlipTrainer(
             model,
-            stage_arguments(run.recipe, "finetuning"),
+            arguments,
             processor,
             prepared.splits["train"],
             prepared.watched,
@@ -386,7 +392,7 @@ def finetune(run: Run, prepared: Prepared, aligned: Aligned | None) -> Finetuned
         figures = training_figures(trainer) | calibration
         outputs.figures = figures | {"finetuning_seconds": seconds}
         outputs.files = [*{file for pattern in MADE for file in run.folder.glob(pattern)}]
-    return Finetuned(trainer, figures, seconds, last is not None)
+    return Finetuned(trainer, figures, seconds, last is not None, prepared)
 
 
 def calibrate(run: Run, trainer: FlipTrainer, validation: FlipDataset | None) -> dict[str, Any]:

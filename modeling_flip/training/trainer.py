@@ -26,6 +26,7 @@ from . import parts
 from .arguments import FlipTrainingArguments
 from .callbacks import EpochClock, LogAtSave, StopAfter
 from .checkpoints import check_weights, fact, seal
+from .frozen import standing_still
 from .lora import adapters, frozen_names, lora_settings, without_frozen
 from .metrics import ctr_metrics
 from .publishing import UNPUSHED, PublishCallback, Publisher, kept_step, validation_of, write_card
@@ -120,6 +121,8 @@ class FlipTrainer(Trainer):
             self._check_mini_batches()
         if self.args.lora is not None and not text_towers_of(model):
             raise ValueError("lora is of the text tower, and this model has none: leave it out")
+        if self.args.freeze_text_tower:
+            self._check_frozen()
         self._warn_of_what_trains_badly()
         if self._publisher is not None:
             strategy, always = self.args.hub_strategy, self.args.hub_always_push
@@ -132,6 +135,13 @@ class FlipTrainer(Trainer):
             raise ValueError(
                 "mini_batch_tokens works in one process or with DistributedDataParallel, not with FSDP or DeepSpeed: set it to "
                 "null, or launch without them"
+            )
+
+    def _check_frozen(self) -> None:
+        if getattr(self.train_dataset, "sentences", None) is None:
+            raise ValueError(
+                "freeze_text_tower needs rows that know what the text tower makes of them, as a run with a recipe makes them "
+                "(training/frozen.py); with other rows, set text_learning_rate to 0"
             )
 
     def _warn_of_what_trains_badly(self) -> None:
@@ -235,10 +245,11 @@ class FlipTrainer(Trainer):
         torch.set_float32_matmul_precision(self.args.float32_matmul_precision or before)
         sparse = sparse_gradients(self.model) if self.args.sparse_embeddings else nullcontext()
         adapted = nullcontext() if self.args.lora is None else adapters(model, lora_settings(self.args.lora))
+        frozen = standing_still(model) if self.args.freeze_text_tower else nullcontext()
         is_slow = self.args.bf16 and self.args.device.type == "cpu"
         attention = plain_attention(self.model) if is_slow else nullcontext()
         try:
-            with adapted, sparse, attention:
+            with adapted, frozen, sparse, attention:
                 output = super().train(*args, **kwargs)
         finally:
             torch.set_float32_matmul_precision(before)

@@ -66,7 +66,7 @@ def test_a_sound_recipe_of_each_model_passes(model_type: str, tiny_text_model: P
         ),
         (
             {"model": {"freeze_text_tower": True}},
-            "freeze_text_tower works only with model_type morec; .* set text_learning_rate to 0",
+            "model.freeze_text_tower works only with model_type morec; .* or text_learning_rate to 0",
         ),
         (
             {"model_type": "p5", "model": {"freeze_text_tower": False}},
