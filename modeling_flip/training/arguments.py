@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,9 @@ LEARNING_RATE, TEXT_LEARNING_RATE = 1e-3, 5e-5
 
 # Of transformers' optimizers, those that training/sparse.py knows.
 SPARSE_OPTIMS = ("adamw_torch_fused", "adamw_torch", "adagrad", "sgd")
+# What keeps moments in few bits, and the package that each needs: Trainer misses it only when a stage begins.
+PACKAGES = dict.fromkeys(("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit", "lion_8bit"), "bitsandbytes")
+PACKAGES |= dict.fromkeys(("adamw_torch_8bit", "adamw_torch_4bit"), "torchao")
 
 # What only a text tower that reads sentences while training can use.
 TRAINS_TEXT = ("lora", "gradient_checkpointing", "mini_batch_tokens")
@@ -117,6 +121,12 @@ class FlipTrainingArguments(TrainingArguments):
         ):
             raise ValueError(
                 f"{other} is for a text tower that is trained, but freeze_text_tower is true: leave out one of them"
+            )
+        package = PACKAGES.get(OptimizerNames(self.optim).value)
+        if package is not None and importlib.util.find_spec(package) is None:
+            raise ImportError(
+                f"optim is {OptimizerNames(self.optim).value!r}, which needs {package}: "
+                "pip install -c constraints.txt -e '.[eight_bit]', and set optim to adamw_bnb_8bit"
             )
         if self.sparse_embeddings:
             self._check_sparse_embeddings()
