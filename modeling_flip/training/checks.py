@@ -12,6 +12,7 @@ import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModel, PreTrainedConfig
+from transformers.integrations import get_available_reporting_integrations
 from transformers.utils import logging
 
 from ..configuration_flip import FlipConfig, load_text_config
@@ -99,6 +100,12 @@ def check_recipe(recipe: Recipe) -> None:
         check_license(recipe.license)
     for stage in STAGE_DEFAULTS:
         arguments = stage_arguments(recipe, stage)
+        for name in arguments.report_to or []:
+            if name not in (known := get_available_reporting_integrations()):
+                raise ValueError(
+                    f"{stage}.report_to is {name!r}, which is not installed; installed are {', '.join(known) or 'none'}: pip "
+                    f"install {name}, or leave it out"
+                )
         best = (arguments.metric_for_best_model or "loss").removeprefix("eval_")
         if stage == "finetuning" and arguments.load_best_model_at_end and best not in (known := known_metrics(recipe)):
             raise ValueError(
@@ -152,7 +159,8 @@ def check_text_tower(recipe: Recipe, text_config: PreTrainedConfig | None) -> No
     if needs_pretraining(recipe):
         towers["pretraining"] = "both"
     for stage, trained in towers.items():
-        arguments, has_text = stage_arguments(recipe, stage), trained != "tabular" and text_config is not None
+        arguments = stage_arguments(recipe, stage)
+        has_text = trained != "tabular" and text_config is not None
         if arguments.gradient_checkpointing:
             with torch.device("meta"):
                 check_can_checkpoint([AutoModel.from_config(text_config)] if has_text else [])

@@ -45,6 +45,7 @@ from .publishing import (
     PRETRAINING_RESULTS_FILE,
     RECIPE_FILE,
     RESULTS_FILE,
+    RUN_FILE,
     SELECTION,
     UNPUSHED,
     PublishCallback,
@@ -68,6 +69,7 @@ from .reliability import RELIABILITY_FILE, write_reliability
 from .resume import check_output_dir, restore_from_hub
 from .splits import SPLITS, RawSplits
 from .trainer import FlipTrainer
+from .watching import end_logs, keep_logs
 
 logger = logging.get_logger(__name__)
 
@@ -346,7 +348,9 @@ def pretrain(run: Run, prepared: Prepared, folder: Path) -> None:
     arguments = stage_arguments(recipe, "pretraining")
     callbacks = run.callbacks(processor, subfolder="pretraining")
     trainer = FlipTrainer(model, arguments, processor, prepared.splits["train"], prepared.watched, callbacks)
+    keep_logs(trainer, run.folder, "pretraining")
     trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args))
+    end_logs(trainer)
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     figures = {
         "pretraining_samples_per_second": trainer.clock.median,
@@ -384,7 +388,9 @@ def finetune(run: Run, prepared: Prepared, aligned: Aligned | None) -> Finetuned
             run.callbacks(processor, folders=folders),
         )
         last = last_checkpoint(trainer.args)
+        keep_logs(trainer, run.folder, "finetuning")
         trainer.train(resume_from_checkpoint=last)
+        end_logs(trainer)
         calibration = calibrate(run, trainer, prepared.splits.get("validation"))
         seconds = time.perf_counter() - begun
         trainer.save_model(str(run.folder), _internal_call=True)
@@ -569,6 +575,7 @@ def publish(run: Run, prepared: Prepared, finetuned: Finetuned, results: Mapping
     if trainer.is_world_process_zero():
         with manifest.recorded(run.folder, "publish", run.inputs("publish", prepared)) as outputs:
             card(run, trainer, run.folder, results)
+            manifest.write_run(run.folder / RUN_FILE, run.facts, prepared.inputs, results)
             manifest.write(run.folder / RESULTS_FILE, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
             outputs.files = [run.folder / name for name in PUBLISHED]
     trainer.accelerator.wait_for_everyone()  # the others need not wait for the Hub

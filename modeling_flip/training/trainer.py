@@ -13,7 +13,7 @@ import torch
 from accelerate.data_loader import prepare_data_loader
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, EvalPrediction, ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import PredictionOutput, TrainOutput, rotate_checkpoints
 from transformers.utils import logging
 
@@ -32,6 +32,7 @@ from .metrics import ctr_metrics
 from .publishing import UNPUSHED, PublishCallback, Publisher, kept_step, validation_of, write_card
 from .samplers import InOrder, ShareOfBatches, Shuffled
 from .sparse import SPARSE_OPTIMIZERS, looked_up, reduce_sparse_gradients, sparse_gradients
+from .watching import CalmProgress
 
 logger = logging.get_logger(__name__)
 
@@ -112,6 +113,8 @@ class FlipTrainer(Trainer):
             compute_metrics=None if isinstance(model, FlipForPreTraining) else self._compute_metrics,
             callbacks=callbacks,
         )
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(CalmProgress())
         if self.args.sparse_embeddings and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError(
                 "sparse_embeddings works in one process or with DistributedDataParallel, not with FSDP or DeepSpeed: set it to "
