@@ -28,7 +28,15 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 from transformers.dynamic_module_utils import get_relative_import_files
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, PushToHubMixin, cached_file, logging
+from transformers.utils import (
+    ADAPTER_CONFIG_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    PushToHubMixin,
+    cached_file,
+    is_peft_available,
+    logging,
+)
 from transformers.utils.hub import extract_commit_hash
 
 if TYPE_CHECKING:
@@ -259,6 +267,11 @@ def _weight_files(name_or_path: str | os.PathLike, variant: str | None, located:
         "_raise_exceptions_for_connection_errors": False,
         **located,
     }
+    if is_peft_available() and cached_file(name_or_path, ADAPTER_CONFIG_NAME, **maybe) is not None:
+        # With peft, transformers would load the model that this file names, and weights from a file that need not be safetensors.
+        raise ValueError(
+            f"{name_or_path} holds an adapter ({ADAPTER_CONFIG_NAME}), which is not read: merge it into its model and name that"
+        )
     whole = cached_file(name_or_path, _of_variant(SAFE_WEIGHTS_NAME, variant), **maybe)
     if whole is not None:
         return [Path(whole)]

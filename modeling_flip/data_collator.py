@@ -23,9 +23,9 @@ class FlipDataCollator:
     Args:
         processor: makes the rows' sentences.
         inputs: any of "feature_ids": `feature_ids` (B, F), and where there are list fields `list_feature_ids` (B, L, K);
-            "sentence": `input_ids` and `attention_mask` (B, L); "user_sentence" and "item_sentence": the distinct sentences of
-            the user's or the item's fields, `item_input_ids` and `item_attention_mask` (U, L), and which of them each row has,
-            `item_index` (B,). Pass the model's `inputs`.
+            "sentence": `input_ids` and `attention_mask` (B, L), or `text_representation` (B, D_text) where the rows know it;
+            "user_sentence" and "item_sentence": the distinct sentences of the user's or the item's fields, `item_input_ids` and
+            `item_attention_mask` (U, L), and which of them each row has, `item_index` (B,). Pass the model's `inputs`.
         item_fields: positions in the sentence of the item's fields; the others are the user's.
     """
 
@@ -39,7 +39,9 @@ class FlipDataCollator:
             batch["labels"] = rows.labels  # first, because Trainer counts rows by the first tensor
         if "feature_ids" in self.inputs:
             batch |= self.processor.features(rows)
-        if "sentence" in self.inputs:
+        if "sentence" in self.inputs and rows.sentences is not None:
+            batch["text_representation"] = rows.sentences[slice(None) if rows.row_ids is None else rows.row_ids]
+        elif "sentence" in self.inputs:
             sentences = self.processor.sentences(rows)
             batch |= {key: sentences[key] for key in ("input_ids", "attention_mask")}
         users = [f for f in range(rows.value_ids.shape[1]) if f not in self.item_fields]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -87,6 +88,7 @@ class FlipPreTrainedModel(CheckpointMixin, PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
+    supports_gradient_checkpointing = True  # of the text tower, where that one does
     # Trainer takes a forward with **kwargs for one that normalises the loss itself; ours does not.
     accepts_loss_kwargs = False
 
@@ -165,6 +167,18 @@ class FlipPreTrainedModel(CheckpointMixin, PreTrainedModel):
         if features is None or not (self.training and self.config.embedding_l2):
             return 0.0
         return 0.5 * self.config.embedding_l2 * features.squared_norm(feature_ids, list_feature_ids)
+
+    def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
+        """transformers calls this to switch activation checkpointing on, which is the text tower's, or off.
+
+        Raises:
+            ValueError: there is no text tower, or one that cannot.
+        """
+        text_towers = text_towers_of(self)
+        if enable:
+            check_can_checkpoint(text_towers)
+        if text_towers:
+            super()._set_gradient_checkpointing(enable, *args, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         if self.config.towers == "tabular":
@@ -295,6 +309,26 @@ def random_text_towers(model: torch.nn.Module) -> list[Any]:
     return [module for module in model.modules() if getattr(module, "has_random_weights", False)]
 
 
+def text_towers_of(model: nn.Module) -> list[Any]:
+    """The models of transformers inside one of this package's, those inside these included."""
+    return [m for m in model.modules() if isinstance(m, PreTrainedModel) and not isinstance(m, FlipPreTrainedModel)]
+
+
+def check_can_checkpoint(text_towers: Sequence[PreTrainedModel]) -> None:
+    """Raises ValueError if activation checkpointing is asked for where there is no text tower, or of one that cannot."""
+    if not text_towers:
+        raise ValueError(
+            "activation_checkpointing (gradient_checkpointing) is of the text tower, and this model has none: set it to false"
+        )
+    for tower in text_towers:
+        if not tower.supports_gradient_checkpointing:
+            raise ValueError(
+                f"activation_checkpointing (gradient_checkpointing) is true, but text model {tower.config.model_type!r} "
+                "cannot do it in transformers: set it to false, or use another text model. Where a batch does not fit, "
+                "mini_batch_tokens helps too"
+            )
+
+
 def bare_text_tower(model: PreTrainedModel) -> PreTrainedModel:
     """The part of a text model that is used: only the encoder if there is a decoder too, no pooler, no key-value cache."""
     if getattr(model.config, "is_encoder_decoder", False):
@@ -348,11 +382,13 @@ class FlipModel(FlipPreTrainedModel):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         list_feature_ids: torch.Tensor | None = None,
+        text_representation: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> FlipModelOutput:
         """feature_ids (B, F), input_ids (B, L), attention_mask (B, L), and where there are list fields list_feature_ids
-        (B, number of them, longest list); a tower without its input is left out."""
-        output = FlipModelOutput()
+        (B, number of them, longest list); a tower without its input is left out. text_representation (B, D_text) is what the
+        text tower would make of input_ids, which then need not be given."""
+        output = FlipModelOutput(text_representation=text_representation)
         if self.config.towers != "text" and feature_ids is not None:
             # In fp32 under autocast too: it costs almost no time, and bf16 would round logits to three digits.
             with torch.autocast(feature_ids.device.type, enabled=False):
@@ -361,7 +397,7 @@ class FlipModel(FlipPreTrainedModel):
                 if self.tabular_tower.first_order:
                     logit = logit + self.feature_embeddings.linear_term(feature_ids, list_feature_ids)
                 output.tabular_logit = logit
-        if self.config.towers != "tabular" and input_ids is not None:
+        if self.config.towers != "tabular" and input_ids is not None and text_representation is None:
             if attention_mask is None:
                 attention_mask = torch.ones_like(input_ids)
             hidden = hidden_states(self.text_tower, input_ids, attention_mask)
@@ -566,18 +602,23 @@ class FlipForCTR(FlipPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         list_feature_ids: torch.Tensor | None = None,
+        text_representation: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> FlipForCTROutput:
         """feature_ids (B, F), input_ids (B, L), attention_mask (B, L), labels (B,) of 0 and 1, and where there are list fields
-        list_feature_ids (B, number of them, longest list), padded with −1."""
-        needed = {"feature_ids": feature_ids, "input_ids": input_ids}
+        list_feature_ids (B, number of them, longest list), padded with −1; or instead of input_ids text_representation
+        (B, D_text), what the text tower makes of them."""
+        needed = {
+            "feature_ids": feature_ids,
+            "input_ids": input_ids if text_representation is None else text_representation,
+        }
         needed.pop({"tabular": "input_ids", "text": "feature_ids"}.get(self.config.towers, ""), None)
         for name, value in needed.items():
             if value is None:
                 raise ValueError(
                     f"{name} is missing; towers is {self.config.towers!r}: pass everything that FlipProcessor returns"
                 )
-        towers = self.flip(feature_ids, input_ids, attention_mask, list_feature_ids)
+        towers = self.flip(feature_ids, input_ids, attention_mask, list_feature_ids, text_representation)
         if self.config.towers == "tabular":
             logits = towers.tabular_logit
         else:

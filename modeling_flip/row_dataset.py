@@ -26,6 +26,7 @@ class FlipDataset(torch.utils.data.Dataset["FlipDataset"]):
         row_ids: (N,) int64, which rows of the whole these are; seeds the masking. None of the whole itself.
         epoch: seeds the masking. Row r can be asked for as e * N + r: then as it is e epochs later.
         sentence_lengths: (N,) what `lengths` has to say, where that is known.
+        sentences: (M, D_text) what a frozen text tower makes of each row of the whole; None where it is to read them.
     """
 
     value_ids: np.ndarray
@@ -36,6 +37,7 @@ class FlipDataset(torch.utils.data.Dataset["FlipDataset"]):
     row_ids: np.ndarray | None = None
     epoch: int = 0
     sentence_lengths: np.ndarray | None = None
+    sentences: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.value_ids)

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from ..data_collator import check_masking
+from .lora import lora_settings
 
 # Defaults. A click model hardly moves at transformers' 5e-5, and a pretrained text tower forgets at 1e-3.
 LEARNING_RATE, TEXT_LEARNING_RATE = 1e-3, 5e-5
 
 # Of transformers' optimizers, those that training/sparse.py knows.
 SPARSE_OPTIMS = ("adamw_torch_fused", "adamw_torch", "adagrad", "sgd")
+# What keeps moments in few bits, and the package that each needs: Trainer misses it only when a stage begins.
+PACKAGES = dict.fromkeys(("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit", "lion_8bit"), "bitsandbytes")
+PACKAGES |= dict.fromkeys(("adamw_torch_8bit", "adamw_torch_4bit"), "torchao")
+
+# What only a text tower that reads sentences while training can use.
+TRAINS_TEXT = ("lora", "gradient_checkpointing", "mini_batch_tokens")
 
 
 @dataclass
@@ -40,6 +49,11 @@ class FlipTrainingArguments(TrainingArguments):
         mini_batch_tokens: a batch of more tokens, padding included, is computed in parts of so many, with the loss and gradient
             of the whole, the contrastive loss included, for which pretraining reads each part twice. For FLIP with a text
             tower. None: never.
+        lora: train the text tower through adapters beside its linear layers, its own weights standing still, and merge them at
+            the end: the keys of `LoraSettings`, such as {"r": 8, "alpha": 16, "dropout": 0.05}. It needs peft. None: train the
+            weights themselves.
+        freeze_text_tower: do not train FLIP's text tower. A run computes its vector of each row once (training/frozen.py); it is
+            always that of evaluation, without dropout.
     """
 
     learning_rate: float = field(  # type: ignore[assignment]  # until __post_init__
@@ -78,6 +92,12 @@ class FlipTrainingArguments(TrainingArguments):
     mini_batch_tokens: int | None = field(
         default=None, metadata={"help": "Compute a batch of more tokens in parts of so many, if it does not fit."}
     )
+    lora: dict[str, Any] | None = field(
+        default=None, metadata={"help": "Train adapters in the text tower instead of its weights: {r: 8, alpha: 16}."}
+    )
+    freeze_text_tower: bool = field(
+        default=False, metadata={"help": "Do not train the text tower; what it makes of each row is computed once."}
+    )
     per_device_train_batch_size: int = field(default=256, metadata={"help": "Rows per step and device."})
     per_device_eval_batch_size: int = field(default=1024, metadata={"help": "Rows per evaluation step and device."})
     dataloader_pin_memory: bool = field(
@@ -101,6 +121,23 @@ class FlipTrainingArguments(TrainingArguments):
             raise ValueError(
                 "auto_find_batch_size begins again from weights that the failed attempt has changed, and the result would depend "
                 "on the memory there is. Set it to false; the error of a batch that does not fit says what to try"
+            )
+        if self.gradient_checkpointing and self.ddp_find_unused_parameters is None:
+            # Trainer would switch it off, and DistributedDataParallel then wait for gradients of heads that a stage does not use.
+            self.ddp_find_unused_parameters: bool | None = True
+        if self.lora is not None:
+            lora_settings(self.lora)
+        if self.freeze_text_tower and (
+            other := next((k for k in TRAINS_TEXT if getattr(self, k) not in (None, False)), None)
+        ):
+            raise ValueError(
+                f"{other} is for a text tower that is trained, but freeze_text_tower is true: leave out one of them"
+            )
+        package = PACKAGES.get(OptimizerNames(self.optim).value)
+        if package is not None and importlib.util.find_spec(package) is None:
+            raise ImportError(
+                f"optim is {OptimizerNames(self.optim).value!r}, which needs {package}: "
+                "pip install -c constraints.txt -e '.[eight_bit]', and set optim to adamw_bnb_8bit"
             )
         if self.sparse_embeddings:
             self._check_sparse_embeddings()

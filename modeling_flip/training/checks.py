@@ -7,14 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import torch
 import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoModel, PreTrainedConfig
+from transformers.integrations import get_available_reporting_integrations
 from transformers.utils import logging
 
 from ..configuration_flip import FlipConfig, load_text_config
 from ..ctr_models import CTR_MODELS
 from ..fields import Field, did_you_mean, used
+from ..modeling_flip import check_can_checkpoint
 from ..modeling_p5 import check_has_decoder
 from ..tabular_towers import TABULAR_TOWERS
 from .data import read_labels
@@ -26,6 +30,7 @@ from .recipe import (
     Recipe,
     field_names,
     model_settings,
+    needs_pretraining,
     needs_text,
     refits_now,
     stage_arguments,
@@ -66,7 +71,8 @@ def check_recipe(recipe: Recipe) -> None:
         )
     if recipe.model_type != "morec" and "freeze_text_tower" in recipe.model:
         raise ValueError(
-            "freeze_text_tower works only with model_type morec; to freeze another text tower, set text_learning_rate to 0"
+            "model.freeze_text_tower works only with model_type morec; set finetuning.freeze_text_tower to freeze FLIP's text "
+            "tower, or text_learning_rate to 0"
         )
     for key in ("max_train_samples", "max_eval_samples"):
         if (most := getattr(recipe, key)) is not None and most < 1:
@@ -94,11 +100,18 @@ def check_recipe(recipe: Recipe) -> None:
         check_license(recipe.license)
     for stage in STAGE_DEFAULTS:
         arguments = stage_arguments(recipe, stage)
+        for name in arguments.report_to or []:
+            if name not in (known := get_available_reporting_integrations()):
+                raise ValueError(
+                    f"{stage}.report_to is {name!r}, which is not installed; installed are {', '.join(known) or 'none'}: pip "
+                    f"install {name}, or leave it out"
+                )
         best = (arguments.metric_for_best_model or "loss").removeprefix("eval_")
         if stage == "finetuning" and arguments.load_best_model_at_end and best not in (known := known_metrics(recipe)):
             raise ValueError(
                 f"finetuning.metric_for_best_model is {best!r}; it must be one of {', '.join(known)}{did_you_mean(best, known)}"
             )
+    text_config = None
     if needs_text(recipe):
         text_model = recipe.text_model_name_or_path
         if text_model is None:
@@ -121,6 +134,7 @@ def check_recipe(recipe: Recipe) -> None:
             pretrained_config = FlipConfig.from_pretrained(pretrained)
         except OSError as error:
             raise ValueError(f"{key} {pretrained!r} does not exist; train it first") from error
+        text_config = pretrained_config.text_config
         if Path(pretrained).is_dir() and not [*Path(pretrained).glob("*.safetensors")]:
             raise ValueError(f"{key} {pretrained!r} holds no weights (*.safetensors): train it first")
         if pretrained_config.towers not in ("both", recipe.towers):
@@ -136,6 +150,36 @@ def check_recipe(recipe: Recipe) -> None:
                     f"{key} is {ours[key]!r}, but {pretrained} was trained with {theirs.get(key)!r}; use that, or train from the "
                     "beginning"
                 )
+    check_text_tower(recipe, text_config)
+
+
+def check_text_tower(recipe: Recipe, text_config: PreTrainedConfig | None) -> None:
+    """Raises ValueError if a stage asks something of its text tower that has none, or one that cannot."""
+    towers = {"finetuning": recipe.towers if recipe.model_type == "flip" else "text"}
+    if needs_pretraining(recipe):
+        towers["pretraining"] = "both"
+    for stage, trained in towers.items():
+        arguments = stage_arguments(recipe, stage)
+        has_text = trained != "tabular" and text_config is not None
+        if arguments.gradient_checkpointing:
+            with torch.device("meta"):
+                check_can_checkpoint([AutoModel.from_config(text_config)] if has_text else [])
+        if arguments.freeze_text_tower and (stage == "pretraining" or recipe.model_type != "flip" or not has_text):
+            raise ValueError(
+                f"{stage}.freeze_text_tower is true; it is for finetuning FLIP's text tower (with model_type morec, "
+                "model.freeze_text_tower): leave it out, or set text_learning_rate to 0"
+            )
+        if arguments.lora is None:
+            continue
+        if not has_text:
+            raise ValueError(f"{stage}.lora is of the text tower, and this model has none: leave it out")
+        if recipe.model.get("freeze_text_tower"):
+            raise ValueError("lora trains the text tower, which model.freeze_text_tower freezes: leave out one of them")
+        if recipe.push_to_hub and recipe.hub_strategy != "end":
+            raise ValueError(
+                f"hub_strategy is {recipe.hub_strategy!r}, but checkpoints of a training with {stage}.lora hold no whole model: "
+                "set it to end"
+            )
 
 
 def check_refit(recipe: Recipe) -> None:

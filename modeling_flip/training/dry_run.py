@@ -360,7 +360,11 @@ def time_stage(
     few_steps: dict[str, Any] = {name: {**(getattr(recipe, name) or {}), **FEW_STEPS}}
     few = stage_arguments(replace(recipe, output_dir=str(scratch / "steps"), refit=None, **few_steps), name)
     timer = StepTimer()
-    trainer = ShortTrainer(model, few, processor, prepared.splits["train"], callbacks=[timer])
+    rows = prepared.splits["train"]
+    if arguments.freeze_text_tower:
+        vector = np.zeros(model.base_model.text_tower.config.hidden_size, np.float32)
+        rows = replace(rows, sentences=np.broadcast_to(vector, (len(rows), len(vector))))
+    trainer = ShortTrainer(model, few, processor, rows, callbacks=[timer])
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     parameters = dict.fromkeys((*PARTS.values(), HEADS), 0)
@@ -368,13 +372,16 @@ def time_stage(
         parameters[part_of(path)] += parameter.numel()
     tables = feature_tables(model).values() if arguments.sparse_embeddings else ()  # of these a batch's rows alone
     without = {table.weight for table in tables}
-    trained = [p for p in model.parameters() if p.requires_grad and p not in without]
-    state = [] if trainer.optimizer is None else trainer.optimizer.state.values()
+    assert trainer.optimizer is not None
+    trained = [p for group in trainer.optimizer.param_groups for p in group["params"] if p not in without]
+    state = trainer.optimizer.state.values()
     rows_per_step = trainer.args.train_batch_size * trainer.args.world_size * trainer.args.gradient_accumulation_steps
     steps, epochs = steps_of(arguments, len(prepared.splits["train"]), trainer.args.world_size)
     evaluated = evaluations_of(arguments, steps, epochs) * len(prepared.splits.get("validation", ()))
     if name == "finetuning":
         evaluated += len(prepared.splits["test"])
+    if arguments.freeze_text_tower:  # which reads each row once
+        evaluated = sum(map(len, prepared.splits.values()))
     return StageFacts(
         name=name,
         parameters=parameters,

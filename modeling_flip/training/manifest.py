@@ -9,10 +9,14 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +228,23 @@ def environment() -> dict[str, Any]:
             "processes": PartialState().num_processes,
         },
     }
+
+
+def write_run(path: Path, facts: Mapping[str, Any], inputs: Mapping[str, Any], results: Mapping[str, Any]) -> None:
+    """What repeating a run takes beside its recipe.yaml, in one file: command line, commit, all installed packages, hardware and
+    processes, SHA-256 of the data, the vocabulary and the text model, and when it ended after how long."""
+    content = {
+        "command": shlex.join(sys.argv),
+        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+        "wall_time": results["wall_time"],
+        "resumed": results["resumed"],
+        **{key: facts[key] for key in ("seed", "commit", "hardware")},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": dict(sorted((d.metadata["Name"], d.version) for d in metadata.distributions())),
+        **inputs,
+    }
+    write(path, _json(content))
 
 
 def commit() -> str | None:

@@ -86,6 +86,7 @@ class Prepared:
         reports: what was found in the data: `rows`, how many each split has; `leaks`, of each field that may give the click away
             how it does; `cut_fields`, of each field that max_length cuts the share of training rows where it does; and
             `bad_rows`, of each file how many were left out, by reason.
+        folder: where they are kept.
         groups: of each split the rows' values of `group_column`, as integers; empty where there is none.
     """
 
@@ -94,6 +95,7 @@ class Prepared:
     watched: FlipDataset | None
     inputs: Mapping[str, Any]
     reports: Mapping[str, Any]
+    folder: Path = Path()
     groups: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
@@ -169,7 +171,7 @@ def prepare(
         described = manifest.describe_text_model(name, AutoConfig.from_pretrained(name), processor.tokenizer)
     inputs = {"data": facts["data"], "vocabulary": processor.vocabulary.fingerprint, "text_model": described}
     watched = watched_rows(recipe, splits["validation"]) if "validation" in splits else None
-    return Prepared(processor, splits, watched, inputs, reports, groups)
+    return Prepared(processor, splits, watched, inputs, reports, folder, groups)
 
 
 def _fill(

@@ -268,7 +268,9 @@ def stage_arguments(recipe: Recipe, stage: str) -> FlipTrainingArguments:
     Raises:
         ValueError: they cannot be, or not together.
     """
-    given = STAGE_DEFAULTS[stage] | (getattr(recipe, stage) or {})
+    given = (
+        {"run_name": f"{Path(recipe.output_dir).name}-{stage}"} | STAGE_DEFAULTS[stage] | (getattr(recipe, stage) or {})
+    )
     if refits_now(recipe):
         given |= {"eval_strategy": "no", "load_best_model_at_end": False, "early_stopping_patience": None}
         if stage == "finetuning":

@@ -13,9 +13,8 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel
 
-from ..modeling_flip import FlipForCTR, FlipPreTrainedModel
+from ..modeling_flip import FlipForCTR, FlipPreTrainedModel, text_towers_of
 
 
 def layer_classes(model: nn.Module) -> set[str]:
@@ -28,11 +27,6 @@ def layer_classes(model: nn.Module) -> set[str]:
     return set().union(*map(layer_classes, model.children()))
 
 
-def text_towers(model: nn.Module) -> list[PreTrainedModel]:
-    """The text towers inside one of our models."""
-    return [m for m in model.modules() if isinstance(m, PreTrainedModel) and not isinstance(m, FlipPreTrainedModel)]
-
-
 @contextmanager
 def units_of_layers(model: FlipPreTrainedModel, accelerator: Accelerator) -> Iterator[None]:
     """While accelerate wraps the model in FSDP2, it makes a unit of each layer of the text towers and of nothing else.
@@ -40,7 +34,7 @@ def units_of_layers(model: FlipPreTrainedModel, accelerator: Accelerator) -> Ite
     By itself it makes one of the word embeddings, too. MLM's head reads their weight from outside, when it is cut up again.
     """
     plugin = accelerator.state.fsdp_plugin
-    plugin.transformer_cls_names_to_wrap = sorted(set().union(*map(layer_classes, text_towers(model))))
+    plugin.transformer_cls_names_to_wrap = sorted(set().union(*map(layer_classes, text_towers_of(model))))
     model.__dict__["get_input_embeddings"] = lambda: None
     try:
         yield

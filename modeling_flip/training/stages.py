@@ -36,6 +36,7 @@ from . import manifest
 from .calibration import platt, sampling_shift, sampling_weights
 from .checkpoints import decided_once, fact, last_checkpoint
 from .checks import check_recipe, item_fields
+from .frozen import with_sentences
 from .interruption import interruptible
 from .metrics import METRICS, calibration_error, ctr_metrics, named_logits, sigmoid
 from .phases import phase
@@ -45,6 +46,7 @@ from .publishing import (
     PRETRAINING_RESULTS_FILE,
     RECIPE_FILE,
     RESULTS_FILE,
+    RUN_FILE,
     SELECTION,
     UNPUSHED,
     PublishCallback,
@@ -69,6 +71,7 @@ from .resume import check_output_dir, restore_from_hub
 from .sharding import alpha
 from .splits import SPLITS, RawSplits
 from .trainer import FlipTrainer
+from .watching import end_logs, keep_logs
 
 logger = logging.get_logger(__name__)
 
@@ -123,12 +126,14 @@ class Finetuned:
         figures: what all_results.json says of the training.
         seconds: how long it took.
         resumed: whether it went on from a checkpoint.
+        prepared: the rows; with what the text tower makes of them, if that is frozen.
     """
 
     trainer: FlipTrainer
     figures: Mapping[str, Any]
     seconds: float
     resumed: bool
+    prepared: Prepared
 
     @property
     def model(self) -> FlipPreTrainedModel:
@@ -273,7 +278,7 @@ def all_stages(run: Run, prepared: Prepared, wall_time: dict[str, float], starte
     )  # then times count what was kept
     results |= finetuned.figures
     with phase("evaluation", wall_time):
-        results |= evaluate(run, prepared, finetuned)
+        results |= evaluate(run, finetuned.prepared, finetuned)
     wall_time["total_seconds"] = time.perf_counter() - started
     if run.selected:
         results["selection"] = {key: value for key, value in run.selected.items() if key not in run.facts}
@@ -339,11 +344,13 @@ def is_aligned(run_folder: Path, folder: Path) -> bool:
     return True
 
 
-def train(trainer: FlipTrainer) -> bool:
+def train(trainer: FlipTrainer, folder: Path, stage: str) -> bool:
     """Train from the last checkpoint, if there is one; whether there was. A signal ends it with another checkpoint."""
     last = last_checkpoint(trainer.args)
+    keep_logs(trainer, folder, stage)
     with interruptible(trainer):
         trainer.train(resume_from_checkpoint=last)
+    end_logs(trainer)
     return last is not None
 
 
@@ -353,7 +360,7 @@ def pretrain(run: Run, prepared: Prepared, folder: Path) -> None:
     arguments = stage_arguments(recipe, "pretraining")
     callbacks = run.callbacks(processor, subfolder="pretraining")
     trainer = FlipTrainer(model, arguments, processor, prepared.splits["train"], prepared.watched, callbacks)
-    train(trainer)
+    train(trainer, run.folder, "pretraining")
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     figures = {
         "pretraining_samples_per_second": trainer.clock.median,
@@ -379,15 +386,18 @@ def finetune(run: Run, prepared: Prepared, aligned: Aligned | None) -> Finetuned
         model = make_model(run.recipe, prepared.processor, aligned)
         processor = prepared.processor.tabular_only() if model.inputs == ("feature_ids",) else prepared.processor
         folders = {} if aligned is None else {"pretraining": aligned.folder}
+        arguments = stage_arguments(run.recipe, "finetuning")
+        if arguments.freeze_text_tower and isinstance(model, FlipForCTR):
+            prepared = with_sentences(prepared, model, processor, arguments)
         trainer = FlipTrainer(
             model,
-            stage_arguments(run.recipe, "finetuning"),
+            arguments,
             processor,
             prepared.splits["train"],
             prepared.watched,
             run.callbacks(processor, folders=folders),
         )
-        resumed = train(trainer)
+        resumed = train(trainer, run.folder, "finetuning")
         calibration = calibrate(run, trainer, prepared.splits.get("validation"))
         seconds = time.perf_counter() - begun
         trainer.save_model(str(run.folder), _internal_call=True)
@@ -395,7 +405,7 @@ def finetune(run: Run, prepared: Prepared, aligned: Aligned | None) -> Finetuned
         figures = training_figures(trainer) | calibration
         outputs.figures = figures | {"finetuning_seconds": seconds}
         outputs.files = [*{file for pattern in MADE for file in run.folder.glob(pattern)}]
-    return Finetuned(trainer, figures, seconds, resumed)
+    return Finetuned(trainer, figures, seconds, resumed, prepared)
 
 
 def calibrate(run: Run, trainer: FlipTrainer, validation: FlipDataset | None) -> dict[str, Any]:
@@ -572,6 +582,7 @@ def publish(run: Run, prepared: Prepared, finetuned: Finetuned, results: Mapping
     if trainer.is_world_process_zero():
         with manifest.recorded(run.folder, "publish", run.inputs("publish", prepared)) as outputs:
             card(run, trainer, run.folder, results)
+            manifest.write_run(run.folder / RUN_FILE, run.facts, prepared.inputs, results)
             manifest.write(run.folder / RESULTS_FILE, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
             outputs.files = [run.folder / name for name in PUBLISHED]
     trainer.accelerator.wait_for_everyone()  # the others need not wait for the Hub

@@ -18,13 +18,13 @@ from accelerate.data_loader import prepare_data_loader
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Sampler
-from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, EvalPrediction, ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer import FSDP_MODEL_NAME
 from transformers.trainer_utils import PredictionOutput, TrainOutput, rotate_checkpoints
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from ..data_collator import FlipDataCollator, PretrainingCollator
-from ..modeling_flip import FlipForCTR, FlipForPreTraining, FlipPreTrainedModel, random_text_towers
+from ..modeling_flip import FlipForCTR, FlipForPreTraining, FlipPreTrainedModel, random_text_towers, text_towers_of
 from ..processing_flip import FlipProcessor
 from ..row_dataset import FlipDataset
 from ..tabular_layers import BatchNorm
@@ -32,14 +32,17 @@ from . import parts
 from .arguments import FlipTrainingArguments
 from .callbacks import EpochClock, LogAtSave, StopAfter
 from .checkpoints import UNLOGGED, check_weights, fact, seal
+from .frozen import standing_still
 from .interruption import Interruption, leave_signals_to_parent
+from .lora import adapters, frozen_names, lora_settings, without_frozen
 from .memory import out_of_memory
 from .metrics import ctr_metrics
 from .publishing import UNPUSHED, PublishCallback, Publisher, kept_step, validation_of, write_card
 from .samplers import InOrder, ShareOfBatches, Shuffled
 from .sharded_tables import keep_parts_of_state, load_weights, shard_tables, whole_weights
-from .sharding import alpha, load_whole, text_towers, units_of_layers, whole
+from .sharding import alpha, load_whole, units_of_layers, whole
 from .sparse import SPARSE_OPTIMIZERS, looked_up, reduce_sparse_gradients, sparse_gradients
+from .watching import CalmProgress
 
 logger = logging.get_logger(__name__)
 
@@ -52,7 +55,7 @@ ROWS_NAMED = 10
 @contextmanager
 def plain_attention(model: nn.Module) -> Iterator[None]:
     """The text towers attend without torch's fused kernel, whose backward pass in bf16 on a CPU takes several times as long."""
-    fused = [tower for tower in text_towers(model) if tower.config._attn_implementation == "sdpa"]
+    fused = [m for m in text_towers_of(model) if m.config._attn_implementation == "sdpa"]
     for tower in fused:
         tower.set_attn_implementation("eager")
     try:
@@ -128,16 +131,22 @@ class FlipTrainer(Trainer):
             compute_metrics=None if isinstance(model, FlipForPreTraining) else self._compute_metrics,
             callbacks=callbacks,
         )
-        for name in ("sparse_embeddings", "shard_embeddings"):
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(CalmProgress())
+        for name in ("sparse_embeddings", "shard_embeddings", "lora", "freeze_text_tower"):
             if getattr(self.args, name) and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
                 raise ValueError(
-                    f"{name} works in one process or with DistributedDataParallel, not with FSDP or DeepSpeed: set it to false, "
-                    "or launch without them"
+                    f"{name} works in one process or with DistributedDataParallel, not with FSDP or DeepSpeed: leave it out, or "
+                    "launch without them"
                 )
         if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not self.is_fsdp_enabled:
             logger.warning("FSDP is for GPUs: on CPUs accelerate leaves it out, and each process holds the whole model")
         if self.args.mini_batch_tokens is not None:
             self._check_mini_batches()
+        if self.args.lora is not None and not text_towers_of(model):
+            raise ValueError("lora is of the text tower, and this model has none: leave it out")
+        if self.args.freeze_text_tower:
+            self._check_frozen()
         self._warn_of_what_trains_badly()
         if self._publisher is not None:
             strategy, always = self.args.hub_strategy, self.args.hub_always_push
@@ -153,6 +162,13 @@ class FlipTrainer(Trainer):
             raise ValueError(
                 "mini_batch_tokens works in one process or with DistributedDataParallel, not with FSDP or DeepSpeed: set it to "
                 "null, or launch without them"
+            )
+
+    def _check_frozen(self) -> None:
+        if getattr(self.train_dataset, "sentences", None) is None:
+            raise ValueError(
+                "freeze_text_tower needs rows that know what the text tower makes of them, as a run with a recipe makes them "
+                "(training/frozen.py); with other rows, set text_learning_rate to 0"
             )
 
     def _warn_of_what_trains_badly(self) -> None:
@@ -249,20 +265,22 @@ class FlipTrainer(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As `Trainer.train`, at the precision of `float32_matmul_precision`; scoring afterwards is as exact as before.
         What is trained is not calibrated; calibrate it again."""
-        config = self.accelerator.unwrap_model(self.model).config
+        model = self.accelerator.unwrap_model(self.model)
+        config = model.config
         config.logit_scale, config.logit_shift = 1.0, 0.0  # a calibration was of the weights before
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision(self.args.float32_matmul_precision or before)
         sparse = sparse_gradients(self.model) if self.args.sparse_embeddings else nullcontext()
+        adapted = nullcontext() if self.args.lora is None else adapters(model, lora_settings(self.args.lora))
+        frozen = standing_still(model) if self.args.freeze_text_tower else nullcontext()
         is_slow = self.args.bf16 and self.args.device.type == "cpu"
         attention = plain_attention(self.model) if is_slow else nullcontext()
         try:
-            with sparse, attention, out_of_memory(self._smaller_batch):
+            with adapted, frozen, sparse, attention, out_of_memory(self._smaller_batch):
                 output = super().train(*args, **kwargs)
         finally:
             torch.set_float32_matmul_precision(before)
         self._stop_if_not_finite()
-        model = self.accelerator.unwrap_model(self.model)
         model.untrained_weights = ()
         for tower in random_text_towers(model):
             tower.has_random_weights = False
@@ -522,6 +540,12 @@ class FlipTrainer(Trainer):
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """As in Trainer, which misses the weights that `_save` leaves out."""
+        frozen = frozen_names(self.model) if self.args.lora is not None else set()
+        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in frozen]
+        super()._issue_warnings_after_load(load_result)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         self._stop_if_not_finite()
         folder = Path(output_dir or str(self.args.output_dir))
@@ -529,6 +553,8 @@ class FlipTrainer(Trainer):
             state_dict = whole_weights(self.model)
         if self.args.should_save:
             self.processor.save_pretrained(folder)  # before the model, which warns where it would stand there alone
+        if self.args.lora is not None:  # what stands still is where the training began
+            state_dict = without_frozen(self.model, self.model.state_dict() if state_dict is None else state_dict)
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             # Trainer pickles its arguments beside the model; the recipe says the same in words.

@@ -40,6 +40,7 @@ def one(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+AGAIN = ["--pretraining.activation_checkpointing", True, "--finetuning.activation_checkpointing", True]
 IN_PARTS = ["--pretraining.mini_batch_tokens", 100, "--finetuning.mini_batch_tokens", 100]
 SHARDED = ["--pretraining.shard_embeddings", True, "--finetuning.shard_embeddings", True]
 ON_CPUS = {"configuration": "fsdp2", "script": "tests/distributed/fsdp_on_cpus.py"}
@@ -50,7 +51,7 @@ NEEDS_DEEPSPEED = pytest.mark.skipif(find_spec("deepspeed") is None, reason="dee
 @pytest.mark.parametrize(
     ("processes", "more", "how"),
     [
-        pytest.param(2, [], {}, id="2"),
+        pytest.param(2, AGAIN, {}, id="2"),
         pytest.param(4, IN_PARTS, {}, id="4-in-parts"),
         pytest.param(4, SHARDED, {}, id="4-sharded-tables"),
         pytest.param(2, [], ON_CPUS, id="2-fsdp2"),

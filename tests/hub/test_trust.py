@@ -486,6 +486,24 @@ def test_a_configuration_names_no_weights(
     assert not unread
 
 
+def test_an_adapter_beside_the_weights_is_not_loaded(
+    copy: Path, tiny_text_model: Path, wordpiece: PreTrainedTokenizerFast, unread: list[str]
+) -> None:
+    """With peft installed, transformers would load it, from a pickle too, or the model that it names."""
+    pytest.importorskip("peft")
+    text_model = Path(shutil.copytree(tiny_text_model, copy.parent / "text"))
+    for folder in (copy, text_model):
+        adapter = {"peft_type": "LORA", "target_modules": ["query"], "base_model_name_or_path": "elsewhere/evil"}
+        (folder / "adapter_config.json").write_text(json.dumps(adapter))
+        torch.save({}, folder / "adapter_model.bin")
+    message = r"holds an adapter \(adapter_config.json\), which is not read: merge it into its model"
+    with pytest.raises(ValueError, match=message):
+        FlipForCTR.from_pretrained(copy)
+    with pytest.raises(ValueError, match=message):
+        FlipForCTR.from_text_pretrained(text_model, FlipProcessor.fit([{"user": "1"}], ["user"], wordpiece))
+    assert not unread
+
+
 def test_weights_as_torch_distributed_writes_them_do_not_pass_by_the_checksums(copy: Path) -> None:
     """transformers would load them rather than those that are listed."""
     shutil.copy(shard(copy), copy / "shard-00001-model-00001-of-00001.safetensors")

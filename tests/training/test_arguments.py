@@ -31,6 +31,10 @@ def test_a_bad_argument_is_refused_before_training(arguments: dict[str, Any], tm
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
+        (
+            {"optim": "rmsprop_bnb_8bit"},
+            "optim is 'rmsprop_bnb_8bit', which updates whole tables; sparse_embeddings needs",
+        ),
         ({"optim": "adafactor"}, "optim is 'adafactor'.*sparse_embeddings needs one of adamw_torch_fused, .*, sgd$"),
         ({"optim": "sgd", "optim_args": "nesterov=true, momentum=0.9"}, "momentum=0.9.*sgd without momentum"),
     ],
@@ -52,3 +56,9 @@ def test_rates_of_this_field_where_nothing_is_said(tmp_path: Path) -> None:
     assert rates(text_learning_rate=0.0) == (1e-3, 0.0)
     assert rates(learning_rate=1e-2, text_learning_rate=2e-5) == (1e-2, 2e-5)
     assert rates(learning_rate=1e-2) == (1e-2, None)  # one rate for all, as it was
+
+
+def test_an_optimizer_whose_package_is_missing_is_told_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"optim is 'adamw_torch_8bit', which needs torchao: .*\[eight_bit\]"):
+        FlipTrainingArguments(optim="adamw_torch_8bit")

@@ -1,18 +1,19 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
-from transformers import T5Config
+from transformers import MPNetConfig, T5Config
 
 from modeling_flip.ctr_models import CTR_MODELS
 from modeling_flip.fields import Field
 from modeling_flip.training import checks
 from modeling_flip.training.checks import check_columns, check_data, check_recipe, item_fields
-from modeling_flip.training.recipe import Recipe
+from modeling_flip.training.recipe import Recipe, stage_arguments
 from modeling_flip.training.resume import check_output_dir
 from modeling_flip.training.splits import SPLITS
 
@@ -65,7 +66,7 @@ def test_a_sound_recipe_of_each_model_passes(model_type: str, tiny_text_model: P
         ),
         (
             {"model": {"freeze_text_tower": True}},
-            "freeze_text_tower works only with model_type morec; .* set text_learning_rate to 0",
+            "model.freeze_text_tower works only with model_type morec; .* or text_learning_rate to 0",
         ),
         (
             {"model_type": "p5", "model": {"freeze_text_tower": False}},
@@ -213,3 +214,29 @@ def test_a_recipe_of_which_nothing_was_trained_is_in_nobodys_way(tmp_path: Path)
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(ValueError, match="holds another model: its seed is 1, this run's is 2"):
         check_output_dir(other)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"finetuning": {"activation_checkpointing": True}}, ""),
+        ({"finetuning": {"gradient_checkpointing": True}, "towers": "tabular"}, "this model has none"),
+        ({"pretraining": {"activation_checkpointing": True}, "towers": "tabular"}, ""),
+        ({"finetuning": {"activation_checkpointing": True}, "text_model": "mpnet"}, "text model 'mpnet' cannot do it"),
+        ({"pretraining": {"activation_checkpointing": True}, "text_model": "mpnet"}, "text model 'mpnet' cannot do it"),
+    ],
+    ids=str,
+)
+def test_activation_checkpointing_needs_a_text_tower_that_can(
+    settings: dict[str, Any], message: str, tiny_text_model: Path, tmp_path: Path
+) -> None:
+    text_model = tiny_text_model
+    if settings.get("text_model") == "mpnet":
+        MPNetConfig(num_hidden_layers=1).save_pretrained(text_model := tmp_path)
+    settings = {key: value for key, value in settings.items() if key != "text_model"}
+    recipe = make_recipe(text_model_name_or_path=str(text_model), **settings)
+    with pytest.raises(ValueError, match=message) if message else nullcontext():
+        check_recipe(recipe)
+    for stage in ("pretraining", "finetuning"):
+        if any((getattr(recipe, stage) or {}).values()):
+            assert stage_arguments(recipe, stage).ddp_find_unused_parameters

@@ -53,8 +53,13 @@ def test_finetuning_in_parts_is_that_of_whole_batches(make: Make) -> None:
     assert_same_training(make, FlipForCTR, {"embedding_l2": 0.1})
 
 
-def assert_same_training(make: Make, model_class: Any, settings: dict[str, Any]) -> None:
-    whole, parts = make(model_class, settings), make(model_class, settings, mini_batch_tokens=30)
+@pytest.mark.parametrize("model_class", [FlipForPreTraining, FlipForCTR])
+def test_parts_whose_activations_are_computed_again_are_those_of_whole_batches(model_class: Any, make: Make) -> None:
+    assert_same_training(make, model_class, {}, activation_checkpointing=True)
+
+
+def assert_same_training(make: Make, model_class: Any, settings: dict[str, Any], **of_parts: Any) -> None:
+    whole, parts = make(model_class, settings), make(model_class, settings, mini_batch_tokens=30, **of_parts)
     counts = count_rows(parts)
     for trainer in (whole, parts):
         trainer.train()

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 
 from modeling_flip import FlipForCTR
-from modeling_flip.training.sharding import alpha, layer_classes, text_towers, units_of_layers
+from modeling_flip.training.sharding import alpha, layer_classes, units_of_layers
 from tests.modeling_flip.test_modeling_flip import make_model
 
 SIZES = {
@@ -51,12 +51,6 @@ def test_word_embeddings_are_no_unit_while_a_model_is_wrapped(towers: str, layer
         assert model.get_input_embeddings() is None
         assert plugin.transformer_cls_names_to_wrap == layers
     assert model.get_input_embeddings() is embeddings
-
-
-@pytest.mark.parametrize(("towers", "number"), [("both", 1), ("text", 1), ("tabular", 0)])
-def test_text_towers_are_found_without_the_models_around_them(towers: str, number: int) -> None:
-    model = make_model(FlipForCTR, towers=towers)
-    assert [type(tower).__name__ for tower in text_towers(model)] == ["BertModel"] * number
 
 
 @pytest.mark.parametrize(("towers", "expected"), [("both", 0.75), ("text", 0.0), ("tabular", 1.0)])

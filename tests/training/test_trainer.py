@@ -72,6 +72,29 @@ def test_each_tower_has_its_learning_rate(make: Callable[..., FlipTrainer]) -> N
     assert len(of) == len(list(trainer.model.parameters()))
 
 
+def test_moments_in_8_bits_have_each_towers_learning_rate_and_resume(
+    make: Callable[..., FlipTrainer], tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="not installed: pip install -c constraints.txt -e '.[eight_bit]'")
+    settings = {
+        "optim": "adamw_bnb_8bit",
+        "learning_rate": 1e-3,
+        "text_learning_rate": 1e-5,
+        "weight_decay": 0.1,
+        "num_train_epochs": 2,
+    }
+    trainer = make(**settings, save_strategy="epoch")
+    rates = {(group["lr"], group["weight_decay"]) for group in trainer.create_optimizer().param_groups}
+    assert rates == {(rate, decay) for rate in (1e-3, 1e-5) for decay in (0.0, 0.1)}
+    trainer.train()
+    kinds = {v.dtype for state in trainer.optimizer.state.values() for k, v in state.items() if k.startswith("state")}
+    assert kinds == {torch.uint8, torch.float32}  # small weights stay as they are
+    resumed = make(**settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    for (name, expected), found in zip(trainer.model.named_parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(found, expected), name
+
+
 def test_what_is_trained_from_a_pretraining_checkpoint_can_be_scored(
     make: Callable[..., FlipTrainer], processor: FlipProcessor, data: FlipDataset, tmp_path: Path
 ) -> None:

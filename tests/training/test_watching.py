@@ -1,0 +1,58 @@
+"""What reporters are told, where their logs are, and run.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import train
+from modeling_flip.training.checks import check_recipe
+from modeling_flip.training.recipe import Recipe
+from modeling_flip.training.watching import line
+
+
+def test_both_stages_stay_in_tensorboard_and_run_json_says_how_to_repeat_them(
+    recipe: Callable[..., Recipe], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
+    given = recipe()
+    given.pretraining = (given.pretraining or {}) | {"report_to": "tensorboard"}
+    (tmp_path / "recipe.yaml").write_text(given.to_yaml())
+    train.main([str(tmp_path / "recipe.yaml"), "--finetuning.report_to", "tensorboard", "--use_cpu"])
+    expected = {
+        "pretraining": {"train/loss", "train/mlm_loss", "train/mtm_loss", "train/icl_loss"},
+        "finetuning": {"train/loss", "train/joint_loss", "train/alpha", "eval/auc", "eval/text_auc"},
+    }
+    assert {folder.name for folder in (tmp_path / "out" / "runs").iterdir()} == set(expected)
+    for stage, names in expected.items():
+        log = accumulator.EventAccumulator(str(tmp_path / "out" / "runs" / stage)).Reload()
+        assert names <= set(log.Tags()["scalars"])
+        assert ("train/joint_loss" in log.Tags()["scalars"]) == (stage == "finetuning")
+    said = capsys.readouterr().out
+    assert "  validation AUC 0." in said and "  α 0." in said and "{'" not in said
+    found = json.loads((tmp_path / "out" / "run.json").read_text())
+    prepared = json.loads((tmp_path / "out" / "manifests" / "prepare.json").read_text())["inputs"]
+    assert all(found[key] == prepared[key] for key in ("data", "vocabulary", "text_model", "commit"))
+    assert found["hardware"]["processes"] == 1 and found["packages"]["torch"] and found["command"] and found["ended"]
+
+
+def test_a_reporter_that_is_not_installed_is_told_before_training(
+    tiny_text_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modeling_flip.training.checks.get_available_reporting_integrations", lambda: ["tensorboard"])
+    recipe = Recipe("demo", "out", towers="tabular", finetuning={"report_to": ["wandb"]})
+    with pytest.raises(
+        ValueError, match=r"finetuning.report_to is 'wandb', .* installed are tensorboard: pip install wandb"
+    ):
+        check_recipe(recipe)
+
+
+def test_a_line_has_loss_and_its_parts() -> None:
+    logs = {"loss": 38.321, "mlm_loss": 6.64, "icl_loss": 14.1, "learning_rate": 1e-3, "grad_norm": 3.0, "epoch": 0.5}
+    assert line(logs) == "epoch 0.50  loss 38.32 (mlm 6.64, icl 14.1)  learning rate 0.001"
+    logs = {"eval_loss": 2.0, "eval_auc": 0.55, "eval_text_auc": 0.5, "eval_samples_per_second": 1234.5, "epoch": 2}
+    assert line(logs) == "epoch 2.00  validation AUC 0.55 (text 0.5)  rows/s 1,234"
