@@ -117,11 +117,6 @@ class FlipTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"float32_matmul_precision is {self.float32_matmul_precision!r}; it must be highest, high or medium"
             )
-        if self.auto_find_batch_size:
-            raise ValueError(
-                "auto_find_batch_size begins again from weights that the failed attempt has changed, and the result would depend "
-                "on the memory there is. Set it to false; the error of a batch that does not fit says what to try"
-            )
         if self.gradient_checkpointing and self.ddp_find_unused_parameters is None:
             # Trainer would switch it off, and DistributedDataParallel then wait for gradients of heads that a stage does not use.
             self.ddp_find_unused_parameters: bool | None = True

@@ -17,6 +17,10 @@ def out_of_memory(remedy: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
+        if not is_out_of_memory(error):
             raise
         raise ValueError(f"out of memory: {remedy()}") from error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or should_reduce_batch_size(error)

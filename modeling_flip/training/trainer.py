@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.data_loader import prepare_data_loader
+from accelerate.utils.memory import clear_device_cache
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Sampler
@@ -35,7 +36,7 @@ from .checkpoints import UNLOGGED, check_weights, fact, seal
 from .frozen import standing_still
 from .interruption import Interruption, leave_signals_to_parent
 from .lora import adapters, frozen_names, lora_settings, without_frozen
-from .memory import out_of_memory
+from .memory import is_out_of_memory, out_of_memory
 from .metrics import ctr_metrics
 from .publishing import UNPUSHED, PublishCallback, Publisher, kept_step, validation_of, write_card
 from .samplers import InOrder, ShareOfBatches, Shuffled
@@ -86,6 +87,8 @@ class FlipTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
     ):
         args = copy.copy(args)  # the caller's stay as they are
+        # Trainer's own would begin again from weights that the failed attempt has changed, with another size of batch.
+        self._finds_size, args.auto_find_batch_size = args.auto_find_batch_size, False
         self.clock = EpochClock()
         callbacks = [*(callbacks or []), self.clock]
         if args.early_stopping_patience is not None:
@@ -142,7 +145,14 @@ class FlipTrainer(Trainer):
         if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not self.is_fsdp_enabled:
             logger.warning("FSDP is for GPUs: on CPUs accelerate leaves it out, and each process holds the whole model")
         if self.args.mini_batch_tokens is not None:
-            self._check_mini_batches()
+            self._check_mini_batches("mini_batch_tokens", "null")
+        if self._finds_size:
+            self._check_mini_batches("auto_find_batch_size", "false")
+            if self.args.world_size > 1 or self.args.gradient_accumulation_steps > 1:
+                raise ValueError(
+                    "auto_find_batch_size works in one process and without gradient_accumulation_steps: set it to false, and "
+                    "mini_batch_tokens instead"
+                )
         if self.args.lora is not None and not text_towers_of(model):
             raise ValueError("lora is of the text tower, and this model has none: leave it out")
         if self.args.freeze_text_tower:
@@ -155,13 +165,13 @@ class FlipTrainer(Trainer):
     def _takes_mini_batches(self) -> bool:
         return isinstance(self.model, FlipForCTR | FlipForPreTraining) and self._has_text
 
-    def _check_mini_batches(self) -> None:
+    def _check_mini_batches(self, name: str, off: str) -> None:
         if not self._takes_mini_batches():
-            raise ValueError("mini_batch_tokens is for FLIP with a text tower: set it to null")
+            raise ValueError(f"{name} is for FLIP with a text tower: set it to {off}")
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError(
-                "mini_batch_tokens works in one process or with DistributedDataParallel, not with FSDP or DeepSpeed: set it to "
-                "null, or launch without them"
+                f"{name} works in one process or with DistributedDataParallel, not with FSDP or DeepSpeed: set it to {off}, or "
+                "launch without them"
             )
 
     def _check_frozen(self) -> None:
@@ -372,16 +382,38 @@ class FlipTrainer(Trainer):
         return numbers[0] / means[0]
 
     def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        tokens = self.args.mini_batch_tokens
-        # Several processes all go in parts, whatever their own rows need: they exchange the same things in the same order.
-        if tokens is None or (self.args.world_size == 1 and inputs["input_ids"].numel() <= tokens):
-            loss = super().training_step(model, inputs, *args, **kwargs)
-        else:
-            loss = self._training_step_in_parts(model, parts.split(self._prepare_inputs(inputs), tokens))
+        step = self._step_that_fits if self._finds_size else self._step
+        loss = step(model, inputs, *args, **kwargs)
         if self.args.sparse_embeddings and self.accelerator.sync_gradients:
             reduce_sparse_gradients(self.model, self.accelerator)
         self._first_bad_loss = self._first_bad(self._first_bad_loss, loss)
         return loss
+
+    def _step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        tokens = self.args.mini_batch_tokens
+        # Several processes all go in parts, whatever their own rows need: they exchange the same things in the same order.
+        if tokens is None or (self.args.world_size == 1 and inputs["input_ids"].numel() <= tokens):
+            return super().training_step(model, inputs, *args, **kwargs)
+        return self._training_step_in_parts(model, parts.split(self._prepare_inputs(inputs), tokens))
+
+    def _step_that_fits(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The step, and where it does not fit in memory, once more in parts of half as many tokens: the gradient is the same."""
+        random, (rows, length) = parts.RandomState(inputs), inputs["input_ids"].shape
+        while True:
+            try:
+                return self._step(model, inputs, *args, **kwargs)
+            except (RuntimeError, MemoryError) as error:
+                tokens = min(self.args.mini_batch_tokens or rows * length, rows * length)
+                if not is_out_of_memory(error) or tokens <= length:  # a part is a row already
+                    raise
+            self.args.mini_batch_tokens = tokens // 2
+            logger.warning(
+                f"batch {self.state.global_step + 1} does not fit in memory: from here on batches are computed in parts of "
+                f"{tokens // 2} tokens, with the same gradient (mini_batch_tokens)"
+            )
+            model.zero_grad()
+            clear_device_cache(garbage_collection=True)
+            random.restore()
 
     def _first_bad(self, before: torch.Tensor | None, value: torch.Tensor) -> torch.Tensor:
         """The first step with a value that is not finite, of those before and this one; infinity where there is none. On the

@@ -234,6 +234,50 @@ def test_out_of_memory_the_size_to_try_is_named(
         trainer.train()
 
 
+@pytest.mark.parametrize("model_class", [FlipForPreTraining, FlipForCTR])
+def test_a_batch_that_does_not_fit_is_computed_in_parts(
+    model_class: Any, make: Callable[..., FlipTrainer], caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the dropout that it would have had: as if the size that fits had been given."""
+    fits, found = 60, []
+
+    def train(**settings: Any) -> dict[str, torch.Tensor]:
+        trainer = make(model_class=model_class, towers="both", per_device_train_batch_size=16, **settings)
+        forward = trainer.model.forward
+
+        def limited(**batch: Any) -> Any:
+            output = forward(**batch)
+            if batch["input_ids"].numel() > fits:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return output
+
+        trainer.model.forward = limited
+        torch.manual_seed(0)
+        trainer.train()
+        found.append(trainer.args.mini_batch_tokens)
+        return {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
+
+    expected = train(auto_find_batch_size=True)
+    assert "batch 1 does not fit in memory: from here on" in caplog.text
+    again = train(mini_batch_tokens=found[0])
+    assert 0 < found[0] <= fits
+    assert all(torch.equal(again[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        ({"towers": "tabular"}, "auto_find_batch_size is for FLIP with a text tower: set it to false"),
+        ({"towers": "both", "gradient_accumulation_steps": 2}, "without gradient_accumulation_steps"),
+    ],
+)
+def test_finding_what_fits_is_refused_where_it_would_change_the_training(
+    settings: dict[str, Any], error: str, make: Callable[..., FlipTrainer]
+) -> None:
+    with pytest.raises(ValueError, match=error):
+        make(auto_find_batch_size=True, **settings)
+
+
 def test_out_of_memory_while_scoring_another_size_is_named(make: Callable[..., FlipTrainer]) -> None:
     trainer = make(towers="tabular", per_device_eval_batch_size=32)
 
