@@ -1,6 +1,7 @@
 """Training in one process and in several: samples/s at equal threads, and what gathering, parts, checkpoints and sharding cost.
 
-    python -m benchmarks.distributed [--threads 2] [--steps 20] [--features 1000000] [--only NAME …] [--json PATH]
+    python -m benchmarks.distributed [--threads 2] [--steps 20] [--batch_size 256] [--features 1000000] [--only NAME …]
+        [--json PATH]
 
 Pretraining of a text tower of two layers (hidden size 128) and DCNv2, on generated rows, with `FlipTrainer` and AdamW in fp32. A
 process has its share of the threads and of the batch. A step's time is the median after the first five. Sharding is timed on
@@ -37,7 +38,7 @@ from modeling_flip import FlipConfig, FlipForPreTraining, FlipProcessor, FlipTra
 from modeling_flip.feature_embeddings import FeatureTable
 from modeling_flip.training.sharded_tables import shard_tables
 
-BATCH, WARM_UP = 256, 5
+WARM_UP = 5
 TEXT_SIZES = {"num_hidden_layers": 2, "hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 512}
 LOOKUPS, FIELDS, SIZE = 2048, 8, 32
 Case = Callable[[argparse.Namespace], dict[str, float]]
@@ -64,14 +65,14 @@ def pretraining(args: argparse.Namespace, *, gather: bool = True, **settings: An
     if not gather:
         objectives.gather_rows = lambda text, tabular: (text, tabular, 0)  # each process contrasts its own rows
     set_seed(0)
-    rows = movielens_like.rows(BATCH * (WARM_UP + args.steps))
+    rows = movielens_like.rows(args.batch_size * (WARM_UP + args.steps))
     processor = FlipProcessor.fit(rows, movielens_like.FIELDS, movielens_like.tokenizer(), max_length=100)
     model = FlipForPreTraining(FlipConfig(text_config=BertConfig(**TEXT_SIZES), **processor.config_settings))
     clock = StepClock()
     with tempfile.TemporaryDirectory() as folder:
         given = {"output_dir": folder, "max_steps": WARM_UP + args.steps, "save_strategy": "no", "eval_strategy": "no"}
         given |= {"use_cpu": True, "disable_tqdm": True, "report_to": "none", "logging_strategy": "no"}
-        given |= {"per_device_train_batch_size": BATCH // processes}
+        given |= {"per_device_train_batch_size": args.batch_size // processes}
         trainer = FlipTrainer(
             model, FlipTrainingArguments(**given | settings), processor, processor.encode(rows), callbacks=[clock]
         )
@@ -81,7 +82,11 @@ def pretraining(args: argparse.Namespace, *, gather: bool = True, **settings: An
         started = time.perf_counter()
         trainer._save_checkpoint(trainer.model_wrapped, None)
         saving = time.perf_counter() - started
-    return {"samples_per_second": BATCH / step, "ms_per_step": 1000 * step, "ms_per_checkpoint": 1000 * saving}
+    return {
+        "samples_per_second": args.batch_size / step,
+        "ms_per_step": 1000 * step,
+        "ms_per_checkpoint": 1000 * saving,
+    }
 
 
 def ids_of(step: int, features: int) -> torch.Tensor:
@@ -169,7 +174,8 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, float]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "benchmarks.distributed", "--case", name]
-    command += ["--steps", str(args.steps), "--features", str(args.features)]
+    for setting in ("steps", "batch_size", "features"):
+        command += [f"--{setting}", str(getattr(args, setting))]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
     shared |= {"OMP_NUM_THREADS": str(max(1, args.threads // processes)), "THP_MEM_ALLOC_ENABLE": "1"}
     ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {} for rank in range(processes)]
@@ -186,6 +192,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Training in one process and in several.")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of all processes of a case together")
     parser.add_argument("--steps", type=int, default=20, help="timed steps of each case")
+    parser.add_argument("--batch_size", type=int, default=256, help="rows of a step of pretraining, of all processes")
     parser.add_argument("--features", type=int, default=1_000_000, help="rows of the table that is sharded")
     parser.add_argument("--only", nargs="+", choices=CASES, help="cases; all if left out")
     parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)

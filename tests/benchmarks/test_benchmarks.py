@@ -104,7 +104,7 @@ def test_flops_of_a_step_are_those_of_its_matrix_products() -> None:
 def test_distributed_writes_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "figures.json"
     cases = ["one process", "table in two parts"]
-    arguments = ["--steps", "1", "--features", "100", "--json", str(path), "--only", *cases]
+    arguments = ["--steps", "1", "--batch_size", "4", "--features", "100", "--json", str(path), "--only", *cases]
     monkeypatch.setattr(sys, "argv", ["distributed.py", *arguments])
     distributed.main()
     figures = json.loads(path.read_text())["cases"]
