@@ -223,6 +223,8 @@ def how_it_ended(ended: Ended, kill: Kill, folder: Path) -> tuple[str, int | Non
         return "the signal was lost", None
     if kill.name == "SIGKILL" or ended.code == 0:  # the signal of a last step may come when all is done
         return ("" if ended.code in (0, -signal.SIGKILL) else f"ended with {ended.code}: {said[-300:]}"), None
+    if not told and is_late and "run the same command again to continue from the last checkpoint" in said:
+        return "", None
     if not told:
         return f"no line that says what to do, and {ended.code}: {said[-300:]}", None
     if "Traceback" in said:
