@@ -70,7 +70,7 @@ class Interruption(TrainerCallback):
             self.leave()
             os.kill(os.getpid(), signum)
 
-    def end(self, told: str = "") -> NoReturn:
+    def end(self, told: str) -> NoReturn:
         """Raise what the signal raises outside of a training."""
         is_term = signal.SIGTERM in self._heard or not self._heard  # without one, another process has heard it
         raise (Terminated if is_term else KeyboardInterrupt)(told)
@@ -127,5 +127,6 @@ def interruptible(trainer: Any) -> Iterator[None]:
         interruption.leave()
         trainer.remove_callback(interruption)
         trainer.interruption = None
-    if interruption.is_asked:  # too late for a checkpoint of its own: the last step was saved
-        interruption.end()
+    asked = torch.tensor(float(interruption.is_asked), device=trainer.args.device)
+    if trainer.accelerator.reduce(asked, reduction="sum") > 0:  # too late for a checkpoint of its own
+        interruption.end("run the same command again to continue from the last checkpoint")

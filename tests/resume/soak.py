@@ -97,6 +97,8 @@ class Kill:
 
 def note_states(rank: int) -> None:
     """When a training has ended, write digests of all that it ends with."""
+    from transformers.trainer_callback import ExportableState
+
     from modeling_flip.training.trainer import FlipTrainer
 
     train = FlipTrainer.train
@@ -105,7 +107,8 @@ def note_states(rank: int) -> None:
         result = train(self, *args, **kwargs)
         state = self.state
         log = [{k: v for k, v in entry.items() if not PASSING.search(k)} for entry in state.log_history]
-        callbacks = {name: data for name, data in state.stateful_callbacks.items() if name != "TrainerControl"}
+        handlers = self.callback_handler.callbacks  # the state of a second process does not hold what they know
+        callbacks = [callback.state() for callback in handlers if isinstance(callback, ExportableState)]
         found = {
             "parameters": digest(self.model.state_dict()),
             "optimizer": digest(self.optimizer.state_dict()),  # type: ignore[union-attr]
@@ -218,11 +221,13 @@ def how_it_ended(ended: Ended, kill: Kill, folder: Path) -> tuple[str, int | Non
     """What is wrong with the end of a killed run, and the step that it says it has saved."""
     said = " ".join((folder / LOGS / f"{rank}.err").read_text() for rank in range(SCENARIOS[kill.scenario].processes))
     told = re.findall(r"run the same command again to go on from step (\d+) of (\w+)", said)
-    is_late = kill.stage == "finetuning" and kill.step >= STAGES["finetuning"] - 2
-    if ended.code == 0 and not is_late:
+    is_late = kill.step >= STAGES[kill.stage] - 4  # some steps go by until the signal comes
+    if ended.code == 0 and not (is_late and kill.stage == "finetuning"):
         return "the signal was lost", None
-    if kill.name == "SIGKILL" or ended.code == 0:  # the signal of a last step may come when all is done
+    if kill.name == "SIGKILL" or ended.code == 0:  # it came when all was done
         return ("" if ended.code in (0, -signal.SIGKILL) else f"ended with {ended.code}: {said[-300:]}"), None
+    if not told and is_late and "run the same command again to continue from the last checkpoint" in said:
+        return "", None
     if not told:
         return f"no line that says what to do, and {ended.code}: {said[-300:]}", None
     if "Traceback" in said:

@@ -115,7 +115,7 @@ def test_a_second_signal_stops_at_once(make: Make, monkeypatch: pytest.MonkeyPat
 
 def test_a_signal_after_the_last_save_still_ends_the_run(make: Make) -> None:
     trainer = make([Send(8, event="on_train_end")], **RARELY)
-    assert stopped(trainer) == ""
+    assert stopped(trainer) == "run the same command again to continue from the last checkpoint"
     assert steps(trainer)[-1] == 8
 
 
