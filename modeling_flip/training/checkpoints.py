@@ -32,7 +32,7 @@ STATE = Part(
 # With DeepSpeed the optimizer's state, and the weights that it resumes from, are in a folder `global_step…` instead.
 ENGINE = Part(STATE.checksums, ("*.pt",), ("*model_states.pt", "*optim_states.pt"))
 # Trainer would read these where there are no safetensors, or where these are in shards. With FSDP an optimizer's state is a .bin.
-FOREIGN = ("pytorch_model*", "training_args*", "*.pkl", "adapter_*")
+FOREIGN = ("*pytorch_model*", "*training_args*", "*.pkl", "adapter_*")
 
 
 def _state(checkpoint: Path) -> list[tuple[Path, Part]]:

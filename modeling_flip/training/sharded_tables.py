@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
@@ -132,25 +133,17 @@ def keep_parts_of_state(optimizer: torch.optim.Optimizer) -> None:
     """The optimizer's `state_dict` holds this process's rows of the state of tables as plain tensors, and takes such."""
 
     def to_parts(_: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
-        return state_dict | {
-            "state": _each(state_dict["state"], lambda _, x: x.to_local() if isinstance(x, DTensor) else x)
-        }
+        return state_dict | {"state": _each(state_dict["state"], lambda _number, _key, x: _local(x))}
 
     def from_parts(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
-        def of_table(number: int, value: Any) -> Any:
+        def of_table(number: int, key: str, value: Any) -> Any:
             table = parameters[number]
             if not (isinstance(table, DTensor) and isinstance(value, torch.Tensor) and value.ndim):
                 return value
-            return DTensor.from_local(
-                value.to(table.device),
-                table.device_mesh,
-                table.placements,
-                run_check=False,
-                shape=table.shape,
-                stride=table.stride(),
-            )
+            given: dict[str, Any] = {"shape": table.shape, "stride": table.stride(), "run_check": False}
+            return DTensor.from_local(value.to(table.device), table.device_mesh, table.placements, **given)
 
         return state_dict | {"state": _each(state_dict["state"], of_table)}
 
@@ -158,5 +151,25 @@ def keep_parts_of_state(optimizer: torch.optim.Optimizer) -> None:
     optimizer.register_load_state_dict_pre_hook(from_parts)
 
 
+def save_state(optimizer: torch.optim.Optimizer, file: Path) -> None:
+    """This process's rows of the state of tables. Trainer saves the first one's, and all else."""
+    state = optimizer.state_dict()["state"]
+    named = {
+        f"{number}.{key}": x for number, of in state.items() for key, x in of.items() if isinstance(x, torch.Tensor)
+    }
+    save_file({name: tensor.contiguous() for name, tensor in named.items()}, file)
+
+
+def load_state(optimizer: torch.optim.Optimizer, file: Path) -> None:
+    """In an optimizer that has loaded the first process's state, take this one's rows instead."""
+    saved, state_dict = load_file(file), optimizer.state_dict()
+    state = _each(state_dict["state"], lambda number, key, x: saved.get(f"{number}.{key}", x))
+    optimizer.load_state_dict(state_dict | {"state": state})
+
+
+def _local(value: Any) -> Any:
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
 def _each(state: dict[int, dict[str, Any]], change: Any) -> dict[int, dict[str, Any]]:
-    return {number: {key: change(number, x) for key, x in of.items()} for number, of in state.items()}
+    return {number: {key: change(number, key, x) for key, x in of.items()} for number, of in state.items()}

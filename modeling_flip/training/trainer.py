@@ -40,7 +40,7 @@ from .memory import is_out_of_memory, out_of_memory
 from .metrics import ctr_metrics
 from .publishing import UNPUSHED, PublishCallback, Publisher, kept_step, validation_of, write_card
 from .samplers import InOrder, ShareOfBatches, Shuffled
-from .sharded_tables import keep_parts_of_state, load_weights, shard_tables, whole_weights
+from .sharded_tables import keep_parts_of_state, load_state, load_weights, save_state, shard_tables, whole_weights
 from .sharding import alpha, load_whole, units_of_layers, whole
 from .sparse import SPARSE_OPTIMIZERS, looked_up, reduce_sparse_gradients, sparse_gradients
 from .watching import CalmProgress
@@ -551,7 +551,7 @@ class FlipTrainer(Trainer):
         if self._is_sharded and self.args.process_index:
             assert self.optimizer is not None
             folder.mkdir(parents=True, exist_ok=True)  # on a machine of its own, or before the first process
-            torch.save(self.optimizer.state_dict(), folder / f"optimizer.{self.args.process_index}.pt")
+            save_state(self.optimizer, folder / f"optimizer.{self.args.process_index}.safetensors")
         # With FSDP, Trainer pickles the weights that it has written as safetensors.
         if self.args.should_save:
             (folder / f"{FSDP_MODEL_NAME}.bin").unlink(missing_ok=True)
@@ -559,9 +559,8 @@ class FlipTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and self._is_sharded and self.args.process_index:
-            file = Path(checkpoint) / f"optimizer.{self.args.process_index}.pt"
             assert self.optimizer is not None
-            self.optimizer.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+            load_state(self.optimizer, Path(checkpoint) / f"optimizer.{self.args.process_index}.safetensors")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)

@@ -434,8 +434,8 @@ TRACEBACK, BARE, UNCLEAR, HANGS, KILLED = "TRACEBACK", "LINE WITHOUT REMEDY", "U
 OUTCOMES = (SAME, LINE, CURVE, REPORT, FIGURES, WEIGHTS, LEFT, MISSING, TRACEBACK, BARE, UNCLEAR, HANGS, KILLED)
 GOOD = (SAME, LINE)
 # Files that tell of times and speeds beside what must be the same.
-REPORTS = ("README.md", "all_results.json", "pretraining_results.json", "training_curve.png")
-PASSING = re.compile(r"^(wall_time|resumed|commit|hardware|.*_seconds|.*_per_second)$")
+REPORTS = ("README.md", "all_results.json", "run.json", "pretraining_results.json", "training_curve.png")
+PASSING = re.compile(r"^(wall_time|ended|resumed|commit|hardware|.*_seconds|.*_per_second)$")
 PASSING_ROW = re.compile(r"(?i)\b(time|speed|commit)\b.*\|")
 PROGRESS = re.compile(r"[^\n]*\d+%\|.*\|[^\n\]]*\[[^\]]*\]")  # a bar of tqdm's
 REMEDY = re.compile(r"\b(delete|choose|give|set|again|anew|free|remove|lower|wait)\b", re.IGNORECASE)

@@ -56,6 +56,7 @@ def flip(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[R
     folder = tmp_path_factory.mktemp("flip") / "out"
     longer = ["--finetuning.num_train_epochs", "12", "--finetuning.early_stopping_patience", "12"]
     longer += ["--finetuning.learning_rate", "0.03", "--finetuning.text_learning_rate", "0.001"]
+    longer += ["--cache_dir", str(folder.parent / "cache")]  # it is timed: nothing is kept from an earlier run
     recipe = parse_recipe([str(recipe_file), "--output_dir", str(folder), *longer])
     return recipe, run_recipe(recipe)
 

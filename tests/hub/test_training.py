@@ -128,8 +128,8 @@ def test_every_save_is_a_whole_repo(run: Path, hub: LoopbackHub) -> None:
 def test_the_repo_is_the_output_folder(run: Path, hub: LoopbackHub) -> None:
     files = hub.files("me/trained")
     here = {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    # The manifests are of this machine's run alone, the predictions have the labels of single rows.
-    stay = ("manifests/", "test_predictions.parquet")
+    # The manifests and run.json are of this machine's run alone, the predictions have the labels of single rows.
+    stay = ("manifests/", "run.json", "test_predictions.parquet")
     here = {name: data for name, data in here.items() if not name.startswith(stay)}
     assert (run / "test_predictions.parquet").exists()
     files.pop(".gitattributes")

@@ -54,6 +54,7 @@ PAIRS = [
     "true",
 ]
 HALVES = ["--{}.per_device_train_batch_size", "24"]
+SHARDED = [*HALVES, "--{}.shard_embeddings", "true"]
 SPARSE = ["--{}.per_device_train_batch_size", "24", "--{}.sparse_embeddings", "true", "--{}.optim", "adagrad"]
 
 
@@ -61,11 +62,17 @@ def of_both_stages(arguments: Sequence[str]) -> tuple[str, ...]:
     return (*ARGUMENTS, *(argument.format(stage) for stage in STAGES for argument in arguments))
 
 
+def local(tensor: Any) -> Any:
+    """What this process holds of it."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
 SCENARIOS = {
     "one": Scenario(1, of_both_stages([])),
     "one-sparse": Scenario(1, of_both_stages(PAIRS)),  # with gradient accumulation
     "two": Scenario(2, of_both_stages(HALVES)),
     "two-sparse": Scenario(2, of_both_stages(SPARSE)),
+    "two-sharded": Scenario(2, of_both_stages(SHARDED)),
 }
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
 PASSING = re.compile(r"runtime|per_second|^train_loss$")  # of a log; Trainer's train_loss is that of the resumed part
@@ -138,7 +145,7 @@ def digest(value: Any) -> str:
             for one in part:
                 read(one)
         elif hasattr(part, "numpy"):
-            found.update(part.detach().numpy().tobytes())
+            found.update(local(part).detach().numpy().tobytes())
         else:
             found.update(repr(part).encode())
 

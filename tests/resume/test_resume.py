@@ -12,7 +12,7 @@ import pytest
 from tests.attack.runs import ROOT
 from tests.resume.soak import SCENARIOS, SIGNALS, STAGES, draw
 
-KILLS = 8
+KILLS = 10
 
 
 @pytest.mark.slow
@@ -29,7 +29,7 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
 
 
 def test_the_kills_are_of_every_kind() -> None:
-    kills = draw(48, [*SCENARIOS], 0)
+    kills = draw(60, [*SCENARIOS], 0)
     kinds = {(kill.scenario, kill.stage, kill.name) for kill in kills}
     assert len(kinds) == len(SCENARIOS) * len(STAGES) * len(SIGNALS)
     few = draw(KILLS, [*SCENARIOS], 1)

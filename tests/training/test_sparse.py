@@ -225,7 +225,7 @@ def test_sharded_tables_are_refused_before_training(make: Make, monkeypatch: pyt
         self.is_fsdp_enabled = True
 
     monkeypatch.setattr(FlipTrainer, "create_accelerator_and_postprocess", sharded)
-    with pytest.raises(ValueError, match=r"sparse_embeddings works .*not with FSDP or DeepSpeed: set it to false"):
+    with pytest.raises(ValueError, match=r"sparse_embeddings works .*not with FSDP or DeepSpeed: leave it out"):
         make()
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from transformers.utils import logging as transformers_logging
 
 import train
 from modeling_flip.training.checks import check_recipe
@@ -19,6 +20,7 @@ def test_both_stages_stay_in_tensorboard_and_run_json_says_how_to_repeat_them(
 ) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
+    transformers_logging.enable_progress_bar()  # whatever a test before has done
     given = recipe()
     given.pretraining = (given.pretraining or {}) | {"report_to": "tensorboard"}
     (tmp_path / "recipe.yaml").write_text(given.to_yaml())
