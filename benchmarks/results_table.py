@@ -63,10 +63,11 @@ def speed() -> str:
     step_rows = []
     for name, label in names.items():
         r, ratio, memory = step[name], step[name].get("ratio", 1), step[name].get("memory_ratio", 1)
-        step_rows.append(
-            [label, f"{r['samples_per_second']:.0f}", f"{ratio:.1f}", f"{r['peak_memory_mib']:,.0f}", f"{memory:.2f}"]
-        )
-    head = ["pretraining step, 2 CPU cores, batch 64", "samples/s", "ratio", "peak memory, MiB", "of published"]
+        share = f"{r['share_of_peak']:.0%} of {r['matrix_product_peak'] / 1e9:.0f}"
+        row = [label, f"{r['samples_per_second']:.0f}", f"{ratio:.1f}", f"{r['flops_per_second'] / 1e9:.0f}", share]
+        step_rows.append([*row, f"{r['peak_memory_mib']:,.0f}", f"{memory:.2f}"])
+    head = ["pretraining step, 2 CPU cores, batch 64", "samples/s", "ratio", "GFLOP/s", "of the peak"]
+    head += ["peak memory, MiB", "of published"]
     figures = {
         name: f"{pipeline[f'{name}_rows_per_second'] / 1e6:.1f}" for name in ("encode", "feed_tabular", "feed_text")
     }
@@ -82,8 +83,19 @@ def speed() -> str:
         "is `--finetuning.float32_matmul_precision medium`, bf16 products on CPUs that have them.\n\nData with 8 fields, on "
         f"the same machine: {figures['encode']} million rows/s from a column table to integers; {figures['feed_tabular']} "
         f"million rows/s in shuffled batches of 1,024 for the tabular tower, {figures['feed_text']} million with "
-        f"sentences.\n\n{scoring()}\n\n{sparse()}"
+        f"sentences.\n\n{scoring()}\n\n{sparse()}\n\n{several_processes()}"
     )
+
+
+def several_processes() -> str:
+    """Steps in one process and in several."""
+    cases = load("distributed.json")["cases"]
+    rows = []
+    for name, r in cases.items():
+        given = [f"{r[key]:,.0f}" if key in r else "–" for key in ("samples_per_second", "ms_per_step")]
+        given += [f"{r[key]:,.0f}" if key in r else "–" for key in ("ms_per_checkpoint", "peak_memory_mib")]
+        rows.append([name, *given])
+    return table(["two threads in all", "samples/s", "ms a step", "ms a checkpoint", "MiB of a process"], rows)
 
 
 def sparse() -> str:
