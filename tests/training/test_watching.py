@@ -24,7 +24,9 @@ def test_both_stages_stay_in_tensorboard_and_run_json_says_how_to_repeat_them(
     given = recipe()
     given.pretraining = (given.pretraining or {}) | {"report_to": "tensorboard"}
     (tmp_path / "recipe.yaml").write_text(given.to_yaml())
-    train.main([str(tmp_path / "recipe.yaml"), "--finetuning.report_to", "tensorboard", "--use_cpu"])
+    # A test before may have set the verbosity, by which Trainer decides whether there are bars.
+    bars = ["--pretraining.disable_tqdm", "false", "--finetuning.disable_tqdm", "false"]
+    train.main([str(tmp_path / "recipe.yaml"), "--finetuning.report_to", "tensorboard", "--use_cpu", *bars])
     expected = {
         "pretraining": {"train/loss", "train/mlm_loss", "train/mtm_loss", "train/icl_loss"},
         "finetuning": {"train/loss", "train/joint_loss", "train/alpha", "eval/auc", "eval/text_auc"},
@@ -34,8 +36,9 @@ def test_both_stages_stay_in_tensorboard_and_run_json_says_how_to_repeat_them(
         log = accumulator.EventAccumulator(str(tmp_path / "out" / "runs" / stage)).Reload()
         assert names <= set(log.Tags()["scalars"])
         assert ("train/joint_loss" in log.Tags()["scalars"]) == (stage == "finetuning")
-    said = capsys.readouterr().out
-    assert "  validation AUC 0." in said and "  α 0." in said and "{'" not in said
+    captured = capsys.readouterr()
+    said = captured.out + captured.err
+    assert "  validation AUC 0." in said and "  α 0." in said and "{'" not in captured.out
     found = json.loads((tmp_path / "out" / "run.json").read_text())
     prepared = json.loads((tmp_path / "out" / "manifests" / "prepare.json").read_text())["inputs"]
     assert all(found[key] == prepared[key] for key in ("data", "vocabulary", "text_model", "commit"))
