@@ -46,9 +46,11 @@ class FlipTrainingArguments(TrainingArguments):
         sparse_embeddings: a step touches only the rows of the features' tables that its batch looks up: gradients, optimizer,
             weight decay and clipping cost the same however many features there are. `optim` is one of adamw_torch_fused,
             adamw_torch (both then lazy: `SparseAdamW`), adagrad, or sgd without momentum.
+        shard_embeddings: with several processes, each holds the rows of a range of features, with their gradients and moments,
+            and a lookup exchanges rows; what is saved is as without it. Not with sparse_embeddings or mini_batch_tokens.
         mini_batch_tokens: a batch of more tokens, padding included, is computed in parts of so many, with the loss and gradient
             of the whole, the contrastive loss included, for which pretraining reads each part twice. For FLIP with a text
-            tower. None: never.
+            tower. None: never. With `auto_find_batch_size`, in one process, a step that does not fit in memory sets it.
         lora: train the text tower through adapters beside its linear layers, its own weights standing still, and merge them at
             the end: the keys of `LoraSettings`, such as {"r": 8, "alpha": 16, "dropout": 0.05}. It needs peft. None: train the
             weights themselves.

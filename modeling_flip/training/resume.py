@@ -166,7 +166,8 @@ def restore_checkpoints(repo: Path, restored: Path, recipe: Recipe) -> None:
     keeps_best = stage_arguments(recipe, stage).load_best_model_at_end
     last, best = state["global_step"], step_of(state["best_model_checkpoint"]) if keeps_best else None
     checkpoint = restored / folder / f"checkpoint-{last}"
-    shutil.copytree(repo / LAST, checkpoint)
+    # DeepSpeed would unpickle what stands in these; without them the checkpoint is skipped.
+    shutil.copytree(repo / LAST, checkpoint, ignore=shutil.ignore_patterns("global_step*"))
     if best is None:
         return
     if best != last:

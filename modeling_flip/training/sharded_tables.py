@@ -6,7 +6,7 @@ A lookup sends the ids of all processes to all, each reads the rows that it hold
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ def _gathered(weight: DTensor) -> torch.Tensor | None:
             dist.send(chunk.contiguous(), 0)
         return None
     whole = torch.empty(weight.shape, dtype=weight.dtype)
-    parts = whole.split([len(whole[start:stop]) for start, stop in _ranges(weight)])
+    parts = whole.split([stop - start for start, stop in _ranges(weight)])
     parts[0].copy_(mine)
     for process, part in enumerate(parts[1:], start=1):
         for chunk in _chunks(part):
@@ -104,10 +104,11 @@ def _gathered(weight: DTensor) -> torch.Tensor | None:
     return whole
 
 
-def _ranges(weight: DTensor) -> Iterator[tuple[int, int]]:
-    """The rows that each process holds."""
-    each = -(-len(weight) // weight.device_mesh.size())
-    return ((min(p * each, len(weight)), min((p + 1) * each, len(weight))) for p in range(weight.device_mesh.size()))
+def _ranges(weight: DTensor) -> list[tuple[int, int]]:
+    """The first row of each process, and the one behind its last."""
+    rows, processes = len(weight), weight.device_mesh.size()
+    each = math.ceil(rows / processes)
+    return [(min(p * each, rows), min((p + 1) * each, rows)) for p in range(processes)]
 
 
 def _chunks(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -122,7 +123,7 @@ def load_weights(model: nn.Module, files: list[Path]) -> None:
         with safe_open(file, framework="pt") as weights:
             for name in weights.keys():  # noqa: SIM118 # what safe_open gives is no dictionary
                 if name in tables:
-                    start, stop = [*_ranges(tables[name])][dist.get_rank()]
+                    start, stop = _ranges(tables[name])[dist.get_rank()]
                     tables[name].to_local().data.copy_(weights.get_slice(name)[start:stop])
                 else:
                     others[name] = weights.get_tensor(name)

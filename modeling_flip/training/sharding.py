@@ -59,9 +59,11 @@ def alpha(model: FlipForCTR) -> float:
     return whole(model.alpha_logit).sigmoid().item() if model.config.towers == "both" else model.alpha.item()
 
 
-def load_whole(model: nn.Module, file: Path, *, is_main_process: bool) -> None:
-    """Gives every process its part of the weights in a file, which only the main process reads."""
+def load_whole(model: nn.Module, files: list[Path], *, is_main_process: bool) -> None:
+    """Gives every process its part of the weights in a checkpoint's files, which only the main process reads."""
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    read = load_file(file) if is_main_process else {}
-    weights: dict[str, Any] = {name: weight.reshape(shapes.get(name, weight.shape)) for name, weight in read.items()}
+    read = [load_file(file) for file in files] if is_main_process else []
+    weights: dict[str, Any] = {
+        n: weight.reshape(shapes.get(n, weight.shape)) for of in read for n, weight in of.items()
+    }
     set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))

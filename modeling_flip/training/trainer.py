@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from itertools import islice
@@ -22,7 +21,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import EarlyStoppingCallback, EvalPrediction, ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer import FSDP_MODEL_NAME
 from transformers.trainer_utils import PredictionOutput, TrainOutput, rotate_checkpoints
-from transformers.utils import SAFE_WEIGHTS_NAME, logging
+from transformers.utils import logging
 
 from ..data_collator import FlipDataCollator, PretrainingCollator
 from ..modeling_flip import FlipForCTR, FlipForPreTraining, FlipPreTrainedModel, random_text_towers, text_towers_of
@@ -33,6 +32,8 @@ from . import parts
 from .arguments import FlipTrainingArguments
 from .callbacks import EpochClock, LogAtSave, StopAfter
 from .checkpoints import UNLOGGED, check_weights, fact, seal
+from .compatibility import check_together, takes_mini_batches, warn_of_what_trains_badly
+from .finiteness import FirstBad, bad_weight
 from .frozen import standing_still
 from .interruption import Interruption, leave_signals_to_parent
 from .lora import adapters, frozen_names, lora_settings, without_frozen
@@ -41,7 +42,7 @@ from .metrics import ctr_metrics
 from .publishing import UNPUSHED, PublishCallback, Publisher, kept_step, validation_of, write_card
 from .samplers import InOrder, ShareOfBatches, Shuffled
 from .sharded_tables import keep_parts_of_state, load_state, load_weights, save_state, shard_tables, whole_weights
-from .sharding import alpha, load_whole, units_of_layers, whole
+from .sharding import alpha, load_whole, units_of_layers
 from .sparse import SPARSE_OPTIMIZERS, looked_up, reduce_sparse_gradients, sparse_gradients
 from .watching import CalmProgress
 
@@ -117,8 +118,7 @@ class FlipTrainer(Trainer):
         self._has_text = model.config.towers != "tabular"
         self._components: dict[str, torch.Tensor] = {}
         self._num_steps_logged = 0
-        self._first_bad_loss: torch.Tensor | None = None
-        self._first_bad_gradient: torch.Tensor | None = None
+        self._first_bad = FirstBad()
         self._publisher: Publisher | None = None
         self.interruption: Interruption | None = None
         processor.check_belongs_to(model.config)
@@ -136,65 +136,11 @@ class FlipTrainer(Trainer):
         )
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(CalmProgress())
-        for name in ("sparse_embeddings", "shard_embeddings", "lora", "freeze_text_tower"):
-            if getattr(self.args, name) and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-                raise ValueError(
-                    f"{name} works in one process or with DistributedDataParallel, not with FSDP or DeepSpeed: leave it out, or "
-                    "launch without them"
-                )
-        if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not self.is_fsdp_enabled:
-            logger.warning("FSDP is for GPUs: on CPUs accelerate leaves it out, and each process holds the whole model")
-        if self.args.mini_batch_tokens is not None:
-            self._check_mini_batches("mini_batch_tokens", "null")
-        if self._finds_size:
-            self._check_mini_batches("auto_find_batch_size", "false")
-            if self.args.world_size > 1 or self.args.gradient_accumulation_steps > 1:
-                raise ValueError(
-                    "auto_find_batch_size works in one process and without gradient_accumulation_steps: set it to false, and "
-                    "mini_batch_tokens instead"
-                )
-        if self.args.lora is not None and not text_towers_of(model):
-            raise ValueError("lora is of the text tower, and this model has none: leave it out")
-        if self.args.freeze_text_tower:
-            self._check_frozen()
-        self._warn_of_what_trains_badly()
+        check_together(self, self._finds_size)
+        warn_of_what_trains_badly(self)
         if self._publisher is not None:
             strategy, always = self.args.hub_strategy, self.args.hub_always_push
             self.add_callback(PublishCallback(self._publisher, processor, strategy, always=always))
-
-    def _takes_mini_batches(self) -> bool:
-        return isinstance(self.model, FlipForCTR | FlipForPreTraining) and self._has_text
-
-    def _check_mini_batches(self, name: str, off: str) -> None:
-        if not self._takes_mini_batches():
-            raise ValueError(f"{name} is for FLIP with a text tower: set it to {off}")
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ValueError(
-                f"{name} works in one process or with DistributedDataParallel, not with FSDP or DeepSpeed: set it to {off}, or "
-                "launch without them"
-            )
-
-    def _check_frozen(self) -> None:
-        if getattr(self.train_dataset, "sentences", None) is None:
-            raise ValueError(
-                "freeze_text_tower needs rows that know what the text tower makes of them, as a run with a recipe makes them "
-                "(training/frozen.py); with other rows, set text_learning_rate to 0"
-            )
-
-    def _warn_of_what_trains_badly(self) -> None:
-        config, args = self.model.config, self.args
-        if random_text_towers(self.model):
-            logger.warning(
-                "the text tower starts from random weights, whatever model its configuration names. Use from_text_pretrained "
-                "to start from a language model, or from_pretrained to start from a checkpoint"
-            )
-        steps, rows = args.gradient_accumulation_steps, args.train_batch_size * args.world_size
-        if isinstance(self.model, FlipForPreTraining) and config.icl_weight and steps > 1:
-            logger.warning(
-                f"gradient_accumulation_steps is {steps}: the contrastive loss (ICL) compares only the {rows} rows of one "
-                f"batch ({args.train_batch_size} × {args.world_size} processes), not all {rows * steps} of a step; a larger "
-                "per_device_train_batch_size gives it more to compare"
-            )
 
     @staticmethod
     def _compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -317,7 +263,7 @@ class FlipTrainer(Trainer):
             return f"set mini_batch_tokens to {max(1, tokens // 2)} instead of {tokens}, and {ANEW}"
         half = max(1, rows // 2)
         remedy = f"set per_device_train_batch_size to {half} instead of {rows}"
-        if self._takes_mini_batches():
+        if takes_mini_batches(self.model):
             longest = int(self.train_dataset.lengths.max(initial=1))
             remedy += f", or, for the same batch in parts, mini_batch_tokens to {half * longest}"
         return f"{remedy}, and {ANEW}"
@@ -386,7 +332,7 @@ class FlipTrainer(Trainer):
         loss = step(model, inputs, *args, **kwargs)
         if self.args.sparse_embeddings and self.accelerator.sync_gradients:
             reduce_sparse_gradients(self.model, self.accelerator)
-        self._first_bad_loss = self._first_bad(self._first_bad_loss, loss)
+        self._first_bad.note("loss", loss, self.state.global_step + 1)
         return loss
 
     def _step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -415,16 +361,10 @@ class FlipTrainer(Trainer):
             clear_device_cache(garbage_collection=True)
             random.restore()
 
-    def _first_bad(self, before: torch.Tensor | None, value: torch.Tensor) -> torch.Tensor:
-        """The first step with a value that is not finite, of those before and this one; infinity where there is none. On the
-        device, without waiting for it: looked at whenever something is logged or saved."""
-        step = torch.where(value.isfinite(), torch.inf, float(self.state.global_step + 1))
-        return step if before is None else torch.minimum(before, step)
-
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         norm = super()._clip_grad_norm(looked_up(model) if self.args.sparse_embeddings else model)
         if isinstance(norm, torch.Tensor) and self.accelerator.scaler is None:  # a scaler of fp16 skips such steps
-            self._first_bad_gradient = self._first_bad(self._first_bad_gradient, norm)
+            self._first_bad.note("gradient", norm, self.state.global_step + 1)
         return norm
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
@@ -435,15 +375,13 @@ class FlipTrainer(Trainer):
         return 0
 
     def _stop_if_loss_is_not_finite(self) -> None:
-        bad = {"loss": self._first_bad_loss, "gradient": self._first_bad_gradient}
-        steps = {what: step.item() for what, step in bad.items() if step is not None}
-        if not steps or (first := min(steps.values())) == torch.inf:
+        if (bad := self._first_bad.first()) is None:
             return
-        what = next(what for what, step in steps.items() if step == first)  # the loss, where both are
-        epoch, rows = self._rows_of(int(first))
+        what, step = bad
+        epoch, rows = self._rows_of(step)
         more = f" and {len(rows) - ROWS_NAMED} more" if len(rows) > ROWS_NAMED else ""
         raise FloatingPointError(
-            f"the {what} of batch {first:.0f} (epoch {epoch:.2f}; rows {', '.join(map(str, rows[:ROWS_NAMED]))}{more} of the "
+            f"the {what} of batch {step} (epoch {epoch:.2f}; rows {', '.join(map(str, rows[:ROWS_NAMED]))}{more} of the "
             f"training rows, counted from 0) is not finite; {REMEDY}"
         )
 
@@ -461,12 +399,7 @@ class FlipTrainer(Trainer):
     def _stop_if_not_finite(self) -> None:
         """The last update can spoil the weights though its loss was finite."""
         self._stop_if_loss_is_not_finite()
-        model = self.accelerator.unwrap_model(self.model)
-        weights = dict(model.named_parameters())
-        weights |= {k: v for k, v in model.named_buffers() if v.is_floating_point() and "text_tower." not in k}
-        are_finite = torch.stack([whole(weight.detach().isfinite().all()) for weight in weights.values()])
-        if not are_finite.all():
-            name = list(weights)[int(are_finite.int().argmin())]
+        if (name := bad_weight(self.accelerator.unwrap_model(self.model))) is not None:
             raise FloatingPointError(f"{name} is not finite after step {self.state.global_step}; {REMEDY}")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -563,11 +496,11 @@ class FlipTrainer(Trainer):
             load_state(self.optimizer, Path(checkpoint) / f"optimizer.{self.args.process_index}.safetensors")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        folder = Path(resume_from_checkpoint)
+        files = sorted(Path(resume_from_checkpoint).glob("model*.safetensors"))
         if self.is_fsdp_enabled:
-            load_whole(model or self.model, folder / SAFE_WEIGHTS_NAME, is_main_process=self.is_world_process_zero())
+            load_whole(model or self.model, files, is_main_process=self.is_world_process_zero())
         elif self._is_sharded:
-            load_weights(self.model, sorted(folder.glob("model*.safetensors")))
+            load_weights(self.model, files)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 

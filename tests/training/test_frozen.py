@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import train
-from modeling_flip import FlipForCTR, FlipProcessor, FlipTrainer
+from modeling_flip import FlipForCTR, FlipProcessor
 from modeling_flip.training import frozen
 from modeling_flip.training.checks import check_recipe
 from modeling_flip.training.recipe import Recipe
@@ -67,7 +67,7 @@ def test_each_row_is_read_once_and_the_model_is_that_of_reading_it_in_every_epoc
     assert passes == []
     # The same without vectors: the tower reads, in evaluation mode.
     monkeypatch.setattr("modeling_flip.training.stages.with_sentences", lambda prepared, *_: prepared)
-    monkeypatch.setattr(FlipTrainer, "_check_frozen", lambda *_: None)
+    monkeypatch.setattr("modeling_flip.training.trainer.check_together", lambda *_: None)
     standing = torch.nn.Module.train
 
     def mode(module: torch.nn.Module, training: bool = True) -> torch.nn.Module:

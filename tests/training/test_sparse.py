@@ -214,21 +214,6 @@ def test_a_checkpoint_keeps_a_table_twice_not_three_times(make: Make, tmp_path: 
     assert sum(value.numel() for value in state.values()) == table.numel() + len(table) + 1
 
 
-# ---- what cannot be
-
-
-def test_sharded_tables_are_refused_before_training(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    create = FlipTrainer.create_accelerator_and_postprocess
-
-    def sharded(self: FlipTrainer) -> None:
-        create(self)
-        self.is_fsdp_enabled = True
-
-    monkeypatch.setattr(FlipTrainer, "create_accelerator_and_postprocess", sharded)
-    with pytest.raises(ValueError, match=r"sparse_embeddings works .*not with FSDP or DeepSpeed: leave it out"):
-        make()
-
-
 # ---- several processes
 
 

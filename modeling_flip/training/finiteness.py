@@ -1,0 +1,39 @@
+"""Losses, gradients and weights that are not finite, found without waiting for a device at each step."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+
+class FirstBad:
+    """The first step with a loss, and the first with a gradient, that is not finite. It is kept on the device, and read when
+    something is logged or saved."""
+
+    def __init__(self) -> None:
+        self._steps: dict[str, torch.Tensor] = {}
+
+    def note(self, what: str, value: torch.Tensor, step: int) -> None:
+        """A scalar of a step that is counted from 1."""
+        bad = torch.where(value.isfinite(), torch.inf, float(step))
+        self._steps[what] = torch.minimum(self._steps[what], bad) if what in self._steps else bad
+
+    def first(self) -> tuple[str, int] | None:
+        """What was not finite first, of two in the same step the one that was noted first, and the step; None where nothing."""
+        steps = {what: step.item() for what, step in self._steps.items()}
+        what = min(steps, key=lambda what: steps[what], default=None)
+        return None if what is None or steps[what] == torch.inf else (what, int(steps[what]))
+
+
+def bad_weight(model: nn.Module) -> str | None:
+    """The name of a weight, or of a statistic outside of the text tower, that is not finite. All processes of a model in parts
+    must ask."""
+    weights: dict[str, torch.Tensor] = dict(model.named_parameters())
+    weights |= {k: v for k, v in model.named_buffers() if v.is_floating_point() and "text_tower." not in k}
+    parts = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in weights.values()]
+    are_finite = torch.stack([part.detach().isfinite().all() for part in parts]).int()
+    if any(isinstance(weight, DTensor) for weight in weights.values()):
+        dist.all_reduce(are_finite, op=dist.ReduceOp.MIN)
+    return None if are_finite.all() else list(weights)[int(are_finite.argmin())]

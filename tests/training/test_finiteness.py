@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from modeling_flip.training.finiteness import FirstBad, bad_weight
+
+INFINITE, NAN = torch.tensor(float("inf")), torch.tensor(float("nan"))
+
+
+def test_the_first_step_is_kept_whatever_follows() -> None:
+    bad = FirstBad()
+    assert bad.first() is None
+    bad.note("loss", torch.tensor(1.0), 1)
+    bad.note("gradient", torch.tensor(1.0), 1)
+    assert bad.first() is None
+    bad.note("loss", torch.tensor(1.0), 2)
+    bad.note("gradient", INFINITE, 2)
+    bad.note("loss", NAN, 3)
+    bad.note("gradient", torch.tensor(1.0), 3)
+    assert bad.first() == ("gradient", 2)
+
+
+def test_of_one_step_the_loss_is_named() -> None:
+    bad = FirstBad()
+    bad.note("loss", NAN, 4)
+    bad.note("gradient", NAN, 4)
+    assert bad.first() == ("loss", 4)
+
+
+def test_a_bad_weight_or_statistic_is_named() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    assert bad_weight(model) is None
+    model[1].running_mean[1] = NAN
+    assert bad_weight(model) == "1.running_mean"
+    model[0].bias.data[0] = INFINITE
+    assert bad_weight(model) == "0.bias"
