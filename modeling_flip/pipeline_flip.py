@@ -170,6 +170,37 @@ class CtrPredictionPipeline(Pipeline):
         size = self._batch_size_of(batch_size)
         return self.run_single(rows, {"batch_size": size}, {}, {"return_towers": return_towers})
 
+    def rank(
+        self, user: Mapping[str, Any], candidates: Any, *, top_k: int | None = None, batch_size: int | None = None
+    ) -> list[dict]:
+        """Order candidate items of one user.
+
+        Args:
+            user: the fields that all rows share: the user's, and those of the situation.
+            candidates: a list of dicts, each with the fields of one item; one that repeats a field of the user's has its own.
+            top_k: how many to return, all unless set.
+            batch_size: as in a call.
+
+        Returns:
+            `{"index": position among the candidates, "probability": p}`, the most probable first, equal ones in their order.
+
+        Raises:
+            ValueError: `top_k` is below 1.
+
+        Example:
+
+            >>> score.rank({"user_id": "190"}, [{"title": "Joyful Harbor"}, {"title": "Quiet Field"}], top_k=1)
+            [{'index': 1, 'probability': 0.71}]
+        """
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k is {top_k}; it must be 1 or more, or left out")
+        rows = [{**user, **candidate} for candidate in candidates]
+        if not rows:
+            return []
+        probabilities = self.probabilities(rows, batch_size)["probability"]
+        best = np.argsort(-probabilities, kind="stable")[:top_k]
+        return [{"index": int(i), "probability": float(probabilities[i])} for i in best]
+
     def encode(self, rows: Any, *, strict: bool = False) -> FlipDataset:
         """Rows as integers, as the model's towers need them; arguments as those of `FlipProcessor.encode`."""
         return self._collate.processor.encode(rows, strict=strict)
