@@ -24,6 +24,7 @@ from .modeling_p5 import P5Config, P5ForCTR
 from .pipeline_flip import CtrPredictionPipeline
 from .processing_flip import FlipProcessor
 from .row_dataset import FlipDataset
+from .serving.exported import ExportedConfig, ExportedForCTR
 from .tabular_towers import TABULAR_TOWERS, TabularTower, register_tabular_tower
 from .version import __version__
 
@@ -45,6 +46,9 @@ for model_class in CTR_MODELS.values():
     AutoConfig.register(model_class.config_class.model_type, model_class.config_class)
     AutoModelForSequenceClassification.register(model_class.config_class, model_class)
     AutoProcessor.register(model_class.config_class, FlipProcessor)
+AutoConfig.register(ExportedConfig.model_type, ExportedConfig)
+AutoModelForSequenceClassification.register(ExportedConfig, ExportedForCTR)
+AutoProcessor.register(ExportedConfig, FlipProcessor)
 PIPELINE_REGISTRY.register_pipeline(
     "ctr-prediction", CtrPredictionPipeline, pt_model=AutoModelForSequenceClassification, type="multimodal"
 )

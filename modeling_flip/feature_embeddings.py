@@ -122,7 +122,7 @@ class FeatureEmbeddings(nn.Module):
         if not self.list_fields:
             return self._rows(table, feature_ids)
         ids = self._looked_up(feature_ids, list_feature_ids)
-        *fields, members = self._rows(table, torch.cat(ids)).split([len(part) for part in ids])
+        *fields, members = self._rows(table, torch.cat(ids)).split([part.shape[0] for part in ids])
         assert list_feature_ids is not None
         is_member = list_feature_ids >= 0
         share = (is_member / is_member.sum(2, keepdim=True)).to(members.dtype)  # (B, L, K), of each in its list's mean

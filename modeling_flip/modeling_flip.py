@@ -343,7 +343,7 @@ def bare_text_tower(model: PreTrainedModel) -> PreTrainedModel:
 def hidden_states(text_tower: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
     """input_ids (B, L), attention_mask (B, L) → (B, L, D). Towers of transformers refuse a batch without rows, as a process may
     get of a short last batch: they read a stand-in, so that their weights have a gradient, of 0."""
-    if len(input_ids):
+    if input_ids.shape[0]:  # not len(): it would fix the size of a batch in an export
         return text_tower(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
     one = input_ids.new_zeros(1, max(1, input_ids.shape[1]))
     return text_tower(input_ids=one, attention_mask=torch.ones_like(one)).last_hidden_state[:0]
@@ -355,7 +355,7 @@ def pooled(hidden: torch.Tensor, attention_mask: torch.Tensor, pooling: str | No
         weight = attention_mask.unsqueeze(-1).to(hidden.dtype)
         return (hidden * weight).sum(1) / weight.sum(1)
     if pooling == "last":
-        return hidden[torch.arange(len(hidden), device=hidden.device), attention_mask.sum(1) - 1]
+        return hidden[torch.arange(hidden.shape[0], device=hidden.device), attention_mask.sum(1) - 1]
     return hidden[:, 0]
 
 

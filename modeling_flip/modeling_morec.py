@@ -114,7 +114,8 @@ class MoRecForCTR(FlipPreTrainedModel):
     ) -> FlipForCTROutput:
         """feature_ids (B, F), tokens (U, L) and mask (U, L) of the distinct items, item_index (B,) which of them each row
         has, labels (B,) of 0 and 1, and where there are list fields list_feature_ids (B, number of them, longest list)."""
-        encode = self.remember_items if self.config.freeze_text_tower else self.encode_items
+        remembers = self.config.freeze_text_tower and not torch.compiler.is_exporting()
+        encode = self.remember_items if remembers else self.encode_items
         items = self.item_activation(self.item_projection(encode(item_input_ids, item_attention_mask)))  # (U, D)
         with torch.autocast(feature_ids.device.type, enabled=False):
             ids = feature_ids[:, self.user_fields]

@@ -108,14 +108,16 @@ class P5ForCTR(FlipPreTrainedModel):
         **kwargs: Any,
     ) -> FlipForCTROutput:
         """input_ids (B, L), attention_mask (B, L), labels (B,) of 0 and 1."""
-        if not (rows := len(input_ids)):  # as `hidden_states` says
+        if not (rows := input_ids.shape[0]):  # as `hidden_states` says
             input_ids, attention_mask = input_ids.new_zeros(1, 1), attention_mask.new_ones(1, 1)
         prompts: Sequence[Sequence[int]] = self.config.prompt_ids
         width = max(map(len, prompts))
         # Padding comes before a prompt, so that prompt and sentence are adjacent; T5's positions are relative.
         padded = input_ids.new_tensor([[0] * (width - len(p)) + list(p) for p in prompts])
         mask = attention_mask.new_tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
-        chosen = torch.randint(len(prompts) if self.training else 1, (len(input_ids),), device=input_ids.device)
+        chosen = torch.zeros_like(input_ids[:, 0])  # the first prompt, but in training one by lot
+        if self.training:
+            chosen = torch.randint(len(prompts), chosen.shape, device=input_ids.device)
         mask = torch.cat([mask[chosen], attention_mask], dim=1)
         encoded = self.text_tower.get_encoder()(torch.cat([padded[chosen], input_ids], dim=1), attention_mask=mask)
 
@@ -124,7 +126,7 @@ class P5ForCTR(FlipPreTrainedModel):
         # Answers with the same decoder input, such as answers of one token, share a pass.
         reads = [(start, *answer[:-1]) for answer in self.config.answer_ids]
         for read in dict.fromkeys(reads):
-            decoder_ids = input_ids.new_tensor(read).expand(len(input_ids), -1)
+            decoder_ids = input_ids.new_tensor(read).expand(input_ids.shape[0], -1)
             logits = self.text_tower(
                 encoder_outputs=encoded, attention_mask=mask, decoder_input_ids=decoder_ids, use_cache=False
             ).logits

@@ -25,6 +25,8 @@ from .row_dataset import FlipDataset
 from .row_reader import read_columns
 
 DEFAULT_BATCH_SIZE = 1024
+# What computes a model: torch, or one of the runtimes of exported models.
+BACKENDS = ("torch", "onnx", "openvino")
 # Rows are read, encoded and sorted by length this many batches at a time.
 BATCHES_PER_CHUNK = 16
 SECONDS_WITHOUT_BAR = 2.0
@@ -52,11 +54,13 @@ class CtrPredictionPipeline(Pipeline):
         cold_start: "text" gives a category that training never saw the embedding that the text tower predicts for its words,
             instead of its field's unknown feature. The model must be a FlipForCTR with both towers. The first such value of a
             field takes a while, since the text tower then reads up to 4,096 known ones.
+        backend: what computes the model, "torch", or of an exported one (`python -m modeling_flip.serving.export`) "onnx" or
+            "openvino"; by default what its files are for.
         kwargs: `device` and whatever else `transformers.Pipeline` takes; `return_towers` and `group_by` of every call.
 
     Raises:
         ValueError: there is no processor, or it is another model's, or the model predicts no clicks, or weights of it were never
-            trained; `cold_start` is not "text", or the model has no text tower to predict with.
+            trained; `cold_start` is not "text", or the model has no text tower to predict with; `backend` cannot compute it.
     """
 
     # The package loads the processor itself: transformers.pipeline would let the checkpoint choose its class and code. A
@@ -64,7 +68,15 @@ class CtrPredictionPipeline(Pipeline):
     _load_processor = IS_REMOTE_CODE
     _load_tokenizer = _load_image_processor = _load_video_processor = _load_feature_extractor = False
 
-    def __init__(self, model: Any, processor: Any = None, *, cold_start: str | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        model: Any,
+        processor: Any = None,
+        *,
+        cold_start: str | None = None,
+        backend: str | None = None,
+        **kwargs: Any,
+    ):
         if not hasattr(model, "inputs"):
             raise ValueError(f"{type(model).__name__} predicts no clicks; load the checkpoint as FlipForCTR")
         if model.untrained_weights:
@@ -74,6 +86,13 @@ class CtrPredictionPipeline(Pipeline):
                 f"{' …' * (len(model.untrained_weights) > 3)}: scores would be noise. Finetune it first, or load only the towers "
                 "that it has (towers='tabular' or 'text'); if you have trained it since it was loaded, save it and load it again"
             )
+        if backend not in (None, getattr(model, "backend", "torch")):
+            if not hasattr(model, "use"):
+                raise ValueError(
+                    f"backend is {backend!r}, but this is a checkpoint for 'torch'; export it first: python -m "
+                    "modeling_flip.serving.export --model … --output FOLDER"
+                )
+            model.use(backend)
         if cold_start not in (None, "text"):
             raise ValueError(f"cold_start is {cold_start!r}; it must be 'text', or left out")
         if cold_start and (model.config.model_type != "flip" or model.config.towers != "both"):
@@ -207,7 +226,7 @@ class CtrPredictionPipeline(Pipeline):
 
     def logits(self, rows: FlipDataset, batch_size: int | None = None) -> np.ndarray:
         """(N,) float64 logits of encoded rows."""
-        outputs = self.forward(self._batches(rows, self._batch_size_of(batch_size)))
+        outputs = self.forward(self.batches(rows, self._batch_size_of(batch_size)))
         logits = np.empty(len(rows))
         logits[outputs["order"]] = outputs["logits"].double().numpy()
         return logits
@@ -249,10 +268,12 @@ class CtrPredictionPipeline(Pipeline):
     def preprocess(self, rows: Any, batch_size: int = DEFAULT_BATCH_SIZE) -> dict[str, Any]:
         """Rows → `batches` of tensors, shortest sentences first, and the rows' `order` in them; with `cold_start` also `more`,
         the rows of features that the tables lack."""
-        return self._batches(self.encode(rows), batch_size)
+        return self.batches(self.encode(rows), batch_size)
 
-    def _batches(self, dataset: FlipDataset, batch_size: int) -> dict[str, Any]:
-        made = {}
+    def batches(self, dataset: FlipDataset, batch_size: int) -> dict[str, Any]:
+        """What `preprocess` gives, of encoded rows; labels are left out."""
+        made: dict[str, Any] = {}
+        dataset = replace(dataset, labels=None)
         if self._cold_start and len(unseen := dataset.local.unseen_categories(dataset.vocabulary)):
             local = dataset.local
             features = local.features.copy()

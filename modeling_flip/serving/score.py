@@ -20,7 +20,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -36,13 +36,15 @@ from transformers.utils.hub import extract_commit_hash
 
 from ..commands import ends_in_order, exit_code, no_space, sole_writer
 from ..fields import did_you_mean
-from ..pipeline_flip import DEFAULT_BATCH_SIZE, PROBABILITIES, TOWER_PROBABILITIES, CtrPredictionPipeline
+from ..pipeline_flip import BACKENDS, DEFAULT_BATCH_SIZE, PROBABILITIES, TOWER_PROBABILITIES, CtrPredictionPipeline
 from ..processing_flip import FlipProcessor
 from ..table_files import READ, TableFile, in_parts, open_table
 from ..version import __version__
 
 ROWS_PER_PART = 32_768
 OUTPUT_SUFFIXES = (".parquet", ".csv")
+# Of the files that a score depends on.
+MODEL_SUFFIXES = (".json", ".safetensors", ".parquet", ".onnx", ".data", ".xml", ".bin")
 # In the folder of parts: the record of the run, and keys of it.
 RUN_FILE, INPUT_CONTENT, OUTPUT = "run.json", "input_sha256", "output"
 
@@ -61,6 +63,14 @@ def open_input(path: Path, delimiter: str | None = None, encoding: str | None = 
     if path.suffix.lower() == ".parquet":  # metadata such as pandas' index is not rows, but is kept
         return replace(table, schema=table.schema.with_metadata(pq.read_schema(path).metadata))
     return table
+
+
+def check_has_field(table: TableFile, fields: Sequence[str]) -> None:
+    """Raises ValueError if no column of a file is a field of the model."""
+    if not set(fields) & set(table.schema.names):
+        raise ValueError(
+            f"{table.path} has no field of the model; its columns: {table.schema.names}; the model's fields: {fields}"
+        )
 
 
 def score_file(
@@ -89,11 +99,7 @@ def score_file(
         ValueError: a file cannot be read or written, a column is missing or in the way, or parts of another run are.
     """
     schema = table.schema
-    fields = pipe.processor.fields
-    if not set(fields) & set(schema.names):
-        raise ValueError(
-            f"{table.path} has no field of the model; its columns: {schema.names}; the model's fields: {fields}"
-        )
+    check_has_field(table, pipe.processor.fields)
     added = added_columns(return_towers)
     check_output(output, schema, added)
     for name in added:
@@ -285,13 +291,14 @@ def load_pipeline(
     device: str | None,
     return_towers: bool,
     cold_start: str | None = None,
+    backend: str | None = None,
     **kwargs: Any,
 ) -> CtrPredictionPipeline:
     """Model and processor of a checkpoint; `kwargs` are dtype and towers."""
     loaded = AutoModelForSequenceClassification.from_pretrained(model, revision=revision, **kwargs)
     processor = FlipProcessor.from_pretrained(model, revision=revision)
     options: dict[str, Any] = {"task": "ctr-prediction", "device": device, "return_towers": return_towers}
-    return CtrPredictionPipeline(loaded, processor, cold_start=cold_start, **options)
+    return CtrPredictionPipeline(loaded, processor, cold_start=cold_start, backend=backend, **options)
 
 
 def model_version(model: str, revision: str | None) -> dict[str, Any]:
@@ -312,7 +319,7 @@ def model_version(model: str, revision: str | None) -> dict[str, Any]:
         ) from error
     if not Path(model).is_dir():
         return {"model": model, "revision": extract_commit_hash(config_file, None)}
-    files = sorted(p for p in Path(model).iterdir() if p.suffix in (".json", ".safetensors", ".parquet"))
+    files = sorted(p for p in Path(model).iterdir() if p.suffix in MODEL_SUFFIXES)
     stats = {p.name: [p.stat().st_size, p.stat().st_mtime_ns] for p in files}
     return {"model": str(Path(model).resolve()), "revision": None, "model_files": stats}
 
@@ -378,6 +385,11 @@ def make_parser() -> argparse.ArgumentParser:
         help="values never seen in training get the embedding that the text tower predicts for their words (default: their "
         "field's unknown feature)",
     )
+    parser.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        help="what computes the model: torch, or for an exported one onnx or openvino (default: what its files are for)",
+    )
     parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub (default: main)")
     parser.add_argument(
         "--device", type=_device, help="cpu, cuda, cuda:1, … (default: the first accelerator, else the CPU)"
@@ -394,7 +406,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """The command; 0 where all went well, 2 where it could not, 130 or 143 where it was interrupted."""
     args = make_parser().parse_args(arguments)
-    given = {"towers": args.towers, "cold_start": args.cold_start}
+    given = {"towers": args.towers, "cold_start": args.cold_start, "backend": args.backend}
     settings = {"dtype": args.dtype} | {name: value for name, value in given.items() if value is not None}
     try:
         # Before the model is loaded, which may take long.
