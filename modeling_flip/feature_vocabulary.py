@@ -476,19 +476,19 @@ class FeatureVocabulary:
             else:
                 found = self.positions(field.name, distinct)
             is_new = found < 0
-            new = distinct.filter(pa.array(is_new))
             ids = found + (self.value_offsets[i] + 1)
-            ids[is_new] = self.num_values + num_local + np.arange(len(new))
-            indices = pc.fill_null(column.indices, -1).to_numpy()
-            # The missing value follows all others, so index -1 finds it.
-            value_ids[:, i] = np.append(ids, self.value_offsets[i])[indices]
-            if len(new):
+            if is_new.any():
+                new = distinct.filter(pa.array(is_new))
+                ids[is_new] = self.num_values + num_local + np.arange(len(new))
                 own, lengths = self.local_features(i, new)
                 owners.append(np.full(len(new), i, np.int32))
                 texts.append(new)
                 features.append(own)
                 counts.append(lengths)
                 num_local += len(new)
+            indices = (pc.fill_null(column.indices, -1) if column.null_count else column.indices).to_numpy()
+            # The missing value follows all others, so index -1 finds it.
+            value_ids[:, i] = np.append(ids, self.value_offsets[i])[indices]
         none = np.zeros(0, np.int32)
         local = LocalValues(
             columns=np.concatenate([none, *owners]),

@@ -204,7 +204,7 @@ class CtrPredictionPipeline(Pipeline):
             `{"index": position among the candidates, "probability": p}`, the most probable first, equal ones in their order.
 
         Raises:
-            ValueError: `top_k` is below 1.
+            ValueError: `top_k` is below 1, or no candidate has a field of the model.
 
         Example:
 
@@ -213,10 +213,22 @@ class CtrPredictionPipeline(Pipeline):
         """
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k is {top_k}; it must be 1 or more, or left out")
-        rows = [{**user, **candidate} for candidate in candidates]
-        if not rows:
+        candidates = list(candidates)
+        if not candidates:
             return []
-        probabilities = self.probabilities(rows, batch_size)["probability"]
+        of_candidates = set().union(*candidates)
+        if of_candidates.isdisjoint(self.processor.fields):
+            raise ValueError(
+                f"no candidate has a field of the model, so all would score alike; they have {sorted(of_candidates)}, the model "
+                f"reads {self.processor.fields}"
+            )
+        # The user is read once, but for the fields that some candidate has too.
+        shared = {name: cell for name, cell in user.items() if name not in of_candidates}
+        if len(shared) < len(user):
+            candidates = [{**user, **candidate} for candidate in candidates]
+        encoded = self._collate.processor.encode(candidates, strict=False, shared=shared)
+        outputs = self.forward(self.batches(encoded, self._batch_size_of(batch_size)))
+        probabilities = self.postprocess(outputs)["probability"]
         best = np.argsort(-probabilities, kind="stable")[:top_k]
         return [{"index": int(i), "probability": float(probabilities[i])} for i in best]
 

@@ -209,13 +209,21 @@ class FlipProcessor(ProcessorMixin):
 
     # ---- rows to integers
 
-    def encode(self, rows: Any, labels: str | np.ndarray | None = None, *, strict: bool = True) -> FlipDataset:
+    def encode(
+        self,
+        rows: Any,
+        labels: str | np.ndarray | None = None,
+        *,
+        strict: bool = True,
+        shared: Mapping[str, Any] | None = None,
+    ) -> FlipDataset:
         """Encode rows once, for training or scoring.
 
         Args:
             rows: a dict (one row, or columns), a list of dicts, a DataFrame, an Arrow table or a `datasets.Dataset`.
             labels: (N,) clicks, or the column that holds them, as 0 and 1 or false and true.
             strict: whether an absent field is an error; otherwise it counts as missing in every row and is named once.
+            shared: fields that are the same in all rows, such as those of one user, in place of columns of them; read once.
 
         Raises:
             ValueError: a column is absent (where not `strict`, all are), a label is not 0 or 1, or its column is a field.
@@ -225,7 +233,15 @@ class FlipProcessor(ProcessorMixin):
                 f"the label {labels!r} is a field of the processor: the model would read the answer. Fit it again with "
                 f"FlipProcessor.fit(rows, …, label={labels!r})"
             )
-        columns, absent = read_columns(rows, self._vocabulary.columns, strict=strict)
+        once = [field for field in self._vocabulary.columns if field.name in (shared or {})]
+        of_rows = (
+            [field for field in self._vocabulary.columns if field not in once] if once else self._vocabulary.columns
+        )
+        columns, absent = read_columns(rows, of_rows, strict=strict)
+        if once:
+            same, _ = read_columns([shared], once)
+            repeats = pa.array(np.zeros(len(rows), np.int32))
+            columns |= {name: column.take(repeats) for name, column in same.items()}
         if absent == self.fields:
             raise ValueError(f"the rows have none of the fields {self.fields}; rename their columns")
         for field in absent:  # each by itself, so that none is named twice where rows come in chunks with other columns

@@ -377,7 +377,10 @@ def _encoded(values: pa.Array, field: Field) -> pa.DictionaryArray:
         column = (values.cast(pa.string()) if pa.types.is_null(kind) else values).dictionary_encode()
     else:  # in order of first appearance, as of any other column, whatever order the categories have
         by_row = values.indices.dictionary_encode()
-        column = pa.DictionaryArray.from_arrays(by_row.indices, values.dictionary.take(by_row.dictionary))
+        named = values.dictionary.take(
+            by_row.dictionary
+        ).dictionary_encode()  # it may name a value twice, or a missing one
+        column = pa.DictionaryArray.from_arrays(named.indices.take(by_row.indices), named.dictionary)
     if _is_text(kind):
         try:
             column.dictionary.validate(full=True)
@@ -388,7 +391,11 @@ def _encoded(values: pa.Array, field: Field) -> pa.DictionaryArray:
 
 def _mapped(column: pa.DictionaryArray, read: Callable[[pa.Array], pa.Array]) -> pa.DictionaryArray:
     """Applies `read` to the distinct values of a column; equal results are merged, nulls become missing."""
-    texts = read(column.dictionary).dictionary_encode()
+    distinct = column.dictionary
+    texts = read(distinct)
+    if texts is distinct:  # nothing to merge; such calls are most of the time that a single row takes
+        return column
+    texts = texts.dictionary_encode()
     indices = texts.indices.take(column.indices)
     return pa.DictionaryArray.from_arrays(indices.cast(pa.int32()), texts.dictionary)
 
@@ -401,12 +408,15 @@ def canonical_text(values: pa.Array, field: Field) -> pa.Array:
     kind = values.type
     is_text = _is_text(kind)
     if is_text:
-        values = values.cast(pa.string())
+        if kind != pa.string():
+            values = values.cast(pa.string())
         if field.type != "string":
             values = pc.utf8_trim_whitespace(values)
         # An empty cell of a CSV is a missing value, whoever reads it.
         missing = MISSING_WORDS if field.missing_words else MISSING_WORDS[:1]
-        values = pc.if_else(pc.is_in(values, missing), None, values)
+        is_missing = pc.is_in(values, missing)
+        if is_missing.true_count:
+            values = pc.if_else(is_missing, None, values)
     elif pa.types.is_decimal(kind):
         values, is_text = _text_of_decimals(values), True
     elif pa.types.is_floating(kind):

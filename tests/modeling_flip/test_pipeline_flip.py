@@ -192,6 +192,42 @@ def test_few_rows_and_many_are_encoded_alike(processor: FlipProcessor) -> None:
     assert [row.has_unseen_value[0] for row in alone] == together.has_unseen_value.tolist()
 
 
+# ---- ranking
+
+
+USER = {"user_id": 3, "gender": "male"}
+CANDIDATES = [{"title": row["title"]} for row in ROWS[:40]]
+
+
+def test_candidates_are_ranked_by_their_scores_to_the_bit(pipe: CtrPredictionPipeline) -> None:
+    scores = probabilities(pipe([{**USER, **candidate} for candidate in CANDIDATES]))
+    ranked = pipe.rank(USER, CANDIDATES)
+    assert [r["index"] for r in ranked] == sorted(range(len(scores)), key=lambda i: -scores[i])
+    assert [r["probability"] for r in ranked] == [scores[r["index"]] for r in ranked]
+    assert pipe.rank(USER, iter(CANDIDATES), top_k=3) == ranked[:3]
+
+
+def test_a_candidates_own_field_comes_before_the_users(pipe: CtrPredictionPipeline) -> None:
+    candidates = [{"title": "toy story"}, {"title": "toy story", "gender": "female"}]
+    scores = probabilities(pipe([{**USER, **candidate} for candidate in candidates]))
+    assert scores[0] != scores[1]
+    assert {r["index"]: r["probability"] for r in pipe.rank(USER, candidates)} == dict(enumerate(scores))
+
+
+def test_a_user_nobody_knows_is_ranked_for(pipe: CtrPredictionPipeline) -> None:
+    scores = probabilities(pipe([{**UNKNOWN, **candidate} for candidate in CANDIDATES]))
+    ranked = pipe.rank({"user_id": "nobody", "gender": "?"}, CANDIDATES)
+    assert {r["index"]: r["probability"] for r in ranked} == dict(enumerate(scores))
+
+
+def test_a_ranking_of_nothing_or_by_nothing(pipe: CtrPredictionPipeline) -> None:
+    assert pipe.rank(USER, []) == []
+    with pytest.raises(ValueError, match="top_k is 0"):
+        pipe.rank(USER, CANDIDATES, top_k=0)
+    with pytest.raises(ValueError, match=r"no candidate has a field of the model.*titel"):
+        pipe.rank(USER, [{"titel": "toy story"}])
+
+
 # ---- streams
 
 
