@@ -5,8 +5,8 @@ Rows are read as `CtrPredictionPipeline` reads them. GET /health, /ready and /me
 before the model is loaded and has scored a row. At SIGTERM new connections are refused, and requests that are being worked on
 are answered.
 
-FastAPI, uvicorn and a small batcher (`batching.py`) instead of LitServe: LitServe computes each route in a process of its own, so
-that /score and /rank would each hold the model, and its lone requests wait for others.
+FastAPI, uvicorn and a small batcher (`batching.py`), not LitServe: LitServe computes each route in a process of its own, so that
+/score and /rank would each hold the model, and raw rows and scores would travel between processes.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from ..version import __version__
 from .batching import Batcher, QueueFullError
 from .score import _positive, model_version
 
-# Of the seconds that a batch takes, the time that others are given to come along is next to nothing.
+# Seconds that are given to requests that may come again; next to nothing beside those that a batch takes.
 MAX_WAIT = 0.002
 # A body that is not there by then will not come.
 SECONDS_FOR_A_BODY = 10
