@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-import os
 import re
 import shlex
 import shutil
@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast, set_seed
 
+from benchmarks import serving_load
 from modeling_flip import CtrPredictionPipeline, FlipForCTR, FlipProcessor
 from modeling_flip.serving import score, serve
 from modeling_flip.serving.batching import Batcher, QueueFullError
@@ -166,7 +166,7 @@ def test_rank_and_towers_are_the_pipelines(server: Server, pipe: CtrPredictionPi
 
 def test_many_at_once_are_scored_together_and_each_gets_its_own(server: Server) -> None:
     rows = [{"user_id": BIG + i % 8, "title": f"Toy Story {i % 50}", "price": i} for i in range(200)]
-    alone = [server.scores([row])[0] for row in rows[:50]]
+    alone = [server.scores([row])[0] for row in rows[:20]]
     before = metrics_of(server)
     bodies: list[Any] = [{"rows": [row]} for row in rows]
     bodies[7::20] = [{"rows": [{"title": {"no": "cell"}}]}] * 10  # which fail only those who sent them
@@ -175,7 +175,7 @@ def test_many_at_once_are_scored_together_and_each_gets_its_own(server: Server) 
     answers = many(server, "/score", bodies)
     for i, answer in enumerate(answers):
         assert answer.status_code == (422 if i % 20 in (7, 9, 11) else 200)
-        if i < 50 and answer.status_code == 200:
+        if i < 20 and answer.status_code == 200:
             assert answer.json()["scores"][0]["probability"] == pytest.approx(alone[i], abs=1e-6)
     after = metrics_of(server)
     grown = {name: after[name] - before.get(name, 0) for name in after}
@@ -307,6 +307,23 @@ def test_where_too_many_rows_wait_requests_are_sent_away(server: Server) -> None
         else:
             assert [s["probability"] for s in answer.json()["scores"]] == pytest.approx(alone, abs=1e-6)
     assert server.client.get("/ready").status_code == 200
+
+
+def test_the_load_test_writes_its_figures(
+    server: Server, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving_load, "served", lambda *_: contextlib.nullcontext(server.url))
+    monkeypatch.setattr(serving_load, "CLIENTS", (1, 3))
+    monkeypatch.setattr(serving_load, "LOOKS", 6)
+    arguments = {"model": checkpoint, "rows": 2, "seconds": 0.1, "minutes": 0.01, "json": tmp_path / "figures.json"}
+    monkeypatch.setattr(sys, "argv", ["", *(str(a) for name, value in arguments.items() for a in (f"--{name}", value))])
+    serving_load.main()
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert set(figures["clients"]) == {"1", "3"} and {"commit", "hardware"} <= figures.keys()
+    for level in figures["clients"].values():
+        assert level["failures"] == 0 and 0 < level["p50_ms"] <= level["p99_ms"]
+        assert level["rows_per_second"] == 2 * level["requests_per_second"]
+    assert len(figures["soak"]["memory_mib"]) == 7 and min(figures["soak"]["memory_mib"]) > 10
 
 
 # ---- how it ends; the last tests, since the server is gone then
