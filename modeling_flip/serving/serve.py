@@ -32,6 +32,7 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from transformers import pipeline
 from transformers.utils import logging
@@ -106,7 +107,7 @@ class Limits:
 
     max_rows: int = 1024
     max_bytes: int = 4 << 20
-    max_waiting_rows: int = 8192
+    max_waiting_rows: int = 2048
     max_batch_size: int = 64
 
     def __post_init__(self) -> None:
@@ -275,6 +276,8 @@ async def _read(request: Request, kind: type[Asked], max_bytes: int) -> Asked:
                     raise too_large
     except TimeoutError:
         raise HTTPException(408, f"the body was not there after {SECONDS_FOR_A_BODY} seconds; send it again") from None
+    except ClientDisconnect:  # for the metrics: nobody is there to read it
+        raise HTTPException(400, "the body ended early") from None
     try:
         content = _decode(body.decode())
     except (ValueError, RecursionError) as error:
@@ -448,6 +451,8 @@ def main(arguments: list[str] | None = None) -> int:
                 app,
                 log_level="warning",
                 access_log=False,
+                http="h11",  # bounds a request's headers, which uvicorn's other reader does not
+                ws="none",
                 timeout_graceful_shutdown=SECONDS_FOR_THE_LAST_REQUESTS,
             )
             served = True
