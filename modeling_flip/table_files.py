@@ -751,7 +751,7 @@ def _json_row(line: bytes, path: Path, number: int, marked: str | None) -> dict[
     return row
 
 
-def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object; of a key that stands in it twice, Python's reader would keep the last value."""
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -760,7 +760,7 @@ def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-JSON = json.JSONDecoder(object_pairs_hook=_each_key_once).decode
+JSON = json.JSONDecoder(object_pairs_hook=each_key_once).decode
 
 
 def _shown(line: bytes) -> str:

@@ -1,0 +1,469 @@
+"""Serve a checkpoint over HTTP: `python -m modeling_flip.serving.serve --model ID_OR_FOLDER`.
+
+POST /score scores rows, POST /rank orders candidates of one user; /docs describes both, with a row of the model's own fields.
+Rows are read as `CtrPredictionPipeline` reads them. GET /health, /ready and /metrics are for whoever runs it. Nothing listens
+before the model is loaded and has scored a row. At SIGTERM new connections are refused, and requests that are being worked on
+are answered.
+
+FastAPI, uvicorn and a small batcher (`batching.py`), not LitServe: LitServe computes each route in a process of its own, so that
+/score and /rank would each hold the model, and raw rows and scores would travel between processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import json
+import math
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import uvicorn
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from transformers import pipeline
+from transformers.utils import logging
+
+from ..commands import ends_in_order, exit_code
+from ..feature_vocabulary import FeatureVocabulary
+from ..pipeline_flip import CtrPredictionPipeline
+from ..row_reader import MEMBER_SEPARATOR
+from ..table_files import each_key_once
+from ..version import __version__
+from .batching import Batcher, QueueFullError
+from .score import _positive, model_version
+
+# Seconds that are given to requests that may come again; next to nothing beside those that a batch takes.
+MAX_WAIT = 0.002
+# A body that is not there by then will not come.
+SECONDS_FOR_A_BODY = 10
+SECONDS_FOR_THE_LAST_REQUESTS = 30
+MOST_ERRORS = 10
+POWERS_OF_TWO = [2**i for i in range(13)]
+SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10]
+
+Row = dict[str, Any]
+
+
+class ScoreRequest(BaseModel):
+    """Rows to score. Keys that are no fields of the model are ignored, and a field that is absent counts as missing."""
+
+    model_config = ConfigDict(extra="forbid")
+    rows: list[Row] = Field(min_length=1)
+    return_towers: bool = Field(False, description="also the probability from each tower alone")
+
+
+class RankRequest(BaseModel):
+    """Candidates of one user to order, the most probable first."""
+
+    model_config = ConfigDict(extra="forbid")
+    user: Row = Field(description="the fields that all rows share: the user's, and those of the situation")
+    candidates: list[Row] = Field(min_length=1, description="the fields of each item")
+    top_k: int | None = Field(None, ge=1, description="how many to return; all, if left out")
+
+
+class Score(BaseModel):
+    probability: float
+    tabular_probability: float | None = None
+    text_probability: float | None = None
+
+
+class ScoreAnswer(BaseModel):
+    scores: list[Score] = Field(description="in the order of the rows")
+
+
+class Ranked(BaseModel):
+    index: int = Field(description="position among the candidates")
+    probability: float
+
+
+class RankAnswer(BaseModel):
+    ranked: list[Ranked]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a request, and all that wait, may ask for.
+
+    Args:
+        max_rows: rows, or candidates, of a request.
+        max_bytes: of a request's body.
+        max_waiting_rows: rows of all requests that wait; others are refused with 503.
+        max_batch_size: rows that are scored together.
+    """
+
+    max_rows: int = 1024
+    max_bytes: int = 4 << 20
+    max_waiting_rows: int = 2048
+    max_batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        if self.max_waiting_rows < self.max_rows:
+            raise ValueError(
+                f"max_waiting_rows is {self.max_waiting_rows}: a request of max_rows {self.max_rows} could never wait; raise "
+                "the one or lower the other"
+            )
+
+
+class Metrics:
+    """What /metrics shows."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # each would have a second series, with the time when it was made
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self.requests = Counter("flip_requests", "Requests answered.", ["route", "status"], registry=registry)
+        self.seconds = Histogram(
+            "flip_request_seconds", "From the request to its answer.", ["route"], registry=registry, buckets=SECONDS
+        )
+        self.rows = Counter("flip_rows_scored", "Rows scored, candidates included.", registry=registry)
+        self.batches = Histogram(
+            "flip_batch_rows", "Rows that were scored together.", registry=registry, buckets=POWERS_OF_TWO
+        )
+        self.waiting = Gauge("flip_waiting_rows", "Rows that wait.", registry=registry)
+
+    def observe_batch(self, size: int) -> None:
+        self.rows.inc(size)
+        self.batches.observe(size)
+
+
+def measured(app: ASGIApp, metrics: Metrics, routes: Sequence[str]) -> ASGIApp:
+    """The application, its requests counted and timed; those of no route as "other"."""
+
+    async def measure(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await app(scope, receive, send)
+        status = 500
+
+        async def note(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        route, started = scope["path"] if scope["path"] in routes else "other", time.perf_counter()
+        try:
+            await app(scope, receive, note)
+        finally:
+            metrics.requests.labels(route, status).inc()
+            metrics.seconds.labels(route).observe(time.perf_counter() - started)
+
+    return measure
+
+
+def make_app(pipe: CtrPredictionPipeline, limits: Limits) -> FastAPI:
+    """The web application of a loaded model."""
+    metrics, fields = Metrics(), {field.name: field.kind == "list" for field in pipe.processor.vocabulary.columns}
+    runs: dict[bool, Callable[[list[Row]], list[dict]]] = {False: pipe, True: partial(pipe, return_towers=True)}
+    batcher: Batcher
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        nonlocal batcher
+        batcher = Batcher(limits.max_batch_size, limits.max_waiting_rows, MAX_WAIT, metrics.observe_batch)
+        metrics.waiting.set_function(lambda: batcher.waiting_rows)
+        yield
+        batcher.close()
+
+    app = FastAPIOffline(title="Click probabilities", version=__version__, redoc_url=None, lifespan=lifespan)
+    app.add_middleware(measured, metrics=metrics, routes=["/score", "/rank", "/health", "/ready", "/metrics"])
+    app.add_exception_handler(RequestValidationError, _unprocessable)
+    row = example_row(pipe.processor.vocabulary)
+    sides = {field.name: field.side for field in pipe.processor.vocabulary.columns}
+    user = {name: value for name, value in row.items() if sides[name] == "user"}
+    item = {name: value for name, value in row.items() if name not in user}
+
+    @app.post(
+        "/score",
+        response_model=ScoreAnswer,
+        response_model_exclude_none=True,
+        openapi_extra=_body_of(ScoreRequest, {"rows": [row]}),
+    )
+    async def score(request: Request) -> Mapping[str, Any]:
+        """Click probabilities of rows."""
+        asked = await _read(request, ScoreRequest, limits.max_bytes)
+        _check_number("rows", asked.rows, limits.max_rows)
+        _check_rows(asked.rows, fields, "rows")
+        return {"scores": await _answer(batcher.submit(runs[asked.return_towers], asked.rows))}
+
+    @app.post(
+        "/rank", response_model=RankAnswer, openapi_extra=_body_of(RankRequest, {"user": user, "candidates": [item]})
+    )
+    async def rank(request: Request) -> Mapping[str, Any]:
+        """Order candidate items of one user."""
+        asked = await _read(request, RankRequest, limits.max_bytes)
+        _check_number("candidates", asked.candidates, limits.max_rows)
+        if asked.user:
+            _check_rows([asked.user], fields, "user")
+        _check_rows(asked.candidates, fields, "candidates")
+
+        def run(_: list[None]) -> list[list[dict]]:
+            return [pipe.rank(asked.user, asked.candidates, top_k=asked.top_k)]
+
+        (ranked,) = await _answer(batcher.submit(run, [None], size=len(asked.candidates)))
+        return {"ranked": ranked}
+
+    @app.get("/health")
+    async def health() -> Mapping[str, str]:
+        """Whether the process works; where it does not, it should be started again."""
+        if not batcher.is_alive:
+            raise HTTPException(503, "requests are no longer worked on; start the server again")
+        return {"status": "ok"}
+
+    @app.get("/ready")
+    async def ready() -> Mapping[str, str]:
+        """Whether requests should be sent here: the model has scored a row, and there is room for more."""
+        if batcher.waiting_rows >= limits.max_waiting_rows:
+            raise _full()
+        return await health()
+
+    @app.get("/metrics", include_in_schema=False)
+    async def show_metrics() -> Response:
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return app
+
+
+# ---- a request's body
+
+Asked = TypeVar("Asked", bound=BaseModel)
+
+
+def _body_of(request: type[BaseModel], example: Mapping[str, Any]) -> dict[str, Any]:
+    content = {"application/json": {"schema": request.model_json_schema(), "example": example}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _no_number(word: str) -> Any:
+    raise ValueError(f"{word} is not in its grammar, and null stands for a missing value")
+
+
+# Not the framework's own reading: it takes NaN, and of a key that stands there twice the last value.
+_decode = json.JSONDecoder(object_pairs_hook=each_key_once, parse_constant=_no_number).decode
+
+
+async def _read(request: Request, kind: type[Asked], max_bytes: int) -> Asked:
+    """The body of a request.
+
+    Raises:
+        HTTPException: it is not JSON (400, 415), too large (413), or does not come (408).
+        RequestValidationError: it is not what was asked for.
+    """
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise HTTPException(415, "send the body as JSON, with the header content-type: application/json")
+    too_large = HTTPException(413, f"the body is larger than {max_bytes:,} bytes; send several requests")
+    if int(request.headers.get("content-length", 0)) > max_bytes:
+        raise too_large  # without reading it
+    body = bytearray()
+    try:
+        async with asyncio.timeout(SECONDS_FOR_A_BODY):
+            async for part in request.stream():
+                body += part
+                if len(body) > max_bytes:
+                    raise too_large
+    except TimeoutError:
+        raise HTTPException(408, f"the body was not there after {SECONDS_FOR_A_BODY} seconds; send it again") from None
+    except ClientDisconnect:  # for the metrics: nobody is there to read it
+        raise HTTPException(400, "the body ended early") from None
+    try:
+        content = _decode(body.decode())
+    except (ValueError, RecursionError) as error:
+        raise HTTPException(
+            400, f"the body is not JSON: {str(error).partition(';')[0]}; send an object in UTF-8"
+        ) from None
+    try:
+        return kind.model_validate(content, strict=True)
+    except ValidationError as error:
+        raise RequestValidationError(
+            [{**each, "loc": ("body", *each["loc"])} for each in error.errors(include_url=False, include_input=False)]
+        ) from None
+
+
+def _check_number(name: str, rows: Sequence[Row], at_most: int) -> None:
+    if len(rows) > at_most:
+        raise HTTPException(
+            413, f"{len(rows):,} {name} in a request; at most {at_most:,} are taken: send several requests"
+        )
+
+
+def _check_rows(rows: Sequence[Row], fields: Mapping[str, bool], name: str) -> None:
+    """Raises RequestValidationError where a row has no field of the model, or a cell is of a kind that its field cannot be.
+
+    Args:
+        fields: for each field of the model, whether it holds lists.
+        name: what the rows are called in the request.
+    """
+    errors: list[dict[str, Any]] = []
+    for i, row in enumerate(rows):
+        place = ("body", name) if name == "user" else ("body", name, i)
+        known = row.keys() & fields.keys()
+        if not known:
+            errors.append({"loc": place, "msg": f"none of the model's fields is here; they are {', '.join(fields)}"})
+        for field in known:
+            if (fault := _fault(row[field], fields[field])) is not None:
+                errors.append({"loc": (*place, field), "msg": fault})
+        if len(errors) >= MOST_ERRORS:
+            break
+    if errors:
+        raise RequestValidationError([{"type": "row", **error} for error in errors])
+
+
+def _fault(cell: Any, is_list: bool) -> str | None:
+    """What is wrong with a JSON value as a cell, and what to send instead."""
+    if isinstance(cell, list):
+        if not is_list:
+            return "a list, but this field holds one value; send a string, a number, true, false or null"
+        return next((f"in the list: {fault}" for each in cell if (fault := _fault(each, False)) is not None), None)
+    if isinstance(cell, dict):
+        return "an object; send a string, a number, true, false or null" + (", or a list of these" if is_list else "")
+    if isinstance(cell, float) and not math.isfinite(cell):
+        return "a number too large for 64 bits; send null if it is missing, or a string"
+    return None
+
+
+async def _unprocessable(request: Request, error: Exception) -> Response:
+    """422, with the first errors. In ASCII, since names that a client has sent may not be UTF-8; and without what it has sent,
+    which may be long."""
+    assert isinstance(error, RequestValidationError)
+    detail = [{key: each[key] for key in ("loc", "msg", "type")} for each in error.errors()[:MOST_ERRORS]]
+    return Response(json.dumps({"detail": detail}), 422, media_type="application/json")
+
+
+async def _answer(results: Awaitable[list[Any]]) -> list[Any]:
+    try:
+        return await results
+    except QueueFullError:
+        raise _full() from None
+    except (TypeError, ValueError) as error:  # from the pipeline, of these rows or settings
+        raise HTTPException(422, str(error)) from error
+
+
+def _full() -> HTTPException:
+    return HTTPException(503, "too many rows wait; send it again later", {"Retry-After": "1"})
+
+
+def example_row(vocabulary: FeatureVocabulary) -> Row:
+    """A row with a value of each field that training has seen, or a word where it kept none."""
+    row: Row = {}
+    for field in vocabulary.columns:
+        values = vocabulary.values[field.name]
+        text = values[0].as_py() if len(values) else field.words
+        row[field.name] = text.split(MEMBER_SEPARATOR) if field.kind == "list" else text
+    return row
+
+
+# ---- the command
+
+
+def load_pipeline(
+    model: str, revision: str | None = None, towers: str | None = None, **options: Any
+) -> CtrPredictionPipeline:
+    """The pipeline of a checkpoint, which has scored a row; `options` go to it."""
+    import modeling_flip  # noqa: F401 - registers it
+
+    chosen = {} if towers is None else {"towers": towers}
+    pipe = pipeline("ctr-prediction", model=model, revision=revision, model_kwargs=chosen, **options)
+    pipe([example_row(pipe.processor.vocabulary)])
+    return pipe
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket of the address, which refuses connections until the server listens.
+
+    Raises:
+        ValueError: the address cannot be had.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
+            0
+        ]
+        bound = socket.socket(family, kind)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"cannot listen at {host}, port {port}: {error}; choose another --host or --port") from error
+    return bound
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="serve",
+        usage="python -m modeling_flip.serving.serve --model ID_OR_FOLDER [options]",
+        description="Serve a model over HTTP: POST /score and /rank; /docs describes them.",
+    )
+    parser.add_argument("--model", required=True, metavar="ID_OR_FOLDER", help="a model on the Hub, or a folder")
+    parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub (default: main)")
+    parser.add_argument("--backend", choices=("torch", "onnx", "openvino"), help="what computes it (default: torch)")
+    parser.add_argument(
+        "--towers", choices=("both", "tabular", "text"), help="which towers to load (default: those of the checkpoint)"
+    )
+    parser.add_argument(
+        "--cold_start",
+        choices=("text",),
+        help="values never seen in training get the embedding that the text tower predicts for their words",
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 for all interfaces (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="0 for a free one (default: %(default)s)")
+    for name, what in (
+        ("max_rows", "rows, or candidates, of a request"),
+        ("max_bytes", "bytes of a request's body"),
+        ("max_waiting_rows", "rows that may wait; further requests are refused with 503"),
+        ("max_batch_size", "rows that are scored together"),
+    ):
+        default = getattr(Limits, name)
+        parser.add_argument(f"--{name}", type=_positive, default=default, help=f"{what} (default: {default:,})")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; 0 where it was told to end while it served, 2 where it could not serve, 130 or 143 where it was interrupted
+    before."""
+    args = make_parser().parse_args(arguments)
+    given = {
+        name: getattr(args, name) for name in ("backend", "towers", "cold_start") if getattr(args, name) is not None
+    }
+    logging.disable_progress_bar()
+    served = False
+    try:
+        with ends_in_order():
+            limits = Limits(**{name: getattr(args, name) for name in Limits.__dataclass_fields__})
+            listener = _bound(args.host, args.port)
+            revision = model_version(args.model, args.revision)["revision"]
+            app = make_app(load_pipeline(args.model, revision, **given), limits)
+            gc.collect()
+            gc.freeze()  # what the libraries hold stays; each collection would look through it
+            host, port = listener.getsockname()[:2]
+            print(f"serving {args.model} at http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+            config = uvicorn.Config(
+                app,
+                log_level="warning",
+                access_log=False,
+                http="h11",  # bounds a request's headers, which uvicorn's other reader does not
+                ws="none",
+                timeout_graceful_shutdown=SECONDS_FOR_THE_LAST_REQUESTS,
+            )
+            served = True
+            uvicorn.Server(config).run(sockets=[listener])
+    except KeyboardInterrupt as interrupt:  # uvicorn has answered what it was working on, and raises the signal again
+        return 0 if served else exit_code(interrupt)
+    except (OSError, ValueError, TypeError) as error:
+        print(f"serve: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

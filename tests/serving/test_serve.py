@@ -1,0 +1,438 @@
+"""The HTTP endpoint: a real server on loopback, asked as docs/serving.md says, by many at once, and by those who mean it ill."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast, set_seed
+
+from benchmarks import serving_load
+from modeling_flip import CtrPredictionPipeline, FlipForCTR, FlipProcessor
+from modeling_flip.serving import score, serve
+from modeling_flip.serving.batching import Batcher, QueueFullError
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "serving.md").read_text()
+COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) for line in block.strip().splitlines()]
+(START,) = (command for command in COMMANDS if "modeling_flip.serving.serve" in command)
+ADDRESS = "http://127.0.0.1:8000"  # on the page
+MAX_ROWS, MAX_BYTES, MAX_WAITING = 64, 50_000, 256
+BIG = 1_234_567_890_123_456_780  # as a float, the ten ids from here are one
+
+ROWS = [
+    {"user_id": BIG, "title": "Joyful Harbor", "price": 3.0, "tags": ["a", "b"], "is_new": True},
+    {"user_id": BIG + 1, "title": "Toy Story", "price": 3, "tags": ["b"], "is_new": False},
+    {"user_id": str(BIG + 2), "title": "東京物語 \U0001f600", "price": "3.0", "tags": "a", "is_new": None},
+    {"user_id": BIG + 2, "title": "nothing \ud800 whole", "price": 2.5, "tags": [], "is_new": "true"},
+    {"user_id": BIG + 3, "price": 1e-7, "tags": [None, "c"], "not a field": {"of": ["any", "kind"]}},
+    {"user_id": None, "title": "", "price": None, "tags": None},
+    {"user_id": 10**30, "title": "x" * 500, "price": -12.5},
+]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_text_model: Path, wordpiece: PreTrainedTokenizerFast, tmp_path_factory: Any) -> Path:
+    """A random model that tells rows apart, whose fields are of every kind."""
+    seen = [
+        {
+            "user_id": BIG + i % 8,
+            "title": f"Toy Story {i}",
+            "price": i / 2,
+            "tags": ["a", "b", "c"][: i % 4],
+            "is_new": i > 9,
+        }
+        for i in range(40)
+    ]
+    kinds = {"user_id": ("categorical", "integer"), "title": ("text", "string"), "price": ("numeric", "number")}
+    kinds |= {"tags": ("list", "string"), "is_new": ("categorical", "boolean")}
+    sides = {"user_id": "user"}
+    fields = [{"name": n, "kind": k, "type": t, "side": sides.get(n)} for n, (k, t) in kinds.items()]
+    processor = FlipProcessor.fit(seen, fields, wordpiece)
+    set_seed(0)
+    model = FlipForCTR.from_text_pretrained(tiny_text_model, processor, embedding_size=4, hidden_sizes=[8])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    folder = tmp_path_factory.mktemp("served")
+    model.eval().save_pretrained(folder, processor=processor)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pipe(checkpoint: Path) -> CtrPredictionPipeline:
+    return CtrPredictionPipeline(FlipForCTR.from_pretrained(checkpoint), device="cpu")
+
+
+class Server:
+    """The page's own command as a process, with a port and limits for tests."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        limits = {"max_rows": MAX_ROWS, "max_bytes": MAX_BYTES, "max_waiting_rows": MAX_WAITING, "port": 0}
+        command = shlex.split(START.replace("outputs/quickstart", str(checkpoint)))
+        command = [sys.executable, *command[1:], *(str(a) for name, n in limits.items() for a in (f"--{name}", n))]
+        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()  # once it has scored a row
+        self.url = re.findall(r"http://\S+", line)[0]
+        self.client = httpx2.Client(base_url=self.url, timeout=60)
+
+    def scores(self, rows: list[dict]) -> list[float]:
+        answer = post(self.client, "/score", {"rows": rows})
+        assert answer.status_code == 200, answer.text
+        return [scored["probability"] for scored in answer.json()["scores"]]
+
+
+def post(client: Any, route: str, content: Any) -> Any:
+    """A request whose body may hold what strict JSON libraries refuse, such as lone surrogates."""
+    return client.post(route, content=json.dumps(content), headers={"content-type": "application/json"})
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[list[Server]]:
+    started: list[Server] = []
+    yield started
+    for server in started:
+        server.client.close()
+        server.process.kill()
+        server.process.communicate()
+
+
+@pytest.fixture
+def server(servers: list[Server], checkpoint: Path) -> Server:
+    """The one that runs, or a new one."""
+    if not servers or servers[-1].process.poll() is not None:
+        servers.append(Server(checkpoint))
+    return servers[-1]
+
+
+def many(server: Server, route: str, bodies: list[Any]) -> list[Any]:
+    """The answers to requests that are all sent at once."""
+
+    async def send() -> list[Any]:
+        limits = httpx2.Limits(max_connections=None)
+        async with httpx2.AsyncClient(base_url=server.url, timeout=60, limits=limits) as client:
+            return await asyncio.gather(*(post(client, route, body) for body in bodies))
+
+    return asyncio.run(send())
+
+
+# ---- the same answers as everywhere
+
+
+def test_a_row_has_one_probability_over_http_in_python_and_from_a_file(
+    server: Server, pipe: CtrPredictionPipeline, checkpoint: Path, tmp_path: Path
+) -> None:
+    over_http = [server.scores([row])[0] for row in ROWS]
+    assert over_http == [pipe(row)["probability"] for row in ROWS]
+    assert len(set(over_http)) == len(ROWS)
+    ids = [server.scores([{"user_id": BIG + i}])[0] for i in range(8)]  # 19 digits, to the digit
+    assert len(set(ids)) == 8
+
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in ROWS))
+    arguments = ["--model", checkpoint, "--input", tmp_path / "rows.jsonl", "--output", tmp_path / "scores.parquet"]
+    assert score.main([*map(str, arguments), "--batch_size", "1", "--device", "cpu"]) == 0
+    assert over_http == pq.read_table(tmp_path / "scores.parquet")["probability"].to_pylist()
+
+
+def test_rank_and_towers_are_the_pipelines(server: Server, pipe: CtrPredictionPipeline) -> None:
+    user, candidates = {"user_id": BIG}, [{"title": f"Toy Story {i}", "price": i} for i in range(20)]
+    answer = post(server.client, "/rank", {"user": user, "candidates": candidates, "top_k": 5}).json()["ranked"]
+    expected = pipe.rank(user, candidates, top_k=5)
+    assert [each["index"] for each in answer] == [each["index"] for each in expected]
+    assert [e["probability"] for e in answer] == pytest.approx([e["probability"] for e in expected], abs=1e-6)
+    assert len(post(server.client, "/rank", {"user": {}, "candidates": candidates}).json()["ranked"]) == 20
+    (scored,) = post(server.client, "/score", {"rows": [ROWS[0]], "return_towers": True}).json()["scores"]
+    assert scored == pytest.approx(pipe(ROWS[0], return_towers=True), abs=1e-6)
+
+
+def test_many_at_once_are_scored_together_and_each_gets_its_own(server: Server) -> None:
+    rows = [{"user_id": BIG + i % 8, "title": f"Toy Story {i % 50}", "price": i} for i in range(200)]
+    alone = [server.scores([row])[0] for row in rows[:20]]
+    before = metrics_of(server)
+    bodies: list[Any] = [{"rows": [row]} for row in rows]
+    bodies[7::20] = [{"rows": [{"title": {"no": "cell"}}]}] * 10  # which fail only those who sent them
+    bodies[9::20] = [{"rows": [{"unknown": 1}]}] * 10
+    bodies[11::20] = [{"user": {}, "rows": 3}] * 10
+    answers = many(server, "/score", bodies)
+    for i, answer in enumerate(answers):
+        assert answer.status_code == (422 if i % 20 in (7, 9, 11) else 200)
+        if i < 20 and answer.status_code == 200:
+            assert answer.json()["scores"][0]["probability"] == pytest.approx(alone[i], abs=1e-6)
+    after = metrics_of(server)
+    grown = {name: after[name] - before.get(name, 0) for name in after}
+    assert grown["flip_rows_scored_total"] == grown["flip_batch_rows_sum"] == 170
+    assert grown["flip_batch_rows_count"] < 85  # two or more rows to a batch
+    assert grown['flip_requests_total{route="/score",status="200"}'] == 170
+    assert grown['flip_requests_total{route="/score",status="422"}'] == 30
+    assert grown['flip_request_seconds_count{route="/score"}'] == 200
+    assert after["process_resident_memory_bytes"] > 1e7
+
+
+def metrics_of(server: Server) -> dict[str, float]:
+    lines = [line for line in server.client.get("/metrics").text.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
+
+
+# ---- the page
+
+
+def test_the_curl_commands_of_the_page_run(server: Server) -> None:
+    commands = [command for command in COMMANDS if command.startswith("curl ")]
+    answers = {}
+    for command in commands:
+        words = shlex.split(command.replace(ADDRESS, server.url))
+        done = subprocess.run([*words, "--fail-with-body"], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, f"{command}: {done.stdout}"
+        answers[words[-1] if words[-1].startswith("http") else words[words.index("-s") + 1]] = done.stdout
+    assert {url.removeprefix(server.url) for url in answers} == {"/score", "/rank", "/ready", "/metrics"}
+    assert all(0 < scored["probability"] < 1 for scored in json.loads(answers[f"{server.url}/score"])["scores"])
+
+
+def test_what_the_page_asks_of_docker_is_what_docker_takes() -> None:
+    """No daemon, no image: only that the commands are docker's."""
+    if (docker := shutil.which("docker")) is None:
+        pytest.skip("docker is not at hand")
+    commands = [shlex.split(command) for command in COMMANDS if command.startswith("docker ")]
+    assert {words[1] for words in commands} == {"build", "run"}
+    for words in commands:
+        usage = subprocess.run([docker, words[1], "--help"], capture_output=True, text=True, timeout=60).stdout
+        for flag in (word for word in words[2:] if word.startswith("-") and "modeling_flip" not in words):
+            assert re.search(rf"(^|\s){re.escape(flag)}[ ,]", usage), f"docker {words[1]} has no {flag}"
+    files = re.findall(r"^COPY (.*) \S+$", (ROOT / "deploy" / "Dockerfile").read_text(), re.MULTILINE)
+    assert all((ROOT / name).exists() for line in files for name in line.split())
+    (entry,) = re.findall(r"^ENTRYPOINT (.*)$", (ROOT / "deploy" / "Dockerfile").read_text(), re.MULTILINE)
+    (default,) = re.findall(r"^CMD (.*)$", (ROOT / "deploy" / "Dockerfile").read_text(), re.MULTILINE)
+    command = [*json.loads(entry), *json.loads(default)]
+    assert command[:3] == ["python", "-m", "modeling_flip.serving.serve"]
+    assert serve.make_parser().parse_args(command[3:]).host == "0.0.0.0"
+
+
+def test_the_documented_example_is_a_request_and_docs_need_no_cdn(server: Server) -> None:
+    paths = server.client.get("/openapi.json").json()["paths"]
+    for route in ("/score", "/rank"):
+        body = paths[route]["post"]["requestBody"]["content"]["application/json"]
+        assert post(server.client, route, body["example"]).status_code == 200
+        assert body["schema"]["properties"]
+    assert set(paths["/score"]["post"]["requestBody"]["content"]["application/json"]["example"]["rows"][0]) == {
+        *("user_id", "title", "price", "tags", "is_new")
+    }
+    page = server.client.get("/docs").text
+    assert not re.findall(r"(?:src|href)=\"(?:https?:)?//", page)
+    for path in re.findall(r"(?:src|href)=\"(/[^\"]+)\"", page):
+        assert server.client.get(path).status_code == 200
+
+
+# ---- requests that are none
+
+JSON = {"content-type": "application/json"}
+BAD = {
+    "no json": (b"{", 400, "not JSON"),
+    "not utf-8": (b"\xff\xfe", 400, "UTF-8"),
+    "nan": (b'{"rows": [{"price": NaN}]}', 400, "NaN"),
+    "a key twice": (b'{"rows": [{"price": 1, "price": 2}]}', 400, "price"),
+    "deep": (b"[" * 19_000, 400, "recursion"),
+    "many digits": (b'{"rows": [{"user_id": ' + b"9" * 5000 + b"}]}", 400, "digits"),
+    "another type": (b"[1, 2]", 422, "body"),
+    "no rows": (b'{"rows": []}', 422, "rows"),
+    "rows are no list": (b'{"rows": {"user_id": 1}}', 422, "rows"),
+    "a row is no object": (b'{"rows": [{"user_id": 1}, 7]}', 422, "1"),
+    "an option that is none": (b'{"rows": [{"user_id": 1}], "return_tower": true}', 422, "return_tower"),
+    "a name that is no text": (b'{"rows": [{"user_id": 1}], "\\ud800": true}', 422, "string"),
+    "no field of the model": (b'{"rows": [{"userid": 1, "tittle": "a"}]}', 422, "user_id, title"),
+    "one row without a field": (b'{"rows": [{"user_id": 1}, {"tittle": "a"}]}', 422, "user_id, title"),
+    "an object": (b'{"rows": [{"user_id": 1}, {"title": {"a": 1}}]}', 422, '"rows", 1, "title"'),
+    "a list": (b'{"rows": [{"user_id": [1]}]}', 422, "holds one value"),
+    "a list of lists": (b'{"rows": [{"tags": ["a", ["b"]]}]}', 422, "in the list"),
+    "infinite": (b'{"rows": [{"price": 1e999}]}', 422, "64 bits"),
+    "too many rows": (b'{"rows": [' + b'{"price":1},' * MAX_ROWS + b'{"price":1}]}', 413, str(MAX_ROWS)),
+    "too many bytes": (b'{"rows": [' + b" " * MAX_BYTES + b"]}", 413, f"{MAX_BYTES:,} bytes"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_request_is_told_what_is_wrong(server: Server, case: str) -> None:
+    body, status, words = BAD[case]
+    answer = server.client.post("/score", content=body, headers=JSON)
+    assert (answer.status_code, words in answer.text) == (status, True), answer.text
+    assert answer.headers["content-type"] == "application/json" and len(answer.content) < 2000
+
+
+def test_other_bad_requests(server: Server) -> None:
+    good = json.dumps({"rows": [{"user_id": 1}]}).encode()
+    assert server.client.post("/score", content=good, headers={"content-type": "text/plain"}).status_code == 415
+    parts = (b"  " * 1000 for _ in range(30))  # without a content-length
+    assert server.client.post("/score", content=parts, headers=JSON).status_code == 413
+    assert server.client.get("/health", headers={"x": "a" * 100_000}).status_code == 400
+    assert server.client.get("/score").status_code == 405
+    assert server.client.get("/nothing/here").status_code == 404
+    candidates = [{"title": "Toy Story"}]
+    for body, words in (
+        ({"user": {"userid": 1}, "candidates": candidates}, "user_id"),
+        ({"user": {"user_id": 1}, "candidates": [{"tittle": "a"}]}, "candidates"),
+        ({"user": {"user_id": 1}, "candidates": candidates, "top_k": 0}, "top_k"),
+        ({"user": {"user_id": [1]}, "candidates": candidates}, "user"),
+        ({"user": {"user_id": 1}, "candidates": candidates * (MAX_ROWS + 1)}, str(MAX_ROWS)),
+    ):
+        answer = post(server.client, "/rank", body)
+        assert answer.status_code in (413, 422) and words in answer.text
+    assert server.client.get("/ready").status_code == 200
+
+
+def test_where_too_many_rows_wait_requests_are_sent_away(server: Server) -> None:
+    rows = [{"user_id": BIG + i, "title": "Toy Story " * i} for i in range(MAX_ROWS)]
+    alone = server.scores(rows)
+    answers = many(server, "/score", [{"rows": rows}] * 40)
+    assert {answer.status_code for answer in answers} == {200, 503}
+    for answer in answers:
+        if answer.status_code == 503:
+            assert int(answer.headers["retry-after"]) >= 1
+        else:
+            assert [s["probability"] for s in answer.json()["scores"]] == pytest.approx(alone, abs=1e-6)
+    assert server.client.get("/ready").status_code == 200
+
+
+def test_the_load_test_writes_its_figures(
+    server: Server, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving_load, "served", lambda *_: contextlib.nullcontext(server.url))
+    monkeypatch.setattr(serving_load, "CLIENTS", (1, 3))
+    monkeypatch.setattr(serving_load, "LOOKS", 6)
+    arguments = {"model": checkpoint, "rows": 2, "seconds": 0.1, "minutes": 0.01, "json": tmp_path / "figures.json"}
+    monkeypatch.setattr(sys, "argv", ["", *(str(a) for name, value in arguments.items() for a in (f"--{name}", value))])
+    serving_load.main()
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert set(figures["clients"]) == {"1", "3"} and {"commit", "hardware"} <= figures.keys()
+    for level in figures["clients"].values():
+        assert level["failures"] == 0 and 0 < level["p50_ms"] <= level["p99_ms"]
+        assert level["rows_per_second"] == 2 * level["requests_per_second"]
+    assert len(figures["soak"]["memory_mib"]) == 7 and min(figures["soak"]["memory_mib"]) > 10
+
+
+# ---- how it ends; the last tests, since the server is gone then
+
+
+def test_at_sigterm_requests_in_work_are_answered_and_new_ones_refused(server: Server) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    half = socket.create_connection((host, int(port)))  # a client that never goes on
+    half.sendall(b"POST /score HTTP/1.1\r\nhost: x\r\ncontent-")
+    rows = [{"user_id": BIG, "title": "Toy Story " * 50}] * MAX_ROWS
+    answers: list[Any] = []
+    asking = threading.Thread(target=lambda: answers.extend(many(server, "/score", [{"rows": rows}] * 4)))
+    before = metrics_of(server).get("flip_rows_scored_total", 0)
+    asking.start()
+    waiting, scored = 0.0, before
+    while asking.is_alive() and not (waiting and waiting + scored - before >= 3 * MAX_ROWS):  # one more is being scored
+        now = metrics_of(server)
+        waiting, scored = now["flip_waiting_rows"], now["flip_rows_scored_total"]
+    assert waiting
+    server.process.send_signal(signal.SIGTERM)
+    asking.join(timeout=30)
+    assert [answer.status_code for answer in answers] == [200] * 4
+    assert server.process.wait(timeout=30) == 0
+    half.close()
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection((host, int(port)))
+
+
+def test_what_cannot_be_served_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert serve.main(["--model", "x", "--port", port]) == 2
+    assert serve.main(["--model", str(tmp_path / "quickstrat"), "--port", "0"]) == 2
+    assert serve.main(["--model", "x", "--max_rows", "9", "--max_waiting_rows", "8"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[:2] for line in errors] == [["serve", " error"]] * 3
+    assert port in errors[0] and "quickstrat" in errors[1] and "max_waiting_rows" in errors[2]
+
+
+# ---- batches
+
+
+def batched(work: Callable[[Batcher], Any], max_wait: float = 5.0, max_waiting: int = 100) -> list[int]:
+    """The sizes of the batches that `work` makes, of four rows at most."""
+    sizes: list[int] = []
+
+    async def run() -> None:
+        batcher = Batcher(4, max_waiting, max_wait, sizes.append)
+        try:
+            await asyncio.wait_for(work(batcher), 30)
+        finally:
+            batcher.close()
+
+    asyncio.run(run())
+    return sizes
+
+
+def double(items: list[int]) -> list[int]:
+    if -1 in items:
+        raise ValueError("-1 is no item")
+    return [2 * item for item in items]
+
+
+def test_batches_are_full_and_in_order() -> None:
+    async def work(batcher: Batcher) -> None:
+        results = await asyncio.gather(*(batcher.submit(double, [i, i]) for i in range(5)))
+        assert results == [[2 * i, 2 * i] for i in range(5)]
+
+    assert batched(work, max_wait=0.01) == [4, 4, 2]
+
+
+def test_who_asks_alone_does_not_wait() -> None:
+    async def work(batcher: Batcher) -> None:
+        started = time.perf_counter()
+        for i in range(5):
+            assert await batcher.submit(double, [i]) == [2 * i]
+        assert time.perf_counter() - started < 4
+
+    assert batched(work) == [1] * 5
+
+
+def test_an_error_is_its_askers_alone_and_other_work_is_not_mixed_in() -> None:
+    async def work(batcher: Batcher) -> None:
+        jobs = [batcher.submit(double, [i]) for i in (1, -1, 2)] + [batcher.submit(lambda items: ["alone"], [None], 3)]
+        first, failed, second, other = await asyncio.gather(*jobs, return_exceptions=True)
+        assert (first, second, other) == ([2], [4], ["alone"]) and isinstance(failed, ValueError)
+        assert await batcher.submit(double, [5]) == [10]
+
+    assert batched(work, max_wait=0.01) == [3, 3, 1]
+
+
+def test_a_full_queue_refuses() -> None:
+    going = threading.Event()
+
+    def slow(items: list[int]) -> list[int]:
+        assert going.wait(20)
+        return items
+
+    async def work(batcher: Batcher) -> None:
+        first = asyncio.create_task(batcher.submit(slow, [0]))
+        await asyncio.sleep(0.1)  # it is being computed, and waits no more
+        waiting = [asyncio.create_task(batcher.submit(double, [i])) for i in range(3)]
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFullError):
+            await batcher.submit(double, [4])
+        waiting[0].cancel()  # whoever goes away costs the others nothing
+        going.set()
+        assert await first == [0]
+        assert await asyncio.gather(*waiting[1:]) == [[2], [4]]
+
+    batched(work, max_waiting=3)
