@@ -4,11 +4,11 @@
         [--labels NAME …] [--num_rows 256]
 
 heat_map.png and .svg (figure 5): one field of a row is masked in its text, one in its table; how similar are the two? The same
-field should be the most similar one: the diagonal, which is outlined; a dot marks the largest of each row. Drawn for the last checkpoint that was trained with ICL, whose projections
-are compared.
+field should be the most similar one: the diagonal, which is outlined; a dot marks the largest of each row. Drawn for the last
+checkpoint that was trained with ICL, whose projections are compared.
 
-embeddings.png and .svg (figure 6): the feature embeddings in the plane, one panel for each checkpoint. Where they degenerate,
-they lie in a narrow cone: nearly parallel to each other, and in few directions.
+embeddings.png and .svg (figure 6): the feature embeddings in the plane, one panel for each checkpoint, a colour for each field.
+Where they degenerate, they lie in a narrow cone: nearly parallel to each other, and in few directions.
 
 alignment.json has the figures of every checkpoint. Checkpoints are named by what their pretraining left out, as in the paper, or
 by `--labels`. `--rows` is a file, or a registered dataset such as `demo`, whose test rows are taken.

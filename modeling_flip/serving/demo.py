@@ -1,6 +1,6 @@
 """A page that shows what a model does with a row: `python -m modeling_flip.serving.demo --model FOLDER_OR_HUB_ID`.
 
-It needs `pip install "modeling-flip[demo]"`. Everything runs on this machine, and the page loads nothing from elsewhere.
+It needs the extra `demo`. Everything runs on this machine, and the page loads nothing from elsewhere.
 `--push_to_space OWNER/NAME` makes a Space of the Hub of it instead.
 """
 
@@ -19,7 +19,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import gradio as gr
 import pyarrow as pa
 from huggingface_hub import HfApi
 from transformers import pipeline
@@ -43,6 +42,11 @@ from .explain import (
     unseen_fields,
 )
 
+try:
+    import gradio as gr
+except ImportError as error:
+    raise ImportError("the demo needs Gradio: pip install -c constraints.txt -e '.[demo]'") from error
+
 # What training leaves beside the weights, as far as the page shows it.
 RESULTS_FILE = "all_results.json"
 PLOTS = {"reliability.png": "Are its probabilities click rates?", "training_curve.png": "How it was trained"}
@@ -56,11 +60,11 @@ FONTS = {
     "font_mono": ["ui-monospace", "Consolas", "monospace"],
 }
 STYLE = """
-.flip table {width: 100%; border-collapse: collapse; margin: 4px 0 8px; border: 0 !important}
-.flip tr :is(th, td) {padding: 5px 10px; border: solid var(--border-color-primary) !important; border-width: 0 0 1px !important}
-.flip tr :is(th, td):first-child {padding-left: 0} .flip th {font-weight: 600; text-align: left}
-.gradio-container input[role=listbox] {text-overflow: ellipsis}
-.flip .n {text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap}
+.flip h1 {margin: 0 0 4px} .flip table {width: 100%; border-collapse: collapse; margin: 4px 0 8px}
+.flip :is(table, tr, th, td) {border: 0 !important} .flip tr {border-bottom: 1px solid var(--border-color-primary) !important}
+.flip :is(th, td) {padding: 5px 10px; text-align: left} .flip :is(th, td):first-child {padding-left: 0}
+.gradio-container input[role=listbox] {text-overflow: ellipsis} #predict, #rank {align-self: center; height: 48px}
+.flip .n {text-align: right !important; font-variant-numeric: tabular-nums; white-space: nowrap}
 .flip .big {font-size: 2.4em; font-weight: 700; line-height: 1.2} .flip .note {color: var(--body-text-color-subdued)}
 .flip .bar {display: inline-block; position: relative; width: 130px; height: 12px; vertical-align: middle; margin-left: 10px;
   background: linear-gradient(var(--border-color-primary), var(--border-color-primary)) center / 1px 100% no-repeat}
@@ -319,7 +323,7 @@ def make_page(
                 show_inline_category=False,
                 elem_id="sentence",
             )
-            prediction = gr.HTML(elem_id="prediction", min_height=190)
+            prediction = gr.HTML(elem_id="prediction", min_height=180)
         with gr.Tabs():
             with gr.Tab("What each field adds"):
                 reads = ", ".join(f"the {TOWERS[tower]} reads {missing[tower]}" for tower in towers)
@@ -390,10 +394,10 @@ def read_examples(path: Path, fields: Sequence[Field]) -> list[dict[str, str]]:
         names = [field.name for field in fields]
         raise ValueError(f"{path} has no field of the model; its columns are {file.schema.names}, the fields {names}")
     parts = in_parts(file.batches([field.name for field in wanted]), EXAMPLES)
-    rows = next(parts, pa.table({})).slice(0, EXAMPLES).to_pylist()
-    if not rows:
+    first = next(parts, None)
+    if first is None:
         raise ValueError(f"{path} has no rows; give a file with some, or leave --rows out")
-    return [{field.name: cell_text(row[field.name], field) for field in wanted} for row in rows]
+    return [{field.name: cell_text(row[field.name], field) for field in wanted} for row in first.to_pylist()]
 
 
 def read_results(model: str) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -433,7 +437,11 @@ def push_space(folder: Path, space: str, private: bool) -> str:
     def attempt() -> str:
         api = HfApi()
         url = api.create_repo(space, repo_type="space", space_sdk="gradio", private=private or None, exist_ok=True)
-        api.upload_folder(repo_id=space, repo_type="space", folder_path=folder, commit_message="Upload demo")
+        if private and not api.space_info(space).private:
+            raise ValueError("it exists and is public; make it private, or choose another name")
+        where = {"repo_id": space, "repo_type": "space", "folder_path": folder}
+        # Rows and modules of an earlier push that this one lacks.
+        api.upload_folder(**where, delete_patterns=["rows.jsonl", "modeling_flip/*"], commit_message="Upload demo")
         return str(url)
 
     try:
