@@ -19,10 +19,13 @@ SPACE = "me/will-they-click"
 # A push with rows, one without, which must not leave the rows there, and what is refused.
 PUSH = """
 from pathlib import Path
+from modeling_flip import FlipConfig, FlipForCTR, FlipProcessor
 from modeling_flip.serving.demo import main
 
+processor = FlipProcessor.fit({"user_id": ["1", "2"], "title": ["Toy Story (1995)", "Das Boot"]}, ["user_id", "title"])
+FlipForCTR(FlipConfig.from_processor(processor, towers="tabular", hidden_sizes=[4])).push_to_hub("me/flip-id", processor)
 Path("rows.csv").write_text("user_id,title,secret\\n1,Toy Story (1995),s\\n")
-push = ["--model", "me/flip-both", "--push_to_space"]
+push = ["--model", "me/flip-id", "--push_to_space"]
 codes = [
     main([*push, "me/will-they-click", "--rows", "rows.csv"]),
     main([*push, "me/other", "--rows", "rows.csv"]),
@@ -49,7 +52,6 @@ runpy.run_path("app.py", run_name="__main__")
 """
 
 
-@pytest.mark.usefixtures("every_model")
 def test_a_space_is_pushed_and_runs(hub: LoopbackHub, run_forked: Run, run_python: Run, tmp_path: Path) -> None:
     done = run_forked(PUSH)
     assert done.stdout.splitlines()[-1] == "[0, 0, 0, 0, 2, 2]", done.stdout + done.stderr[-3000:]
@@ -64,7 +66,7 @@ def test_a_space_is_pushed_and_runs(hub: LoopbackHub, run_forked: Run, run_pytho
     assert json.loads(files["rows.jsonl"]) == {"user_id": "1", "title": "Toy Story (1995)"}
     card = files["README.md"].decode()
     assert check_card(card, "space") == ([], [])
-    assert "sdk: gradio\n" in card and "models:\n- me/flip-both\n" in card
+    assert "sdk: gradio\n" in card and "models:\n- me/flip-id\n" in card
     assert {line.split("==")[0] for line in files["requirements.txt"].decode().splitlines()} >= {
         "torch",
         "transformers",
@@ -80,4 +82,4 @@ def test_a_space_is_pushed_and_runs(hub: LoopbackHub, run_forked: Run, run_pytho
     config = json.loads(run.stdout.splitlines()[-1])
     labels = {part["props"].get("label"): part["props"] for part in config["components"]}
     assert labels["Example row"]["choices"] == [["1 · 1 · Toy Story (1995)", 0]]
-    assert "<b>me/flip-both</b>" in json.dumps(config)
+    assert "<b>me/flip-id</b>" in json.dumps(config)
