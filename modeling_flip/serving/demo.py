@@ -61,8 +61,9 @@ FONTS = {
 }
 STYLE = """
 .flip h1 {margin: 0 0 4px} .flip table {width: 100%; border-collapse: collapse; margin: 4px 0 8px}
-.flip :is(table, tr, th, td) {border: 0 !important} .flip tr {border-bottom: 1px solid var(--border-color-primary) !important}
-.flip :is(th, td) {padding: 5px 10px; text-align: left} .flip :is(th, td):first-child {padding-left: 0}
+.flip :is(table, tr, th, td) {border: 0 !important}
+.flip :is(thead, tbody) :is(th, td) {padding: 5px 10px; border-bottom: 1px solid var(--border-color-primary) !important}
+.flip th {text-align: left} .flip tr > :first-child {padding-left: 0 !important}
 .gradio-container input[role=listbox] {text-overflow: ellipsis} #predict, #rank {align-self: center; height: 48px}
 .flip .n {text-align: right !important; font-variant-numeric: tabular-nums; white-space: nowrap}
 .flip .big {font-size: 2.4em; font-weight: 700; line-height: 1.2} .flip .note {color: var(--body-text-color-subdued)}
@@ -200,7 +201,7 @@ def ranking_html(ranked: Sequence[Mapping[str, Any]], candidates: Sequence[Row],
 def results_html(results: Mapping[str, Any], plots: Mapping[str, bytes]) -> str:
     """The metrics of the run, and its plots; a word where the checkpoint has none."""
     names = {"": "the model"} | {f"{tower}_": f"{name} alone" for tower, name in TOWERS.items()}
-    splits = {"validation": "validation rows", "test": "test rows", "test_unseen": "test rows with an unseen item"}
+    splits = {"validation": "validation rows", "test": "test rows", "test_unseen": "test rows with an unseen value"}
     rows = []
     for split, which in splits.items():
         for tower, who in names.items():

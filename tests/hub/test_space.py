@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -16,18 +17,21 @@ pytest.importorskip("gradio", reason="the extra demo is not installed")
 pytestmark = pytest.mark.slow
 Run = Callable[..., subprocess.CompletedProcess[str]]
 SPACE = "me/will-they-click"
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "demo.md"
+START = ".venv/bin/python -m modeling_flip.serving.demo "
+(COMMAND,) = (line for line in DOCS.read_text().splitlines() if line.startswith(START) and "push_to_space" in line)
 # A push with rows, one without, which must not leave the rows there, and what is refused.
 PUSH = """
 from pathlib import Path
 from modeling_flip import FlipConfig, FlipForCTR, FlipProcessor
 from modeling_flip.serving.demo import main
 
-processor = FlipProcessor.fit({"user_id": ["1", "2"], "title": ["Toy Story (1995)", "Das Boot"]}, ["user_id", "title"])
-FlipForCTR(FlipConfig.from_processor(processor, towers="tabular", hidden_sizes=[4])).push_to_hub("me/flip-id", processor)
+processor = FlipProcessor.fit({{"user_id": ["1", "2"], "title": ["Toy Story (1995)", "Das Boot"]}}, ["user_id", "title"])
+FlipForCTR(FlipConfig.from_processor(processor, towers="tabular", hidden_sizes=[4])).push_to_hub("me/flip-quickstart", processor)
 Path("rows.csv").write_text("user_id,title,secret\\n1,Toy Story (1995),s\\n")
-push = ["--model", "me/flip-id", "--push_to_space"]
+push = ["--model", "me/flip-quickstart", "--push_to_space"]
 codes = [
-    main([*push, "me/will-they-click", "--rows", "rows.csv"]),
+    main({command!r}),
     main([*push, "me/other", "--rows", "rows.csv"]),
     main([*push, "me/other"]),
     main([*push, "me/hidden", "--private"]),
@@ -53,7 +57,7 @@ runpy.run_path("app.py", run_name="__main__")
 
 
 def test_a_space_is_pushed_and_runs(hub: LoopbackHub, run_forked: Run, run_python: Run, tmp_path: Path) -> None:
-    done = run_forked(PUSH)
+    done = run_forked(PUSH.format(command=shlex.split(COMMAND.removeprefix(START))))
     assert done.stdout.splitlines()[-1] == "[0, 0, 0, 0, 2, 2]", done.stdout + done.stderr[-3000:]
     assert f"pushed to {hub.url}/spaces/{SPACE}" in done.stdout
     assert "cannot push to 'me/other': it exists and is public; make it private" in done.stderr
@@ -66,7 +70,7 @@ def test_a_space_is_pushed_and_runs(hub: LoopbackHub, run_forked: Run, run_pytho
     assert json.loads(files["rows.jsonl"]) == {"user_id": "1", "title": "Toy Story (1995)"}
     card = files["README.md"].decode()
     assert check_card(card, "space") == ([], [])
-    assert "sdk: gradio\n" in card and "models:\n- me/flip-id\n" in card
+    assert "sdk: gradio\n" in card and "models:\n- me/flip-quickstart\n" in card
     assert {line.split("==")[0] for line in files["requirements.txt"].decode().splitlines()} >= {
         "torch",
         "transformers",
@@ -82,4 +86,4 @@ def test_a_space_is_pushed_and_runs(hub: LoopbackHub, run_forked: Run, run_pytho
     config = json.loads(run.stdout.splitlines()[-1])
     labels = {part["props"].get("label"): part["props"] for part in config["components"]}
     assert labels["Example row"]["choices"] == [["1 · 1 · Toy Story (1995)", 0]]
-    assert "<b>me/flip-id</b>" in json.dumps(config)
+    assert "<b>me/flip-quickstart</b>" in json.dumps(config)

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,9 @@ ROWS = [
     {"user_id": "3", "gender": "", "item_id": "30", "title": "It's a Wonderful Life"},
     {"user_id": "1", "gender": "female", "item_id": "20", "title": "東京物語"},
 ]
+ROOT = Path(__file__).resolve().parents[2]
+START = ".venv/bin/python -m modeling_flip.serving.demo --model outputs/"
+(COMMAND,) = (line for line in (ROOT / "docs" / "demo.md").read_text().splitlines() if line.startswith(START))
 FIELDS, ITEMS = list(ROWS[0]), ["item_id", "title"]
 RESULTS = {"test_auc": 0.7132, "test_tabular_auc": 0.6708, "test_ece": 0.0332, "history": []}
 PNG = bytes.fromhex(  # one white pixel
@@ -150,9 +154,15 @@ def percent(probability: float) -> str:
 
 
 @NEEDS_CHROMIUM
-def test_every_part_of_the_page(folders: dict[str, Path], visit: Callable[..., Any], score: Any) -> None:
+def test_every_part_of_the_page(
+    folders: dict[str, Path], visit: Callable[..., Any], score: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     its = score("both")
-    page = visit("--model", folders["both"], "--rows", folders["rows"])
+    monkeypatch.chdir(tmp_path)  # as the reader of the docs, who has the quickstart's model
+    Path("outputs").mkdir()
+    Path("outputs/quickstart").symlink_to(folders["both"])
+    Path("rows.jsonl").symlink_to(folders["rows"])
+    page = visit(*COMMAND.split()[3:])
 
     def check(row: dict[str, Any]) -> None:
         scored, logits = its(row, return_towers=True), explain.logits_of(its, [row])
@@ -240,6 +250,16 @@ def test_a_model_with_one_tower_shows_one(
     assert cells(page, "#unseen")[-1][0] == "the model"
     page.get_by_role("tab", name="Results of the run").click()
     assert "no all_results.json" in text_of(page, "#results")
+
+
+def test_make_demo_trains_where_need_be_and_opens_the_page() -> None:
+    done = subprocess.run(["make", "-n", "-B", "demo"], cwd=ROOT, capture_output=True, text=True, check=True)
+    commands = [line for line in done.stdout.splitlines() if "pip install" not in line and line.startswith(".venv")]
+    assert commands == [
+        ".venv/bin/python train.py configuration/quickstart.yaml",
+        ".venv/bin/python -m data_scripts.demo --output_dir outputs/demo-rows",
+        COMMAND.replace("rows.jsonl", "outputs/demo-rows/test.parquet"),
+    ]
 
 
 def test_names_and_values_are_text() -> None:
