@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: install quickstart hub-demo test fuzz attack soak quality format
+.PHONY: install quickstart demo hub-demo test fuzz attack soak quality format
 
 install: .venv/installed
 
@@ -12,6 +12,13 @@ install: .venv/installed
 
 quickstart: install ## DCNv2, FLIP_ID, FLIP_PLM and FLIP on generated click logs; no download
 	$(BIN)/python -m benchmarks.quickstart
+
+demo: install outputs/quickstart/all_results.json ## a page that shows what the quickstart's model makes of a row
+	$(BIN)/python -m data_scripts.demo --output_dir outputs/demo-rows
+	$(BIN)/python -m modeling_flip.serving.demo --model outputs/quickstart --rows outputs/demo-rows/test.parquet
+
+outputs/quickstart/all_results.json: | .venv/installed
+	$(BIN)/python train.py configuration/quickstart.yaml
 
 hub-demo: install ## the quickstart, pushed to a Hub on this machine and loaded from there
 	$(BIN)/python -m tests.hub.demo

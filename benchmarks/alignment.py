@@ -4,11 +4,11 @@
         [--labels NAME …] [--num_rows 256]
 
 heat_map.png and .svg (figure 5): one field of a row is masked in its text, one in its table; how similar are the two? The same
-field should be the most similar one: the diagonal. Drawn for the last checkpoint that was trained with ICL, whose projections
-are compared.
+field should be the most similar one: the diagonal, which is outlined; a dot marks the largest of each row. Drawn for the last
+checkpoint that was trained with ICL, whose projections are compared.
 
-embeddings.png and .svg (figure 6): the feature embeddings in the plane, one panel for each checkpoint. Where they degenerate,
-they lie in a narrow cone: nearly parallel to each other, and in few directions.
+embeddings.png and .svg (figure 6): the feature embeddings in the plane, one panel for each checkpoint, a colour for each field.
+Where they degenerate, they lie in a narrow cone: nearly parallel to each other, and in few directions.
 
 alignment.json has the figures of every checkpoint. Checkpoints are named by what their pretraining left out, as in the paper, or
 by `--labels`. `--rows` is a file, or a registered dataset such as `demo`, whose test rows are taken.
@@ -28,6 +28,7 @@ import pyarrow as pa
 import torch
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from mpl_toolkits.axes_grid1 import ImageGrid
 from scipy.stats import entropy
 from torch.nn.functional import normalize
@@ -126,13 +127,16 @@ def draw_heat_map(panels: Mapping[str, np.ndarray], fields: Sequence[str], path:
     grid = ImageGrid(figure, 111, (1, len(panels)), axes_pad=0.3, cbar_mode="single", cbar_size=0.12, cbar_pad=0.2)
     for panel, (title, matrix) in zip(grid, panels.items(), strict=True):
         image = panel.imshow(matrix, cmap="viridis", vmin=low, vmax=high)
+        for i, largest in enumerate(matrix.argmax(1)):
+            panel.add_patch(Rectangle((i - 0.46, i - 0.46), 0.92, 0.92, fill=False, ec="white", lw=1.5))
+            panel.plot(largest, i, "o", ms=5, color="black", mec="white", mew=0.8)
         panel.set_title(title, fontsize="medium")
         panel.set_xticks(range(len(fields)), fields, rotation=45, ha="right", rotation_mode="anchor", parse_math=False)
         panel.set_yticks(range(len(fields)), fields, parse_math=False)
         panel.set(xlabel="field masked in the table", ylabel="field masked in the text")
         panel.tick_params(length=0)
         panel.spines[:].set_visible(False)
-    grid.cbar_axes[0].colorbar(image, label="dot product").outline.set_visible(False)
+    grid.cbar_axes[0].colorbar(image, label="cosine similarity").outline.set_visible(False)
     save(figure, path)
 
 
@@ -144,34 +148,40 @@ def embedding_spread(model: FlipPreTrainedModel, processor: FlipProcessor) -> di
 
     Returns:
         "mean_cosine", over all pairs of features: 1 where all are parallel; "effective_rank", the exponential of the entropy of
-        the normalised singular values (Roy and Vetterli, EUSIPCO 2007), from 1 to the embedding size; and "coordinates" (n, 2),
-        the projection to the first two singular directions.
+        the normalised singular values (Roy and Vetterli, EUSIPCO 2007), from 1 to the embedding size; "coordinates" (n, 2),
+        the projection to the first two singular directions; and "fields", the coordinates of each field's features by its name.
     """
-    seen = torch.from_numpy(np.flatnonzero(processor.vocabulary.feature_counts))
+    vocabulary = processor.vocabulary
+    seen = torch.from_numpy(np.flatnonzero(vocabulary.feature_counts))
     table = model.base_model.feature_embeddings.embedding.weight.detach().cpu()
     embeddings = table[seen].double().numpy()
     left, singular, _ = np.linalg.svd(embeddings, full_matrices=False)
     coordinates = left[:, :2] * singular[:2]
+    coordinates *= np.where(coordinates.sum(0) < 0, -1, 1)  # the sign of a direction is arbitrary
+    owner = np.searchsorted(vocabulary.feature_offsets, seen.numpy(), side="right") - 1
     directions = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     n = len(seen)
     return {
         "mean_cosine": float((np.square(directions.sum(0)).sum() - n) / (n * (n - 1))),
         "effective_rank": float(np.exp(entropy(singular))),
-        "coordinates": coordinates * np.where(coordinates.sum(0) < 0, -1, 1),  # the sign of a direction is arbitrary
+        "coordinates": coordinates,
+        "fields": {vocabulary.fields[i]: coordinates[owner == i] for i in np.unique(owner)},
     }
 
 
 def draw_embeddings(spreads: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     """Draws what `embedding_spread` gives, by title, side by side as `path`.png and .svg. What counts are directions: every panel
-    has the origin in its centre and a scale of its own, which leaves at most one point in a hundred outside."""
-    figure = Figure(figsize=(2.9 * len(spreads), 3.3), layout="constrained")
+    has the origin in its centre and a scale of its own, which leaves at most one point in a hundred outside. Each field has a
+    colour; many fields have the same ones again."""
+    figure = Figure(figsize=(2.9 * len(spreads) + 1.2, 3.3), layout="constrained")
     axes = figure.subplots(1, len(spreads), squeeze=False)[0]
     for panel, (title, spread) in zip(axes, spreads.items(), strict=True):
         points = spread["coordinates"]
         end = 1.2 * np.quantile(np.abs(points).max(1), 0.99)
         panel.axhline(0, color="0.8", lw=0.8)
         panel.axvline(0, color="0.8", lw=0.8)
-        panel.plot(*points.T, ".", ms=3, color="C0", alpha=0.5, mew=0, rasterized=True)
+        for i, (field, its) in enumerate(spread["fields"].items()):
+            panel.plot(*its.T, ".", ms=4, color=f"C{i % 10}", alpha=0.6, mew=0, rasterized=True, label=field)
         panel.set(xlim=(-end, end), ylim=(-end, end), aspect="equal", xlabel="first singular direction")
         panel.set_title(title, fontsize="medium", pad=18, parse_math=False)
         measured = f"mean cosine {spread['mean_cosine']:z.2f}, effective rank {spread['effective_rank']:.1f}"
@@ -179,6 +189,10 @@ def draw_embeddings(spreads: Mapping[str, Mapping[str, Any]], path: Path) -> Non
         panel.locator_params(nbins=4)
         panel.tick_params(labelsize="small")
     axes[0].set_ylabel("second singular direction")
+    names = axes[-1].get_legend_handles_labels()
+    legend = figure.legend(*names, loc="outside right center", title="features of", fontsize="small", markerscale=2)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     save(figure, path)
 
 

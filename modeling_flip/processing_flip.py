@@ -376,7 +376,11 @@ class FlipProcessor(ProcessorMixin):
 
     def texts_of(self, rows: FlipDataset) -> list[str]:
         """The sentences of encoded rows, whole."""
-        return ["".join(chain.from_iterable(self._pieces(values))) for values in self._values_of(rows)]
+        return ["".join(chain.from_iterable(pieces)) for pieces in self.pieces_of(rows)]
+
+    def pieces_of(self, rows: FlipDataset) -> list[list[tuple[str, str, str]]]:
+        """The sentences of encoded rows, each as what stands before a field's value, the value, and what stands after it."""
+        return [list(self._pieces(values)) for values in self._values_of(rows)]
 
     def _pieces(self, values: Sequence[str]) -> Iterator[tuple[str, str, str]]:
         for i, (field, value) in enumerate(zip(self._vocabulary.columns, values, strict=True)):

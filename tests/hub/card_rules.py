@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import yaml
@@ -35,6 +36,8 @@ TASKS = words(
     " video-text-to-text video-to-video visual-document-retrieval visual-question-answering voice-activity-detection"
     " zero-shot-classification zero-shot-image-classification zero-shot-object-detection"
 )
+SPACE_SDKS = words("gradio docker static")
+SPACE_COLOURS = words("red yellow green blue indigo purple pink gray")
 FRONT_MATTER = re.compile(r"^(\s*---[\r\n]+)([\S\s]*?)([\r\n]+---(?:\r\n|\r|\n|$))")  # huggingface_hub's own
 REPO_ID = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?(?<![.-])", re.ASCII)
 FILE_NAME = re.compile(r"\.(?:csv|tsv|jsonl?|parquet|arrow|txt|ya?ml|gz|zip|bin|pt|safetensors)$")
@@ -62,6 +65,21 @@ def _repo_id(value: Any) -> str:
 def _number_or_text(value: Any) -> str:
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return "" if number or isinstance(value, str) else "must be a finite number or a string"
+
+
+def _version(value: Any) -> str:
+    known = isinstance(value, str) and re.fullmatch(r"\d+\.\d+\.\d+", value)
+    return "" if known else "must be a version, in quotes if YAML would read a number"
+
+
+def _short(value: Any) -> str:
+    return "" if isinstance(value, str) and 0 < len(value) <= 60 else "must be text of at most 60 characters"
+
+
+def _one_of(allowed: frozenset[str]) -> Callable[[Any], str]:
+    return lambda value: (
+        "" if isinstance(value, str) and value in allowed else f"must be one of {', '.join(sorted(allowed))}"
+    )
 
 
 def _anything(value: Any) -> str:
@@ -98,6 +116,19 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "task_categories?": [_text],
         "configs?": [{"config_name": _text, "data_files?": _anything, "data_dir?": _text}],
         "dataset_info?": ({"features?": [{"name": _text}], "splits?": [{"name": _text}]},),
+    },
+    "space": COMMON
+    | {
+        "title": _text,
+        "emoji?": _text,
+        "colorFrom?": _one_of(SPACE_COLOURS),
+        "colorTo?": _one_of(SPACE_COLOURS),
+        "sdk": _one_of(SPACE_SDKS),
+        "sdk_version?": _version,
+        "app_file?": _text,
+        "short_description?": _short,
+        "models?": [_repo_id],
+        "datasets?": [_repo_id],
     },
 }
 

@@ -1,8 +1,8 @@
 """A Hugging Face Hub on 127.0.0.1: what huggingface_hub, transformers and datasets ask of the real one, over real HTTP.
 
 `with LoopbackHub() as hub:` serves from this process; clients run in processes of their own with `hub.env(home)`.
-Repositories live in memory. What differs from the real Hub: large files come from this server and not by a redirect, and there
-are no Spaces, pull requests, listings in pages, or Xet.
+Repositories live in memory. What differs from the real Hub: large files come from this server and not by a redirect, Spaces are
+kept but do not run, and there are no pull requests, listings in pages, or Xet.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import yaml
 
-from tests.hub.card_rules import FRONT_MATTER, REPO_ID, SCHEMAS, check_card, words
+from tests.hub.card_rules import FRONT_MATTER, REPO_ID, SCHEMAS, SPACE_SDKS, check_card, words
 
 TOKEN, USER, ORGANIZATION = "hf_test", "me", "my-org"
 LARGE_FILE = 10_000_000  # bytes; and these, of whatever size, as the Hub's own .gitattributes has it
@@ -107,7 +107,7 @@ class Repo:
 
     @property
     def prefix(self) -> str:
-        return f"/datasets/{self.id}" if self.type == "dataset" else f"/{self.id}"
+        return f"/{self.id}" if self.type == "model" else f"/{self.type}s/{self.id}"
 
     def at(self, revision: str) -> Commit:
         sha = self.branches.get(revision) or self.tags.get(revision) or revision
@@ -214,11 +214,11 @@ class LoopbackHub:
                 found = [repo for repo in found if wanted["search"] in repo.id.lower()]
                 found = [repo for repo in found if wanted["author"] in ("", repo.id.split("/")[0])]
                 return _json([self.info(repo, repo.at("main"), {}) for repo in found])
-            case [_, "api", ("models" | "datasets") as kind, owner, name, *rest]:
+            case [_, "api", ("models" | "datasets" | "spaces") as kind, owner, name, *rest]:
                 repo = self.find(kind[:-1], f"{owner}/{name}", user)
                 return self.api(method, repo, rest, query, body, user)
             case ["POST", *path, _, "info", "lfs", "objects", "batch"] if segments[-5].endswith(".git"):
-                repo_type = "dataset" if path[0] == "datasets" else "model"
+                repo_type = path[0][:-1] if path[0] in ("datasets", "spaces") else "model"
                 self.check_write(self.find(repo_type, f"{path[-1]}/{segments[-5].removesuffix('.git')}", user), user)
                 return self.lfs_batch(json.loads(body)["objects"])
             case ["PUT", "_lfs", oid]:  # signed links need no token
@@ -232,12 +232,12 @@ class LoopbackHub:
                 if stored is None or len(stored) != request["size"]:
                     raise HubError(404, f"object {request['oid']} is not there, or not of size {request['size']}")
                 return Answer()
-            case ["GET" | "HEAD", "datasets", owner, name, "resolve", revision, *path] if path:
-                return self.resolve(self.find("dataset", f"{owner}/{name}", user), revision, "/".join(path))
+            case ["GET" | "HEAD", ("datasets" | "spaces") as kind, owner, name, "resolve", revision, *path] if path:
+                return self.resolve(self.find(kind[:-1], f"{owner}/{name}", user), revision, "/".join(path))
             case ["GET" | "HEAD", owner, name, "resolve", revision, *path] if path:
                 return self.resolve(self.find("model", f"{owner}/{name}", user), revision, "/".join(path))
-            case ["GET" | "HEAD", "datasets", owner, name]:
-                return self.page(self.find("dataset", f"{owner}/{name}", user))
+            case ["GET" | "HEAD", ("datasets" | "spaces") as kind, owner, name]:
+                return self.page(self.find(kind[:-1], f"{owner}/{name}", user))
             case ["GET" | "HEAD", owner, name] if owner != "api":
                 return self.page(self.find("model", f"{owner}/{name}", user))
             case [_, "api", "models" | "datasets", _, *_] | ["GET" | "HEAD", _, "resolve", *_]:  # no owner, as `gpt2`
@@ -276,6 +276,8 @@ class LoopbackHub:
             raise HubError(403, f"You don't have the rights to create or delete a {repo_type} of {owner!r}")
         if repo_type not in SCHEMAS or not REPO_ID.fullmatch(repo_id):
             raise HubError(400, f"Invalid repository: {repo_type} {repo_id}")
+        if repo_type == "space" and method == "POST" and request.get("sdk") not in SPACE_SDKS:
+            raise HubError(400, f"A Space needs an sdk of {sorted(SPACE_SDKS)}, not {request.get('sdk')!r}")
         if method == "DELETE":
             self.find(repo_type, repo_id, user)
             del self.repos[repo_type, repo_id]
