@@ -354,7 +354,7 @@ def hidden_states(text_tower: nn.Module, input_ids: torch.Tensor, attention_mask
     return text_tower(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
 
 
-def reads_without_padding(text_tower: nn.Module) -> bool:
+def reads_without_padding(text_tower: Any) -> bool:
     """Whether a text tower can read sentences end to end: with flash attention, which keeps them apart without a mask."""
     config = text_tower.config
     is_flash = str(config._attn_implementation).startswith("flash_attention")
