@@ -78,16 +78,17 @@ def tune(
     set_seed(recipe.seed)
     aligned = align(this, prepared) if needs_pretraining(recipe) else None
     grid = settings_in_order(recipe)
-    done: int = decided_once(lambda: len(trials_of(this.folder)))
+    study = study_of(this.folder) if state.is_main_process else None
+    done: int = decided_once(lambda: len(trials_of(study)))
     for number in range(done, num_trials):
         with phase(f"trial {number + 1} of {num_trials}"):
             found = one_trial(this, prepared, aligned, number, grid[number])
         if state.is_main_process:
-            keep(this.folder, recipe, grid[number], found)
-            shutil.rmtree(this.folder / TRIALS / f"trial-{number}", ignore_errors=True)
-            write_trials(this, aligned)
+            keep(study, space(recipe), grid[number], found)
+            write_trials(this, aligned, trials_of(study))
+            shutil.rmtree(this.folder / TRIALS / f"trial-{number}")
         state.wait_for_everyone()
-    return decided_once(lambda: trials_of(this.folder))
+    return decided_once(lambda: trials_of(study))
 
 
 def check_tuning(recipe: Recipe, num_trials: int) -> None:
@@ -180,6 +181,7 @@ def one_trial(
 
 
 def study_of(folder: Path) -> Any:
+    """The study in a run's folder, which is created if there is none."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -187,7 +189,9 @@ def study_of(folder: Path) -> Any:
     return optuna.create_study(storage=storage, study_name="finetuning", direction="maximize", load_if_exists=True)
 
 
-def keep(folder: Path, recipe: Recipe, settings: Mapping[str, float], found: Mapping[str, Any]) -> None:
+def keep(
+    study: Any, values: Mapping[str, Sequence[float]], settings: Mapping[str, float], found: Mapping[str, Any]
+) -> None:
     """Add a trial that has ended to the study."""
     from optuna.distributions import CategoricalDistribution
     from optuna.trial import TrialState, create_trial
@@ -197,17 +201,14 @@ def keep(folder: Path, recipe: Recipe, settings: Mapping[str, float], found: Map
         state=TrialState.FAIL if auc is None else TrialState.COMPLETE,
         value=auc,
         params=dict(settings),
-        distributions={key: CategoricalDistribution(values) for key, values in space(recipe).items()},
+        distributions={key: CategoricalDistribution(list(choices)) for key, choices in values.items()},
         user_attrs=dict(found),
     )
-    study_of(folder).add_trial(trial)
+    study.add_trial(trial)
 
 
-def trials_of(folder: Path) -> list[dict[str, Any]]:
-    """The trials of the study in a run's folder."""
-    if not (folder / STUDY).exists():
-        return []
-    return [{"trial": trial.number} | trial.params | trial.user_attrs for trial in study_of(folder).get_trials()]
+def trials_of(study: Any) -> list[dict[str, Any]]:
+    return [{"trial": trial.number} | trial.params | trial.user_attrs for trial in study.get_trials()]
 
 
 def best_of(trials: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
@@ -216,9 +217,9 @@ def best_of(trials: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     return max(finite, key=lambda trial: trial["validation_auc"], default=None)
 
 
-def write_trials(run: Run, aligned: Aligned | None) -> None:
+def write_trials(run: Run, aligned: Aligned | None, trials: Sequence[Mapping[str, Any]]) -> None:
     """Write the trials, and the recipe of the best so far, to the run's folder."""
-    trials, recipe = trials_of(run.folder), run.recipe
+    recipe = run.recipe
     manifest.write(run.folder / LIST, json.dumps(trials, indent=2) + "\n")
     text = io.StringIO()
     writer = csv.DictWriter(text, list(trials[0]), lineterminator="\n")
@@ -239,7 +240,7 @@ def show(trials: Sequence[Mapping[str, Any]], command: str) -> str:
     def cell(key: str, value: Any) -> str:
         return "–" if value is None else f"{value:.4f}" if key in METRICS else f"{value:g}"
 
-    ranked = sorted(trials, key=lambda trial: -1 if trial["validation_auc"] is None else trial["validation_auc"])[::-1]
+    ranked = sorted(trials, key=lambda trial: 0 if trial["validation_auc"] is None else -trial["validation_auc"])
     lines = [[*ranked[0]], ["---"] * len(ranked[0]), *([cell(*pair) for pair in trial.items()] for trial in ranked)]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     if (best := best_of(trials)) is None:

@@ -40,28 +40,33 @@ def no_test_rows(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def test_a_search_goes_on_where_it_was_and_its_best_recipe_trains_the_best(
     recipe: Callable[..., Recipe], tmp_path: Path, no_test_rows: pytest.MonkeyPatch
 ) -> None:
-    given = recipe("--towers", "tabular", "--pretraining.num_train_epochs", "1", "--calibration", "platt")
-    pretrainings, steps, pretrain, calibrate = [], [], stages.pretrain, stages.calibrate
-    no_test_rows.setattr(stages, "pretrain", lambda *args: pretrainings.append(1) or pretrain(*args))
+    epochs = ("--pretraining.num_train_epochs", "1", "--finetuning.num_train_epochs", "1")
+    given = recipe("--towers", "tabular", *epochs, "--calibration", "platt")
+    steps: list[str] = []
+    step, calibrate = FlipTrainer.training_step, stages.calibrate
 
-    def killed(run: stages.Run, trainer: FlipTrainer, *args: Any) -> Any:
+    def counted(self: FlipTrainer, *args: Any, **kwargs: Any) -> Any:
+        steps.append(Path(str(self.args.output_dir)).name)
+        return step(self, *args, **kwargs)
+
+    def killed(run: stages.Run, *args: Any) -> Any:
         """After the last step of the second trial, before anything of it is kept."""
-        steps.append(trainer.state.global_step)
-        if len(steps) == 2:
+        if run.folder.name == "trial-1":
             raise KeyboardInterrupt
-        return calibrate(run, trainer, *args)
+        return calibrate(run, *args)
 
+    no_test_rows.setattr(FlipTrainer, "training_step", counted)
     no_test_rows.setattr(stages, "calibrate", killed)
-    straight = trials(replace(given, output_dir=str(tmp_path / "straight")), 1)
     with pytest.raises(KeyboardInterrupt):
-        trials(given, 3)
-    assert not (tmp_path / "out" / "trials.json").exists()
-    assert trials(given, 1) == straight  # trial 0, which was under way
-    found = trials(given, 3)
-    assert found[:1] == straight and len(pretrainings) == 2  # one of each folder
-    assert [{key: trial[key] for key in (RATE, L2)} for trial in found] == settings_in_order(given)[:3]
+        trials(given, 2)
+    assert len(json.loads((tmp_path / "out" / "trials.json").read_text())) == 1
+    no_test_rows.setattr(stages, "calibrate", calibrate)
+    found = trials(given, 2)
+    assert steps == ["pretraining"] * 11 + ["finetuning"] * 22  # none was taken twice
+    assert [{key: trial[key] for key in (RATE, L2)} for trial in found] == settings_in_order(given)[:2]
+    assert found[0]["validation_logloss"] != found[1]["validation_logloss"]
     assert found[0][RATE] == 5e-3 and found[0][L2] == 0  # the recipe's own
-    assert trials(given, 2) == found  # there are as many already
+    assert trials(given, 1) == found and len(steps) == 33  # there are as many already
     no_test_rows.undo()
 
     folder = tmp_path / "out"
@@ -89,6 +94,16 @@ def test_a_trial_that_is_not_finite_is_kept_as_failed(recipe: Callable[..., Reci
     said = show(found, "train")
     assert said.splitlines()[2].startswith("| 1 |") and "| 0 | 1e+38 | 0 | – | – | – |" in said
     assert "Trial 1 is best" in said and "Every trial has failed" in show(found[:1], "train")
+
+
+def test_the_best_has_the_highest_validation_auc_and_is_the_first_of_equal_ones() -> None:
+    aucs = {0: 0.6, 1: None, 2: 0.7, 3: 0.7, 4: 0.5}
+    found = [{"trial": number, "validation_auc": auc, "seconds": 1.5} for number, auc in aucs.items()]
+    best = best_of(found)
+    assert best is not None and best["trial"] == 2
+    table = show(found, "python train.py best.yaml").splitlines()
+    assert table[:3] == ["| trial | validation_auc | seconds |", "| --- | --- | --- |", "| 2 | 0.7000 | 1.5 |"]
+    assert [row.split()[1] for row in table[2:7]] == ["2", "3", "0", "4", "1"]
 
 
 def test_the_grid_has_what_is_finetuned(recipe: Callable[..., Recipe]) -> None:
