@@ -1,4 +1,4 @@
-"""Train FLIP from a recipe: `python train.py RECIPE.yaml [--dry_run] [--key value] [--section.key value]`."""
+"""Train FLIP from a recipe: `python train.py RECIPE.yaml [--dry_run] [--tune N] [--key value] [--section.key value]`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from modeling_flip.commands import end_with, ends_in_order, exit_code, is_launch
 from modeling_flip.processing_flip import FlipProcessor
 from modeling_flip.quarantine import Quarantine
 from modeling_flip.training.checks import check_data
-from modeling_flip.training.command_line import is_expected, parse_recipe, without_dry_run
+from modeling_flip.training.command_line import is_expected, parse_recipe, without_dry_run, without_tune
 from modeling_flip.training.data import read_labels
 from modeling_flip.training.dry_run import DryRun, inspect, show
 from modeling_flip.training.phases import phase
@@ -44,6 +44,8 @@ from modeling_flip.training.recipe import Recipe, field_names, needs_text, uses_
 from modeling_flip.training.splits import RawSplits, load_splits
 from modeling_flip.training.stages import run
 from modeling_flip.training.summary import caution, metrics_table, next_steps, python_command
+from modeling_flip.training.tuning import BEST, check_tuning, tune
+from modeling_flip.training.tuning import show as show_trials
 
 logger = logging.get_logger(__name__)
 ROWS_OF_TEXT_MODEL = 20_000  # enough to cover the words
@@ -155,22 +157,33 @@ def use_all_cores(num_processes: int) -> None:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // num_processes))
 
 
+def read(recipe: Recipe, state: PartialState, wall_time: dict[str, float] | None = None) -> tuple[Recipe, RawSplits]:
+    """The recipe, completed, and its rows. The other processes find what the main one has downloaded or made."""
+    with phase("read", wall_time), state.main_process_first():
+        recipe = complete_recipe(recipe)
+        data = load_data(recipe)
+        return name_text_model(recipe, data), data
+
+
 def train(recipe: Recipe, state: PartialState) -> dict[str, Any]:
     """From the files to the results."""
     wall_time: dict[str, float] = {}
-    with (
-        phase("read", wall_time),
-        state.main_process_first(),
-    ):  # the other processes find what the main one downloaded or made
-        recipe = complete_recipe(recipe)
-        data = load_data(recipe)
-        recipe = name_text_model(recipe, data)
+    recipe, data = read(recipe, state, wall_time)
     return run(recipe, data, kinds_of_columns(recipe), wall_time)
+
+
+def search(recipe: Recipe, num_trials: int, state: PartialState) -> str:
+    """From the files to the trials, and the command that trains the best of them."""
+    check_tuning(recipe, num_trials)
+    recipe, data = read(recipe, state)
+    trials = tune(recipe, data, num_trials, kinds_of_columns(recipe))
+    return show_trials(trials, command_of([str(Path(recipe.output_dir) / BEST)]))
 
 
 def main(arguments: list[str]) -> None:
     arguments, is_dry = without_dry_run(arguments)
-    recipe = parse_recipe(arguments)
+    of_recipe, num_trials = without_tune(arguments)
+    recipe = parse_recipe(of_recipe)
     logging.enable_explicit_format()
     state = PartialState(cpu=uses_cpu(recipe))
     if state.device.type == "cpu":
@@ -187,10 +200,14 @@ def main(arguments: list[str]) -> None:
                 report = dry_run(recipe, state)
                 if state.is_main_process:
                     print(show(report, command_of(arguments)))
+            elif num_trials is not None:
+                report_of_trials = search(recipe, num_trials, state)
+                if state.is_main_process:
+                    print(f"\n{report_of_trials}")
             else:
                 results = train(recipe, state)
             state.destroy_process_group()  # threads of it that outlive Python would abort the process
-            if is_dry:
+            if is_dry or num_trials is not None:
                 return
     except KeyboardInterrupt as interrupt:
         if (lost := lost_process(interrupt)) is not None:

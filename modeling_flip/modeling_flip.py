@@ -77,6 +77,9 @@ class FlipForCTROutput(ModelOutput):
 # Names of weights.
 HEADS = r"^(mlm|mtm|icl|text_classifier)\.|^alpha_logit$"
 OTHER_TOWER = {"tabular": r"(^|\.)text_tower\.", "text": r"(^|\.)(tabular_tower|feature_embeddings)\."}
+# Families that read (1, T) with `position_ids` and `cu_seq_lens_q` as they read padded rows. Others do not (T5 has relative
+# positions, RoBERTa counts from behind its padding), and nothing would say so: tests/modeling_flip/test_text_families.py.
+WITHOUT_PADDING = ("albert", "bert", "distilbert", "electra", "gpt2", "llama", "modernbert", "qwen2")
 # The `model_max_length` of a tokenizer without a limit is above this.
 NO_LIMIT = 1_000_000
 
@@ -343,10 +346,41 @@ def bare_text_tower(model: PreTrainedModel) -> PreTrainedModel:
 def hidden_states(text_tower: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
     """input_ids (B, L), attention_mask (B, L) → (B, L, D). Towers of transformers refuse a batch without rows, as a process may
     get of a short last batch: they read a stand-in, so that their weights have a gradient, of 0."""
-    if input_ids.shape[0]:  # not len(): it would fix the size of a batch in an export
-        return text_tower(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-    one = input_ids.new_zeros(1, max(1, input_ids.shape[1]))
-    return text_tower(input_ids=one, attention_mask=torch.ones_like(one)).last_hidden_state[:0]
+    if not input_ids.shape[0]:  # not len(): it would fix the size of a batch in an export
+        one = input_ids.new_zeros(1, max(1, input_ids.shape[1]))
+        return text_tower(input_ids=one, attention_mask=torch.ones_like(one)).last_hidden_state[:0]
+    if reads_without_padding(text_tower):
+        return hidden_states_without_padding(text_tower, input_ids, attention_mask)
+    return text_tower(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+
+
+def reads_without_padding(text_tower: Any) -> bool:
+    """Whether a text tower can read sentences end to end: with flash attention, which keeps them apart without a mask."""
+    config = text_tower.config
+    is_flash = str(config._attn_implementation).startswith("flash_attention")
+    return is_flash and config.model_type in WITHOUT_PADDING
+
+
+def hidden_states_without_padding(
+    text_tower: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor
+) -> torch.Tensor:
+    """As `hidden_states`, but the tower reads the T tokens that are no padding as one row (1, T), each sentence with positions
+    and attention of its own; at padding the result is 0. Padding comes after the sentence."""
+    is_token = attention_mask.bool()
+    ends = attention_mask.sum(1).cumsum(0, dtype=torch.int32)
+    bounds = F.pad(ends, (1, 0))  # (B + 1,)
+    longest = input_ids.shape[1]  # an upper bound, known without asking the device
+    positions = torch.arange(longest, device=input_ids.device).expand_as(input_ids)
+    hidden = text_tower(
+        input_ids=input_ids[is_token][None],
+        position_ids=positions[is_token][None],
+        cu_seq_lens_q=bounds,
+        cu_seq_lens_k=bounds,
+        max_length_q=longest,
+        max_length_k=longest,
+    ).last_hidden_state[0]  # (T, D)
+    padded = hidden.new_zeros(*input_ids.shape, hidden.shape[-1])
+    return padded.masked_scatter(is_token.unsqueeze(-1), hidden)
 
 
 def pooled(hidden: torch.Tensor, attention_mask: torch.Tensor, pooling: str | None) -> torch.Tensor:

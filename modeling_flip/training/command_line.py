@@ -44,7 +44,7 @@ SHOWN = {
     "text_masking": "field masks whole fields; token masks random tokens, as BERT (PTab, and the ablation)",
 }
 PRETRAINING_ONLY = {"text_mask_ratio", "tabular_mask_ratio", "num_noise_features", "text_masking"}
-DRY_RUN = "--dry_run"  # belongs to the command, not to the recipe
+DRY_RUN, TUNE = "--dry_run", "--tune"  # belong to the command, not to the recipe
 OUR_MODULES = ("modeling_flip", "data_scripts", "train", "__main__")
 FINETUNING_ONLY = {"early_stopping_patience"}
 OF_THE_REFIT = {"stop_after_epochs"}
@@ -64,7 +64,8 @@ class RecipeParser(jsonargparse.ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         text = " ".join(str(ex or message).split())
-        known = [key for key in self.get_defaults().keys(branches=True) if key != "recipe"] + [DRY_RUN[2:]]
+        known = [key for key in self.get_defaults().keys(branches=True) if key != "recipe"]
+        known += [DRY_RUN[2:], TUNE[2:]]
         nested = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", text)
         wrong = re.search(r"(?i:option .|unrecognized arguments: --)([\w.-]+)", text)
         key = ".".join(nested.groups()) if nested else wrong.group(1) if wrong else None
@@ -101,9 +102,10 @@ def _recipe_parser(towers: tuple[str, ...]) -> RecipeParser:
     parser = RecipeParser(
         prog="train.py",
         parser_mode="recipe",
-        usage=f"python train.py RECIPE.yaml [{DRY_RUN}] [--key value] [--section.key value] ...",
+        usage=f"python train.py RECIPE.yaml [{DRY_RUN}] [{TUNE} N] [--key value] [--section.key value] ...",
         description="Train FLIP or one of its towers from a recipe. Every key of the recipe can also be given here. "
-        f"{DRY_RUN} trains and writes nothing: it shows how the data are read, the size of the model and the time it needs.",
+        f"{DRY_RUN} trains and writes nothing: it shows how the data are read, the size of the model and the time it needs. "
+        f"{TUNE} N finetunes with N settings of learning rates and embedding_l2, and chooses by validation AUC.",
         epilog="Any other field of transformers.TrainingArguments works in either section.",
         formatter_class=argparse.HelpFormatter,
         allow_abbrev=False,
@@ -182,6 +184,17 @@ def parse_recipe(arguments: Sequence[str]) -> Recipe:
 def without_dry_run(arguments: Sequence[str]) -> tuple[list[str], bool]:
     """The arguments without `--dry_run`, and whether it was there."""
     return [argument for argument in arguments if argument != DRY_RUN], DRY_RUN in arguments
+
+
+def without_tune(arguments: Sequence[str]) -> tuple[list[str], int | None]:
+    """The arguments without `--tune N`, and N. Prints one line and exits with 2 where it is no number."""
+    parser = argparse.ArgumentParser(prog="train.py", add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument(TUNE, type=int)
+    try:
+        given, others = parser.parse_known_args(list(arguments))
+    except argparse.ArgumentError:
+        recipe_parser().error(f"{TUNE} needs a number of trials, such as {TUNE} 20")
+    return others, given.tune
 
 
 def without_null(arguments: list[str], option: str) -> tuple[list[str], bool]:

@@ -37,13 +37,14 @@ logger = logging.get_logger(__name__)
 
 RECIPE_FILE = "recipe.yaml"
 SELECTION = "selection"  # folder of the model that was trained before a refit
+TRIALS = "trials"  # folder of the trials of a search
 RUN_FILE = "run.json"
 PREDICTIONS_FILE = "test_predictions.parquet"
 # Files of an output folder that are not pushed: training state, unfinished files, labels of single rows, folders of this
 # machine, and foreign weights.
 UNPUSHED = (
     *("checkpoints/*", "checkpoint-*/*", "runs/*", "manifests/*", ".*", "*/.*"),
-    *(f"{SELECTION}/*", PREDICTIONS_FILE, RUN_FILE, *FOREIGN),
+    *(f"{SELECTION}/*", f"{TRIALS}/*", f"{TRIALS}.db", PREDICTIONS_FILE, RUN_FILE, *FOREIGN),
 )
 LAST = "last-checkpoint"
 RESULTS_FILE, PRETRAINING_RESULTS_FILE = "all_results.json", "pretraining_results.json"

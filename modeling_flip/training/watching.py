@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import ProgressCallback, Trainer
-from transformers.integrations import TensorBoardCallback, WandbCallback
+from transformers.integrations import TensorBoardCallback, WandbCallback, get_reporting_integration_callbacks
 
 LOGS = "runs"  # the folder of TensorBoard's files beside the model
 
@@ -21,8 +21,10 @@ def keep_logs(trainer: Trainer, folder: Path, stage: str) -> None:
 
 
 def end_logs(trainer: Trainer) -> None:
-    """End a stage's run on Weights & Biases: Trainer leaves it open, and the next stage would go on with it."""
-    for callback in trainer.callback_handler.callbacks:
+    """End what reporters write of a stage. Trainer leaves a run on Weights & Biases open, so that the next stage would go on with
+    it; and scoring afterwards would begin one anew on trackio, or fail where there is none."""
+    for reporter in get_reporting_integration_callbacks(trainer.args.report_to):
+        callback = trainer.pop_callback(reporter)
         if isinstance(callback, WandbCallback):
             callback._wandb.finish()
 

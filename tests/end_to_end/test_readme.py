@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoTokenizer
 import train
 from benchmarks import results_table
 from modeling_flip.fields import make_field
-from modeling_flip.training.command_line import without_dry_run
+from modeling_flip.training.command_line import without_dry_run, without_tune
 
 pytestmark = pytest.mark.usefixtures("few_demo_rows")
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,13 +86,19 @@ def test_training_commands_run(command: str, folder: Path, monkeypatch: pytest.M
     if "data/" in command and not DATA.exists():
         pytest.skip("MovieLens is not at hand")
     of_recipe, is_dry = without_dry_run(arguments)
+    of_recipe, num_trials = without_tune(of_recipe)
+    if of_recipe[0] == "outputs/tuned/best.yaml" and not Path(of_recipe[0]).exists():
+        (first,) = (c for c in COMMANDS if "--tune" in c)
+        train.main([*shlex.split(first.removeprefix(TRAIN)), "--tune", "1", *QUICK, *QUICK_PRETRAINING])
     recipe = train.parse_recipe(of_recipe)
     if recipe.init_from is not None and not Path(recipe.init_from).exists():
         (first,) = (c for c in COMMANDS if c.endswith(f" --output_dir {recipe.init_from}"))
         train.main([*shlex.split(first.removeprefix(TRAIN)), *QUICK, *QUICK_PRETRAINING])
     output_dir, pretraining = recipe.output_dir, recipe.pretraining is not None
-    train.main([*arguments, *QUICK, *(QUICK_PRETRAINING if pretraining else [])])
-    assert (folder / output_dir / "all_results.json").exists() != is_dry
+    few = [] if num_trials is None else ["--tune", "1"]
+    train.main([*arguments, *few, *QUICK, *(QUICK_PRETRAINING if pretraining else [])])
+    made = folder / output_dir / ("all_results.json" if num_trials is None else "best.yaml")
+    assert made.exists() != is_dry
 
 
 @pytest.mark.parametrize("command", COMPARE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -24,6 +26,7 @@ from transformers import (
     set_seed,
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from modeling_flip import (
     TABULAR_TOWERS,
@@ -35,7 +38,7 @@ from modeling_flip import (
     FlipProcessor,
     PretrainingCollator,
 )
-from modeling_flip.modeling_flip import masked_lm_head, most_tokens, pooled
+from modeling_flip.modeling_flip import WITHOUT_PADDING, masked_lm_head, most_tokens, pooled, reads_without_padding
 from modeling_flip.training.trainer import plain_attention
 
 FIELDS = ["user_id", "gender", "title", "genre"]
@@ -515,6 +518,60 @@ def test_plain_attention_is_the_fused_one_but_for_its_speed(
         assert model.flip.text_tower.config._attn_implementation == "eager"
         torch.testing.assert_close(model(**inputs).logits, fused, rtol=1e-4, atol=1e-5)
     assert [m.config._attn_implementation for m in model.modules() if hasattr(m, "set_attn_implementation")] == before
+
+
+# ---- without padding
+
+
+def attend_by_sequence(
+    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **told: Any
+) -> tuple[torch.Tensor, None]:
+    """What flash attention does with sequences that lie end to end, (1, heads, T, size), in plain torch."""
+    assert mask is None and len(query) == 1
+    bounds = told["cu_seq_lens_q"].tolist()
+    is_causal = module.is_causal if told.get("is_causal") is None else told["is_causal"]
+    attended = []
+    for begin, end in pairwise(bounds):
+        q, k, v = (x[:, :, begin:end] for x in (query, key, value))
+        distance = (torch.arange(end - begin)[:, None] - torch.arange(end - begin))[None, None]
+        seen = distance >= 0 if is_causal else distance.abs() < (told.get("sliding_window") or len(query[0, 0]))
+        dropout = told.get("dropout", 0.0)
+        attended.append(scaled_dot_product_attention(q, k, v, seen, dropout, scale=told["scaling"], enable_gqa=True))
+    return torch.cat(attended, 2).transpose(1, 2), None
+
+
+@pytest.mark.parametrize("family", WITHOUT_PADDING)
+def test_without_padding_losses_and_gradients_are_those_of_padded_batches(
+    family: str, text_model: Callable[[str], TextModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_attention_2", attend_by_sequence)
+    source = text_model(family)
+    for model_class, batch in (
+        (FlipForPreTraining, PretrainingCollator(source.processor)(source.rows)),
+        (FlipForCTR, FlipDataCollator(source.processor, ("feature_ids", "sentence"))(source.rows)),
+    ):
+        model = make_model(model_class, source)
+        assert (batch["attention_mask"] == 0).any()
+        loss, expected = gradients(model, batch)
+        tokens: list[int] = []
+        tower = model.flip.text_tower
+        tower.get_input_embeddings().register_forward_hook(
+            lambda _, given, __, seen=tokens: seen.append(given[0].numel())
+        )
+        tower.config._attn_implementation = "flash_attention_2"
+        actual, found = gradients(model, batch)
+        assert tokens == [batch["attention_mask"].sum() * (2 if model_class is FlipForPreTraining else 1)]
+        torch.testing.assert_close(actual, loss, rtol=1e-5, atol=1e-6)
+        for name, gradient in expected.items():
+            torch.testing.assert_close(
+                found[name], gradient, rtol=1e-3, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}"
+            )
+
+
+def test_a_family_that_reads_only_padded_rows_is_given_them(text_model: Callable[[str], TextModel]) -> None:
+    tower = make_model(FlipForCTR, text_model("roberta")).flip.text_tower
+    tower.config._attn_implementation = "flash_attention_2"
+    assert not reads_without_padding(tower)
 
 
 # ---- activation checkpointing

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers import TrainerCallback
 from transformers.utils import logging as transformers_logging
 
 import train
+from modeling_flip import FlipTrainer
 from modeling_flip.training.checks import check_recipe
 from modeling_flip.training.recipe import Recipe
-from modeling_flip.training.watching import line
+from modeling_flip.training.watching import end_logs, line
 
 
 def test_both_stages_stay_in_tensorboard_and_run_json_says_how_to_repeat_them(
@@ -43,6 +46,23 @@ def test_both_stages_stay_in_tensorboard_and_run_json_says_how_to_repeat_them(
     prepared = json.loads((tmp_path / "out" / "manifests" / "prepare.json").read_text())["inputs"]
     assert all(found[key] == prepared[key] for key in ("data", "vocabulary", "text_model", "commit"))
     assert found["hardware"]["processes"] == 1 and found["packages"]["torch"] and found["command"] and found["ended"]
+
+
+def test_reporters_are_told_nothing_of_what_is_scored_after_their_stage(
+    make: Callable[..., FlipTrainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Closed(TrainerCallback):
+        """As Weights & Biases, whose run has ended."""
+
+        def on_predict(self, *args: Any, **kwargs: Any) -> None:
+            raise RuntimeError("You must call wandb.init()")
+
+    monkeypatch.setattr("modeling_flip.training.watching.get_reporting_integration_callbacks", lambda _: [Closed])
+    trainer = make([Closed()])
+    with pytest.raises(RuntimeError, match="must call"):
+        trainer.predict(trainer.train_dataset)
+    end_logs(trainer)
+    trainer.predict(trainer.train_dataset)
 
 
 def test_a_reporter_that_is_not_installed_is_told_before_training(
