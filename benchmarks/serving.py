@@ -1,7 +1,7 @@
 """What serves a model fastest: torch, ONNX Runtime or OpenVINO; in which precision; at what cost in AUC.
 
-    python -m benchmarks.serving MODEL … --rows FILE --label_column NAME [--threads 1 2] [--latencies 200] [--batches 4]
-        [--rounds 3] [--json PATH]
+    python -m benchmarks.serving MODEL … --rows FILE --label_column NAME [--systems NAME …] [--runtimes NAME …]
+        [--threads 1 2] [--latencies 200] [--batches 4] [--rounds 3] [--json PATH]
 
 A MODEL is a folder or Hub id of a FLIP with both towers; it is measured as FLIP, FLIP_ID and FLIP_PLM. A runtime is given raw
 rows: one at a time (p50 and p99 in ms), batches of 256 (rows/s), and for FLIP and FLIP_ID one user with 100 candidates to rank
@@ -46,16 +46,16 @@ BATCH_SIZE, CANDIDATES = 256, 100
 Figures = dict[str, Any]
 
 
-def prepare(model: str, rows: Path, label_column: str, folder: Path) -> dict[str, dict[str, Figures]]:
+def prepare(model: str, options: argparse.Namespace, folder: Path) -> dict[str, dict[str, Figures]]:
     """Exports a model in every way to `folder`/SYSTEM/RUNTIME; the size of the files, AUC and logloss of each."""
     figures: dict[str, dict[str, Figures]] = {}
-    for system, towers in SYSTEMS.items():
-        figures[system] = {}
+    for system in options.systems:
+        figures[system], towers = {}, SYSTEMS[system]
         pipe = load_pipeline(model, None, "cpu", return_towers=False, dtype="float32", towers=towers)
-        labelled = read_rows(pipe.processor, rows, label_column)
-        for runtime, exported in RUNTIMES.items():
+        labelled = read_rows(pipe.processor, options.rows, options.label_column)
+        for runtime in options.runtimes:
             print(f"{Path(model).name}, {system}: {runtime}", flush=True)
-            place = folder / system / runtime
+            place, exported = folder / system / runtime, RUNTIMES[runtime]
             if exported is not None:
                 report = export(pipe, place, format=exported[0], precision=exported[1], rows=labelled)
                 size, of_rows = report["bytes"]["graph"], report["measured"]["graph"]
@@ -95,16 +95,16 @@ def speed(pipe: CtrPredictionPipeline, table: pa.Table, latencies: int, batches:
     return figures
 
 
-def measure_all(folder: Path, rows: Path, latencies: int, batches: int, rounds: int) -> dict[str, dict[str, Figures]]:
+def measure_all(folder: Path, options: argparse.Namespace) -> dict[str, dict[str, Figures]]:
     """Every runtime of every system in a folder of `prepare`, in this process."""
-    table = open_input(rows).to_table()
-    told: dict[str, dict[str, list[Figures]]] = {system: {name: [] for name in RUNTIMES} for system in SYSTEMS}
-    for round_ in range(rounds):
-        for system in SYSTEMS:
-            for runtime in [*RUNTIMES][:: 1 if round_ % 2 else -1]:
+    table = open_input(options.rows).to_table()
+    told: dict[str, dict[str, list[Figures]]] = {s: {name: [] for name in options.runtimes} for s in options.systems}
+    for round_ in range(options.rounds):
+        for system in options.systems:
+            for runtime in options.runtimes[:: 1 if round_ % 2 else -1]:
                 dtype = {"dtype": "bfloat16"} if "bf16" in runtime else {}
                 pipe = load_pipeline(str(folder / system / runtime), None, "cpu", return_towers=False, **dtype)
-                told[system][runtime].append(speed(pipe, table, latencies, batches))
+                told[system][runtime].append(speed(pipe, table, options.latencies, options.batches))
     return {
         system: {
             runtime: {name: statistics.median(each[name] for each in many) for name in many[0]}
@@ -112,6 +112,20 @@ def measure_all(folder: Path, rows: Path, latencies: int, batches: int, rounds: 
         }
         for system, of_system in told.items()
     }
+
+
+def in_own_process(threads: int, folder: Path) -> dict[str, dict[str, Figures]]:
+    """`measure_all` in a process with so many threads, pinned to as many cores; its arguments are this process's."""
+    cores = sorted(os.sched_getaffinity(0))[:threads]
+    made = subprocess.run(
+        [sys.executable, "-m", "benchmarks.serving", *sys.argv[1:], "--measure", str(folder)],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        preexec_fn=lambda: os.sched_setaffinity(0, cores),
+    )
+    return dict(json.loads(made.stdout.splitlines()[-1]))
 
 
 def show(model: str, threads: int, figures: dict[str, dict[str, Figures]]) -> None:
@@ -122,14 +136,14 @@ def show(model: str, threads: int, figures: dict[str, dict[str, Figures]]) -> No
         "MB",
         "one row p50 / p99, ms",
         "rows/s",
-        "times torch",
+        "times the first",
         "100 candidates, ms",
         "AUC",
         "difference",
     ]
     print(f"| {' | '.join(titles)} |\n|{' --- |' * len(titles)}")
     for system, of_system in figures.items():
-        base = of_system["torch fp32"]
+        base = next(iter(of_system.values()))
         for runtime, f in of_system.items():
             rank = f"{f['rank_p50_ms']:.2f}" if "rank_p50_ms" in f else "–"
             cells = [system, runtime, f"{f['megabytes']:.1f}", f"{f['row_p50_ms']:.2f} / {f['row_p99_ms']:.2f}"]
@@ -143,48 +157,28 @@ def main() -> None:
     parser.add_argument("models", nargs="+", metavar="MODEL")
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--label_column", required=True)
+    parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=list(SYSTEMS))
+    parser.add_argument("--runtimes", nargs="+", default=list(RUNTIMES), choices=list(RUNTIMES))
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--latencies", type=int, default=200, help="rows scored one by one")
     parser.add_argument("--batches", type=int, default=4, help=f"batches of {BATCH_SIZE} rows")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="where to write the figures")
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # what the process of a number of threads does
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # of `in_own_process`
     options = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     if options.measure:
-        (threads,) = options.threads
-        torch.set_num_threads(threads)
-        given = (options.rows, options.latencies, options.batches, options.rounds)
-        print(json.dumps(measure_all(options.measure, *given)))
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        print(json.dumps(measure_all(options.measure, options)))
         return
     figures: dict[str, Any] = {}
     for model in options.models:
         with tempfile.TemporaryDirectory() as scratch:
-            kept = prepare(model, options.rows, options.label_column, Path(scratch))
+            kept = prepare(model, options, Path(scratch))
             for threads in options.threads:
-                command = [sys.executable, "-m", "benchmarks.serving", model, "--measure", scratch]
-                command += [
-                    "--threads",
-                    str(threads),
-                    "--rows",
-                    str(options.rows),
-                    "--label_column",
-                    options.label_column,
-                ]
-                command += ["--latencies", str(options.latencies), "--batches", str(options.batches)]
-                command += ["--rounds", str(options.rounds)]
-                cores = sorted(os.sched_getaffinity(0))[:threads]
-                made = subprocess.run(
-                    command,
-                    check=True,
-                    stdout=subprocess.PIPE,
-                    text=True,
-                    env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-                    preexec_fn=lambda cores=cores: os.sched_setaffinity(0, cores),  # type: ignore[misc]
-                )
-                timed = json.loads(made.stdout.splitlines()[-1])
-                together = {s: {r: {**kept[s][r], **timed[s][r]} for r in RUNTIMES} for s in SYSTEMS}
+                timed = in_own_process(threads, Path(scratch))
+                together = {s: {r: {**kept[s][r], **timed[s][r]} for r in timed[s]} for s in timed}
                 figures.setdefault(Path(model).name, {})[f"{threads} threads"] = together
                 show(Path(model).name, threads, together)
     if options.json:

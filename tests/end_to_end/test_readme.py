@@ -24,7 +24,8 @@ BLOCK = re.compile(r"```(bash|python|yaml)\n(.*?)```", re.DOTALL)
 BLOCKS = [(page, *block) for page, text in PAGES.items() for block in BLOCK.findall(text)]
 COMMANDS = [line for _, kind, block in BLOCKS if kind == "bash" for line in block.strip().splitlines()]
 TRAIN, PYTHON = ".venv/bin/python train.py ", ".venv/bin/python -m benchmarks."
-SERVING = (".venv/bin/python -m modeling_flip.serving.serve ", "curl ", "docker ")
+SERVING = tuple(f".venv/bin/python -m modeling_flip.serving.{name} " for name in ("serve", "export"))
+SERVING += ("curl ", "docker ")
 COMPARE = [line.removeprefix(f"{PYTHON}compare ") for line in COMMANDS if line.startswith(f"{PYTHON}compare ")]
 # Those that speak to the Hub, or score a file: tests/hub/test_readme_on_the_hub.py runs them.
 # Or open the demo: tests/serving/test_demo.py and tests/hub/test_space.py do.
@@ -66,7 +67,7 @@ def test_the_readme_has_no_command_that_is_not_run() -> None:
     benchmarks = {line for line in others if line.startswith(PYTHON)}  # tests/benchmarks runs these
     scripts = {"pretraining_step", "data_pipeline", "tabular_training", "sparse_step", "scoring", "compare", "scale"}
     scripts |= {"distributed", "small_text_model", "new_values", "preparation_tools", "reproduce", "alignment"}
-    scripts |= {"serving_load"}
+    scripts |= {"serving", "serving_load"}
     assert {line.removeprefix(PYTHON).split()[0] for line in benchmarks} == scripts
     others -= benchmarks
     # The first is what `make install` does; CI runs the second, and with it the first.

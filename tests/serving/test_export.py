@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from pyarrow import csv
 from transformers import (
     AutoModelForSequenceClassification,
     PreTrainedTokenizerFast,
@@ -311,3 +315,32 @@ def test_openvino_reads_both_formats(exported: Path, checkpoint: Path, rows_file
             assert scored["probability"] == pytest.approx(wanted["probability"], abs=1e-5)
     with pytest.raises(ValueError, match=r"backend is 'onnx'.*a model for openvino"):
         pipeline("ctr-prediction", model=str(tmp_path / "ov"), backend="onnx")
+
+
+# ---- what docs/serving.md says
+
+
+def test_the_pages_commands_run(
+    checkpoint: Path, rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "serving.md").read_text()
+    commands = re.findall(r"^\.venv/bin/python -m modeling_flip\.serving\.export (.*)$", page, re.MULTILINE)
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(commands) == 3 and len(blocks) == 1
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(checkpoint, "outputs/quickstart")
+    csv.write_csv(pq.read_table(rows_file).drop(["history"]).rename_columns({"clicked": "label"}), "rows.csv")
+    for command in commands:
+        assert export_command(command.split()) == 0
+    exec(blocks[0], {})
+
+
+def test_the_benchmark_compares_runtimes(checkpoint: Path, rows_file: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.serving", str(checkpoint), "--rows", str(rows_file)]
+    command += ["--label_column", "clicked", "--systems", "FLIP_ID", "--runtimes", "torch fp32", "ONNX int8"]
+    command += ["--threads", "1", "--rounds", "1", "--latencies", "3", "--batches", "1", "--json", str(tmp_path / "j")]
+    subprocess.run(command, check=True, cwd=Path(__file__).resolve().parents[2], stdout=subprocess.DEVNULL)
+    of_system = json.loads((tmp_path / "j").read_text())["small"]["1 threads"]["FLIP_ID"]
+    assert of_system["ONNX int8"]["auc"] == pytest.approx(of_system["torch fp32"]["auc"], abs=0.02)
+    for figures in of_system.values():
+        assert all(figures[name] > 0 for name in ("megabytes", "row_p50_ms", "rank_p50_ms", "rows_per_second"))
