@@ -281,7 +281,8 @@ def test_other_bad_requests(server: Server) -> None:
     assert server.client.post("/score", content=good, headers={"content-type": "text/plain"}).status_code == 415
     parts = (b"  " * 1000 for _ in range(30))  # without a content-length
     assert server.client.post("/score", content=parts, headers=JSON).status_code == 413
-    assert server.client.get("/health", headers={"x": "a" * 100_000}).status_code == 400
+    with contextlib.suppress(httpx2.TransportError):  # the connection may be closed before all of it is sent
+        assert server.client.get("/health", headers={"x": "a" * 1_000_000}).status_code == 400
     assert server.client.get("/score").status_code == 405
     assert server.client.get("/nothing/here").status_code == 404
     candidates = [{"title": "Toy Story"}]
