@@ -55,10 +55,7 @@ TOWERS = {"tabular": "tabular tower", "text": "text tower"}
 EXAMPLES, CANDIDATES, CHOICES, MOST_CANDIDATES, FIELDS_IN_LINE = 20, 10, 200, 1_000, 4
 # Of the values in the sentence, field by field, and again from the first.
 COLOURS = ("#2563eb", "#d97706", "#059669", "#db2777", "#7c3aed", "#0891b2", "#65a30d", "#dc2626", "#9333ea", "#a16207")
-FONTS = {
-    "font": ["ui-sans-serif", "system-ui", "sans-serif"],
-    "font_mono": ["ui-monospace", "Consolas", "monospace"],
-}
+FONT, MONO = ["ui-sans-serif", "system-ui", "sans-serif"], ["ui-monospace", "Consolas", "monospace"]  # none is fetched
 STYLE = """
 .flip h1 {margin: 0 0 4px} .flip table {width: 100%; border-collapse: collapse; margin: 4px 0 8px}
 .flip :is(table, tr, th, td) {border: 0 !important}
@@ -440,9 +437,13 @@ def push_space(folder: Path, space: str, private: bool) -> str:
         url = api.create_repo(space, repo_type="space", space_sdk="gradio", private=private or None, exist_ok=True)
         if private and not api.space_info(space).private:
             raise ValueError("it exists and is public; make it private, or choose another name")
-        where = {"repo_id": space, "repo_type": "space", "folder_path": folder}
-        # Rows and modules of an earlier push that this one lacks.
-        api.upload_folder(**where, delete_patterns=["rows.jsonl", "modeling_flip/*"], commit_message="Upload demo")
+        api.upload_folder(
+            repo_id=space,
+            repo_type="space",
+            folder_path=folder,
+            commit_message="Upload demo",
+            delete_patterns=["rows.jsonl", "modeling_flip/*"],  # of an earlier push, where this one lacks them
+        )
         return str(url)
 
     try:
@@ -488,7 +489,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, ValueError, TypeError, pa.ArrowException) as error:
         print(f"demo: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    page.launch(theme=gr.themes.Default(**FONTS), css=STYLE, footer_links=[], show_error=True, ssr_mode=False)
+    page.launch(
+        theme=gr.themes.Default(font=FONT, font_mono=MONO), css=STYLE, footer_links=[], show_error=True, ssr_mode=False
+    )
     return 0
 
 
