@@ -1,5 +1,5 @@
-"""Renders the tables of the README and docs/ from benchmarks/results/: runs' all_results.json, and the benchmarks' --json. Also
-writes all runs as one table, benchmarks/results/runs.csv.
+"""Renders the tables of the README and docs/ from benchmarks/results/: runs' all_results.json, and the benchmarks' --json; that of
+the models from their docstrings. Also writes all runs as one table, benchmarks/results/runs.csv.
 
 python -m benchmarks.results_table
 """
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.model_table import models
 from benchmarks.paper_runs import ABLATIONS
 from benchmarks.paper_tables import (
     TITLES,
@@ -315,6 +316,7 @@ def render(text: str) -> str:
         new_values,
         icl_layer_norm,
         results,
+        models,
     ):
         begin, end = f"<!-- {section.__name__} -->", f"<!-- end of {section.__name__} -->"
         if begin in text:
