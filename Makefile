@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: install quickstart hub-demo test fuzz attack soak quality format
+.PHONY: install quickstart docs hub-demo test fuzz attack soak quality format
 
 install: .venv/installed
 
@@ -12,6 +12,9 @@ install: .venv/installed
 
 quickstart: install ## DCNv2, FLIP_ID, FLIP_PLM and FLIP on generated click logs; no download
 	$(BIN)/python -m benchmarks.quickstart
+
+docs: install ## the site of docs/, in build/docs; a warning is an error
+	$(BIN)/python -m zensical build --strict
 
 hub-demo: install ## the quickstart, pushed to a Hub on this machine and loaded from there
 	$(BIN)/python -m tests.hub.demo

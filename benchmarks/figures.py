@@ -1,4 +1,4 @@
-"""Draws the figures of the README and of docs/how_flip_works.md, from what the processor and the collators make of a row of the demo.
+"""Draws the figures of the README and of docs/how_flip_works.md, from what the processor and the collator make of a demo row.
 
 python -m benchmarks.figures
 """
@@ -61,7 +61,15 @@ def masked_views() -> dict[str, Any]:
 def method(views: dict[str, Any]) -> Figure:
     """FLIP's two stages: §3.2 and §3.3 of the paper, Figure 2."""
     axes = canvas(10, 6.75)
-    panel(axes, 0.1, 2.3, 9.8, 4.35, "1  Pretraining", "whole fields are masked on one side, and recovered with the other's help")
+    panel(
+        axes,
+        0.1,
+        2.3,
+        9.8,
+        4.35,
+        "1  Pretraining",
+        "whole fields are masked on one side, and recovered with the other's help",
+    )
     panel(axes, 0.1, 0.1, 9.8, 2.05, "2  Finetuning", "both towers predict the click; one learned weight mixes them")
 
     row, ids = views["row"], views["field"]["feature_ids"]
@@ -120,7 +128,10 @@ def method(views: dict[str, Any]) -> Figure:
     ):
         arrow(axes, (6.82, heights[start]), (7.7, y), colour)
 
-    for y, name, pale, colour, letter in ((1.3, "tabular tower", TABLE_PALE, TABLE, "ID"), (0.55, "text tower", TEXT_PALE, TEXT, "PLM")):
+    for y, name, pale, colour, letter in (
+        (1.3, "tabular tower", TABLE_PALE, TABLE, "ID"),
+        (0.55, "text tower", TEXT_PALE, TEXT, "PLM"),
+    ):
         what = "the row's feature IDs" if letter == "ID" else "the row's sentence"
         words(axes, 0.3, y, what, 8.5, INK, ha="left")
         arrow(axes, (1.9, y), (2.3, y), colour)
@@ -189,7 +200,9 @@ def box(
     words(axes, x + width / 2, y + height / 2, label, font.pop("size", 9), ink, **font)
 
 
-def words(axes: Axes, x: float, y: float, label: str, size: float, colour: str, ha: str = "center", **font: Any) -> None:
+def words(
+    axes: Axes, x: float, y: float, label: str, size: float, colour: str, ha: str = "center", **font: Any
+) -> None:
     axes.text(x, y, label, fontsize=size, color=colour, ha=ha, va="center_baseline", **font)
 
 

@@ -14,19 +14,23 @@ OF_FLIP = {
     "flip": "FLIP (Wang et al., RecSys '24): both towers, aligned field by field, then finetuned together.",
     "flip-id": "FLIP's tabular tower, finetuned alone: an ID model that starts from aligned embeddings.",
     "flip-plm": "FLIP's text tower, finetuned alone.",
-    "ctrl": "CTRL (Li et al., 2023): both towers are aligned by contrast alone, with the similarity Σ_s max_t ⟨a_s, b_t⟩ of their "
-    "parts; then the tabular tower is finetuned.",
+    "ctrl": "CTRL (Li et al., 2023): both towers are aligned by contrast alone, with the similarity Σ_s max_t ⟨a_s, b_t⟩ of "
+    "their parts; then the tabular tower is finetuned.",
     "ptab": "PTab (Liu et al., 2022): masked language modelling on the rows' sentences, then the text tower is finetuned.",
 }
 
 
 def models() -> str:
-    """Markdown: name, recipe, class, and what it computes, with its source."""
-    rows = []
-    for kind, names in (TABLE2 | {"not in the paper": ("dcn-mix",)}).items():
-        for name in names:
-            rows.append([TITLES[name], kind, f"`{name}.yaml`", f"`{class_of(name).__name__}`", idea_of(name)])
-    return Table([["model", "kind", "recipe", "class", "what it computes"], *rows]).markdown()
+    """Markdown, a table for each kind: name, recipe and class, and what it computes, with its source."""
+    tables = []
+    for kind, names in (TABLE2 | {"not in the paper's tables": ("dcn-mix",)}).items():
+        rows = [
+            [f"**{TITLES[name]}**", f"`{name}.yaml`", f"`{class_of(name).__name__}`", idea_of(name)] for name in names
+        ]
+        tables.append(
+            f"## {kind[0].upper()}{kind[1:]}\n\n{Table([['', 'recipe', 'class', 'what it computes'], *rows]).markdown()}"
+        )
+    return "\n\n".join(tables)
 
 
 def class_of(name: str) -> type:

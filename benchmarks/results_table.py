@@ -1,5 +1,5 @@
-"""Renders the tables of the README and docs/ from benchmarks/results/: runs' all_results.json, and the benchmarks' --json; that of
-the models from their docstrings. Also writes all runs as one table, benchmarks/results/runs.csv.
+"""Renders the tables of the README and docs/ from benchmarks/results/: runs' all_results.json, and the benchmarks' --json;
+that of the models from their docstrings. Also writes all runs as one table, benchmarks/results/runs.csv.
 
 python -m benchmarks.results_table
 """

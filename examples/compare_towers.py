@@ -1,6 +1,6 @@
 """Several tabular towers on the same rows: `python -m examples.compare_towers` (a minute on two cores, no download).
 
-Each is trained from scratch with the same settings. One seed orders nothing for good: docs/results.md says when a model is better.
+Each is trained from scratch with the same settings. One seed proves little: docs/results.md says when a model is better.
 """
 
 from transformers import set_seed
@@ -14,8 +14,12 @@ train, test = (processor.encode(log[split], "label") for split in ("train", "tes
 
 for name in ("dcnv2", "deepfm", "autoint", "wide_deep"):
     set_seed(0)
-    model = FlipForCTR(FlipConfig.from_processor(processor, tabular_tower=name, embedding_size=16, hidden_sizes=[64, 32]))
-    args = FlipTrainingArguments(f"outputs/examples/towers/{name}", num_train_epochs=1, save_strategy="no", report_to="none")
+    model = FlipForCTR(
+        FlipConfig.from_processor(processor, tabular_tower=name, embedding_size=16, hidden_sizes=[64, 32])
+    )
+    args = FlipTrainingArguments(
+        f"outputs/examples/towers/{name}", num_train_epochs=1, save_strategy="no", report_to="none"
+    )
     trainer = FlipTrainer(model, args, processor, train)
     trainer.train()
     metrics = trainer.evaluate(test, metric_key_prefix="test")
