@@ -18,11 +18,12 @@ import pyarrow.csv as pc
 import pytest
 
 import train
+from modeling_flip.serving import score
 from tests.end_to_end.test_readme import BASH, NEWCOMER, QUICK, QUICK_PRETRAINING, ROOT, TRAIN, python_blocks
 
 PAGE = "docs/index.md"
 PYTHON = ".venv/bin/python -m "
-INSTALL, INSTALL_SERVING, SCORE, SERVE, CURL = NEWCOMER
+INSTALL, SCORE, INSTALL_SERVING, SERVE, CURL = NEWCOMER
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def test_a_file_becomes_scores(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "{'probability': 0." in printed.getvalue()
 
     module, *arguments = shlex.split(SCORE.removeprefix(PYTHON))
-    importlib.import_module(module).main(arguments)
+    assert module == "modeling_flip.score" and score.main(arguments) == 0
     rows, scores = pc.read_csv("clicks.csv"), pc.read_csv("scores.csv")
     assert scores.num_rows == rows.num_rows and scores.column_names == [*rows.column_names, "probability"]
 
