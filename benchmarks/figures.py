@@ -60,7 +60,7 @@ def masked_views() -> dict[str, Any]:
 
 def method(views: dict[str, Any]) -> Figure:
     """FLIP's two stages: §3.2 and §3.3 of the paper, Figure 2."""
-    axes = canvas(10, 6.75)
+    figure, axes = canvas(10, 6.75)
     panel(
         axes,
         0.1,
@@ -112,9 +112,9 @@ def method(views: dict[str, Any]) -> Figure:
         "MLM": (2.61, "recover the words", f"title is {row['title'].lower()}", "in the whole vocabulary"),
     }
     for name, (y, what, example, among) in losses.items():
-        colours = {"MTM": (TABLE_PALE, TABLE), "ICL": (BOTH_PALE, BOTH), "MLM": (TEXT_PALE, TEXT)}[name]
-        box(axes, 7.75, y - 0.1, 2.0, 0.84, "", *colours)
-        words(axes, 7.85, y + 0.54, name, 9.5, colours[1], ha="left", weight="bold")
+        pale, colour = {"MTM": (TABLE_PALE, TABLE), "ICL": (BOTH_PALE, BOTH), "MLM": (TEXT_PALE, TEXT)}[name]
+        box(axes, 7.75, y - 0.1, 2.0, 0.84, "", pale, colour)
+        words(axes, 7.85, y + 0.54, name, 9.5, colour, ha="left", weight="bold")
         words(axes, 8.3, y + 0.54, what, 8.5, INK, ha="left")
         words(axes, 7.85, y + 0.31, example, 8, INK, ha="left", style="italic")
         words(axes, 7.85, y + 0.11, among, 8, GREY, ha="left")
@@ -144,12 +144,12 @@ def method(views: dict[str, Any]) -> Figure:
     formula = r"$\hat{y} = \sigma(\alpha\,\mathrm{logit}_{\mathrm{ID}} + (1-\alpha)\,\mathrm{logit}_{\mathrm{PLM}})$"
     words(axes, 7.77, 0.93, formula, 11, INK)
     words(axes, 7.77, 0.42, "each logit has a click loss of its own, too", 8, GREY)
-    return axes.figure  # type: ignore[return-value]
+    return figure
 
 
 def masking(views: dict[str, Any]) -> Figure:
     """The tokens of a sentence, plain, and masked by whole fields and one by one."""
-    axes = canvas(10, 2.1)
+    figure, axes = canvas(10, 2.1)
     panel(axes, 0.1, 0.1, 9.8, 1.9)
     plain = views["field"]["tokens"]
     lines = {"the sentence": plain}
@@ -162,17 +162,18 @@ def masking(views: dict[str, Any]) -> Figure:
             colours = ("white", LINE) if token == plain[column] else (TEXT, TEXT, "white")
             box(axes, x, y - 0.18, width, 0.36, token, *colours, size=8)
             x += width + 0.05
-    return axes.figure  # type: ignore[return-value]
+    return figure
 
 
 # ---- what they are drawn of
 
 
-def canvas(width: float, height: float) -> Axes:
-    axes = Figure(figsize=(width, height)).add_axes((0, 0, 1, 1))
+def canvas(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(0, height))
     axes.axis("off")
-    return axes
+    return figure, axes
 
 
 def panel(axes: Axes, x: float, y: float, width: float, height: float, title: str = "", says: str = "") -> None:
@@ -215,7 +216,14 @@ def arrow(
     below: bool = False,
     bend: float = 0,
 ) -> None:
-    style = {"arrowstyle": "-|>", "mutation_scale": 9, "linewidth": 1.1, "color": colour, "shrinkA": 0, "shrinkB": 0}
+    style: dict[str, Any] = {
+        "arrowstyle": "-|>",
+        "mutation_scale": 9,
+        "linewidth": 1.1,
+        "color": colour,
+        "shrinkA": 0,
+        "shrinkB": 0,
+    }
     axes.add_patch(FancyArrowPatch(start, end, connectionstyle=f"arc3,rad={bend}", **style))
     if label:
         middle = ((start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + (-0.2 if below else 0.2))

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.model_table import models
 from benchmarks.paper_runs import ABLATIONS
 from benchmarks.paper_tables import (
     TITLES,
@@ -27,6 +26,7 @@ from benchmarks.paper_tables import (
     table2,
     table5,
 )
+from benchmarks.reference_tables import models, stage_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -317,6 +317,7 @@ def render(text: str) -> str:
         icl_layer_norm,
         results,
         models,
+        stage_settings,
     ):
         begin, end = f"<!-- {section.__name__} -->", f"<!-- end of {section.__name__} -->"
         if begin in text:

@@ -1,12 +1,13 @@
-"""Every model of the paper as one table, from the docstrings of the registered classes."""
+"""Every model of the paper, and the settings of a stage, as tables: from the docstrings and settings of the classes."""
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 
 from benchmarks.paper_runs import TABLE2
 from benchmarks.paper_tables import TITLES, Table
-from modeling_flip import TABULAR_TOWERS
+from modeling_flip import TABULAR_TOWERS, FlipTrainingArguments
 from modeling_flip.ctr_models import CTR_MODELS
 
 # Those that are FLIP's classes with other settings.
@@ -42,3 +43,14 @@ def idea_of(name: str) -> str:
     """The docstring of the model's class on one line, or what its settings make of FLIP."""
     doc = OF_FLIP.get(name) or inspect.getdoc(class_of(name)) or ""
     return " ".join(doc.split())
+
+
+def stage_settings() -> str:
+    """Markdown: what FlipTrainingArguments adds to TrainingArguments, or has another default for."""
+    fields = {field.name: field for field in dataclasses.fields(FlipTrainingArguments)}
+    rows = []
+    for name in FlipTrainingArguments.__annotations__:
+        field = fields[name]
+        default = "" if field.default in (None, dataclasses.MISSING) else f"`{str(field.default).lower()}`"
+        rows.append([f"`{name}`", default, field.metadata["help"]])
+    return Table([["setting", "default", "what it does"], *rows]).markdown()
