@@ -272,8 +272,8 @@ def cluster_fit() -> str:
     return (
         f"{table(head, rows)}\n\nOne round each, in 8 files, while the load of the machine changed: CPU seconds and memory, of "
         "all processes together, compare best. Spark's size is without Java. Most of an engine's CPU seconds are the same for a "
-        "twentieth of the rows: its start and its workers' imports (PyTorch, Transformers). It pays for logs that take one "
-        "machine long."
+        "twentieth of the rows: its start and its workers' imports (PyTorch, Transformers). It pays off for logs that take one "
+        "machine a long time."
     )
 
 
