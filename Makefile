@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: install quickstart demo hub-demo test fuzz attack soak quality format
+.PHONY: install quickstart demo docs hub-demo test fuzz attack soak quality format
 
 install: .venv/installed
 
@@ -19,6 +19,9 @@ demo: install outputs/quickstart/all_results.json ## a page that shows what the 
 
 outputs/quickstart/all_results.json: | .venv/installed
 	$(BIN)/python train.py configuration/quickstart.yaml
+
+docs: install ## the site of docs/, in build/docs; a warning is an error
+	$(BIN)/python -m zensical build --strict
 
 hub-demo: install ## the quickstart, pushed to a Hub on this machine and loaded from there
 	$(BIN)/python -m tests.hub.demo

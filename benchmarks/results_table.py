@@ -1,5 +1,5 @@
-"""Renders the tables of the README and docs/ from benchmarks/results/: runs' all_results.json, and the benchmarks' --json. Also
-writes all runs as one table, benchmarks/results/runs.csv.
+"""Renders the tables of the README and docs/ from benchmarks/results/: runs' all_results.json, and the benchmarks' --json;
+that of the models from their docstrings. Also writes all runs as one table, benchmarks/results/runs.csv.
 
 python -m benchmarks.results_table
 """
@@ -26,6 +26,7 @@ from benchmarks.paper_tables import (
     table2,
     table5,
 )
+from benchmarks.reference_tables import models, stage_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -271,8 +272,8 @@ def cluster_fit() -> str:
     return (
         f"{table(head, rows)}\n\nOne round each, in 8 files, while the load of the machine changed: CPU seconds and memory, of "
         "all processes together, compare best. Spark's size is without Java. Most of an engine's CPU seconds are the same for a "
-        "twentieth of the rows: its start and its workers' imports (PyTorch, Transformers). It pays for logs that take one "
-        "machine long."
+        "twentieth of the rows: its start and its workers' imports (PyTorch, Transformers). It pays off for logs that take one "
+        "machine a long time."
     )
 
 
@@ -315,6 +316,8 @@ def render(text: str) -> str:
         new_values,
         icl_layer_norm,
         results,
+        models,
+        stage_settings,
     ):
         begin, end = f"<!-- {section.__name__} -->", f"<!-- end of {section.__name__} -->"
         if begin in text:

@@ -1,11 +1,13 @@
-"""Every script in examples/, on fewer rows, and docs/python.md, which quotes them."""
+"""Every script and notebook in examples/, on fewer rows, and docs/python.md, which quotes them."""
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -16,6 +18,7 @@ from modeling_flip.feature_vocabulary import VOCABULARY_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = {path.stem: path.read_text() for path in (ROOT / "examples").glob("[!_]*.py")}
+NOTEBOOK = ROOT / "examples" / "own_data.ipynb"
 
 
 pytestmark = pytest.mark.usefixtures("few_demo_rows")
@@ -42,6 +45,8 @@ def test_a_dataframe_becomes_scores_in_fifteen_lines_and_so_does_a_stream(run: C
     fields = FlipProcessor.from_pretrained("outputs/examples/clicks").fields
     assert fields == ["user_id", "age", "occupation", "interest", "item_id", "title", "category"]
     run("score_a_stream")
+    ranked = [float(p) for p in re.findall(r"^(0\.\d+)  \w", run("rank_candidates"), flags=re.MULTILINE)]
+    assert len(ranked) == 5 and ranked == sorted(ranked, reverse=True)
 
 
 def test_towers_are_aligned_then_finetuned(run: Callable[[str], str]) -> None:
@@ -49,6 +54,10 @@ def test_towers_are_aligned_then_finetuned(run: Callable[[str], str]) -> None:
     alone = FlipForCTR.from_pretrained("outputs/examples/flip-id")
     assert alone.config.towers == "tabular"
     assert FlipProcessor.from_pretrained("outputs/examples/flip-id").tokenizer is None
+    said = run("cold_start")
+    tabular = re.findall(r"^([\d.]+)  tabular_probability", said, flags=re.MULTILINE)
+    assert len(tabular) == 2 and tabular[0] != tabular[1]  # only what is predicted from the words differs
+    assert len(set(re.findall(r"^([\d.]+)  text_probability", said, flags=re.MULTILINE))) == 1
 
 
 def test_a_tower_of_ones_own_is_trained(run: Callable[[str], str]) -> None:
@@ -57,6 +66,23 @@ def test_a_tower_of_ones_own_is_trained(run: Callable[[str], str]) -> None:
         assert FlipForCTR.from_pretrained("outputs/examples/two-layers").config.tabular_tower == "two_layers"
     finally:
         TABULAR_TOWERS.pop("two_layers")
+
+
+def test_towers_are_compared(run: Callable[[str], str]) -> None:
+    aucs = re.findall(r"^(\w+): AUC (0\.\d+)", run("compare_towers"), flags=re.MULTILINE)
+    assert [name for name, _ in aucs] == ["dcnv2", "deepfm", "autoint", "wide_deep"] and len(set(aucs)) == 4
+
+
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its cells are plain Python, so no kernel is needed; and it shows what each gives."""
+    monkeypatch.chdir(tmp_path)
+    cells = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
+    names: dict[str, Any] = {}
+    for cell in cells:
+        exec(compile("".join(cell["source"]), NOTEBOOK.name, "exec"), names)
+    probabilities = [one["probability"] for one in names["best"]]
+    assert len(probabilities) == 5 and probabilities == sorted(probabilities, reverse=True)
+    assert sum(bool(cell["outputs"]) for cell in cells) == 7
 
 
 def test_a_cluster_fits_what_one_machine_fits(
@@ -95,8 +121,9 @@ def test_training_starts_from_a_processor_fitted_elsewhere(
 def test_no_example_is_without_its_test() -> None:
     assert set(EXAMPLES) == {
         *("dataframe_to_scores", "score_a_stream", "pretrain_then_finetune", "own_tabular_tower"),
-        "fit_on_a_cluster",
+        *("fit_on_a_cluster", "rank_candidates", "cold_start", "compare_towers"),
     }
+    assert [path.name for path in (ROOT / "examples").glob("*.ipynb")] == [NOTEBOOK.name]
 
 
 def test_the_page_quotes_the_examples_line_by_line() -> None:
