@@ -227,6 +227,25 @@ def scoring() -> str:
     )
 
 
+def runtimes() -> str:
+    """Of each model and runtime one row; FLIP_ID, which has no text tower, stands there once."""
+    rows: list[list[str]] = []
+    for model, by_threads in load("serving.json").items():
+        one, two = by_threads["1 threads"], by_threads["2 threads"]
+        for system in one if not rows else [name for name in one if name != "FLIP_ID"]:
+            name = system if system == "FLIP_ID" else f"{system}, {model.rpartition('-')[2]} layers"
+            for runtime, f in one[system].items():
+                both, first = two[system][runtime], one[system]["torch fp32"]
+                row = [name, runtime, f"{f['megabytes']:.1f}", f"{f['row_p50_ms']:.1f} / {f['row_p99_ms']:.1f}"]
+                row.append(f"{f['rank_p50_ms']:.1f}" if "rank_p50_ms" in f else "–")
+                row.append(f"{f['rows_per_second']:,.0f} ({f['rows_per_second'] / first['rows_per_second']:.1f})")
+                base = two[system]["torch fp32"]["rows_per_second"]
+                row.append(f"{both['rows_per_second']:,.0f} ({both['rows_per_second'] / base:.1f})")
+                rows.append([*row, f"{f['auc']:.4f} ({f['auc'] - first['auc']:+.4f})"])
+    head = ["model", "runtime", "MB", "one row, p50 / p99 ms", "100 candidates, ms", "rows/s, 1 core", "rows/s, 2 cores"]
+    return table([*head, "AUC"], rows)
+
+
 def goodreads_join() -> str:
     """Time and memory of the engines that can join GoodReads."""
     names = {"duckdb": "DuckDB", "polars": "Polars, streaming"}
@@ -311,6 +330,7 @@ def render(text: str) -> str:
         results_in_short,
         speed,
         scale,
+        runtimes,
         goodreads_join,
         cluster_fit,
         new_values,
