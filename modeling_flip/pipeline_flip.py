@@ -127,6 +127,8 @@ class CtrPredictionPipeline(Pipeline):
         reader = processor if has_text else processor.tabular_only()
         self._collate = FlipDataCollator(reader, model.inputs, model.config.item_fields)
         kwargs.pop("local_files_only", None)  # read and passed on by transformers.pipeline
+        if hasattr(model, "use") and kwargs.get("device") is None:  # transformers would choose the first accelerator
+            kwargs["device"] = model.device
         super().__init__(model, processor=processor, **kwargs)
 
     def _sanitize_parameters(
@@ -204,6 +206,7 @@ class CtrPredictionPipeline(Pipeline):
             `{"index": position among the candidates, "probability": p}`, the most probable first, equal ones in their order.
 
         Raises:
+            TypeError: a candidate is no dict.
             ValueError: `top_k` is below 1, or no candidate has a field of the model.
 
         Example:
@@ -214,6 +217,12 @@ class CtrPredictionPipeline(Pipeline):
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k is {top_k}; it must be 1 or more, or left out")
         candidates = list(candidates)
+        for candidate in candidates:
+            if not isinstance(candidate, Mapping):
+                raise TypeError(
+                    f"candidates must be a list of dicts, but it holds a {type(candidate).__name__}, {candidate!r:.60}; of a "
+                    "DataFrame, pass candidates.to_dict('records')"
+                )
         if not candidates:
             return []
         of_candidates = set().union(*candidates)

@@ -42,6 +42,7 @@ LARGEST_DIFFERENCE = 1e-3
 PRECISIONS = ("fp32", "int8", "int8-static")
 # Rows that the graph is checked on, and those that the scales of int8-static are found on.
 CHECKED_ROWS, CALIBRATION_BATCH = 512, 32
+MOST_DRAWN_TOKENS = 32
 REPORT_FILE = "export.json"
 # Axes of an input that are not the model's own: rows, tokens and members of lists.
 FREE_AXES = {"feature_ids": (0,), "list_feature_ids": (0, 2), "user_index": (0,), "item_index": (0,)}
@@ -85,6 +86,9 @@ def export(
         ImportError: the extra `serving`, or `openvino`, is not installed.
     """
     check_choices(format, precision, rows)
+    if isinstance(pipe.model, ExportedForCTR) or pipe.model.dtype != torch.float32:
+        kind = "exported already" if isinstance(pipe.model, ExportedForCTR) else f"in {pipe.model.dtype}"
+        raise ValueError(f"the model is {kind}; export the checkpoint, loaded with dtype='float32'")
     if output.exists():
         raise ValueError(f"{output} exists; delete it or choose another name")
     model, processor = pipe.model.eval(), pipe.processor
@@ -92,9 +96,8 @@ def export(
     with temporary_folder(output) as folder:
         graph, names = make_graph(pipe, checked)
         file = folder / FILES[format]
-        (write_onnx if format == "onnx" else write_openvino)(
-            graph, file, precision, pipe.batches(checked, CALIBRATION_BATCH)["batches"]
-        )
+        batches = pipe.batches(checked, CALIBRATION_BATCH)["batches"] if precision != "fp32" else []
+        (write_onnx if format == "onnx" else write_openvino)(graph, file, precision, batches)
         config = ExportedConfig(
             exported_from=model.config.model_type,
             file=file.name,
@@ -137,6 +140,8 @@ def check_choices(format: str, precision: str, rows: FlipDataset | None) -> None
             "--label_column"
         )
     imported("onnxruntime" if format == "onnx" else "openvino", "serving" if format == "onnx" else "openvino")
+    if format == "openvino" and precision != "fp32":
+        imported("nncf", "openvino")
 
 
 # ---- the graph
@@ -243,11 +248,15 @@ def write_openvino(program: Any, file: Path, precision: str, batches: Sequence[M
 
 
 def drawn_rows(pipe: CtrPredictionPipeline) -> FlipDataset:
-    """CHECKED_ROWS rows of values drawn from the vocabulary, a tenth of the cells missing; lists have up to three members."""
-    rng, vocabulary = np.random.default_rng(0), pipe.processor.vocabulary
+    """CHECKED_ROWS rows of values drawn from the vocabulary, a tenth of the cells missing; lists have up to three members, and
+    texts, of which a vocabulary keeps none, are tokens drawn from the tokenizer's."""
+    rng, vocabulary, tokenizer = np.random.default_rng(0), pipe.processor.vocabulary, pipe.processor.tokenizer
     columns: dict[str, pa.Array] = {}
     for field in vocabulary.columns:
-        seen = vocabulary.values[field.name].cast(pa.string())
+        seen = vocabulary.values[field.features_of or field.name].cast(pa.string())
+        if field.kind == "text" and tokenizer is not None:
+            texts = [rng.integers(len(tokenizer), size=size) for size in range(1, MOST_DRAWN_TOKENS)]
+            seen = pa.array(tokenizer.batch_decode(texts, skip_special_tokens=True), pa.string())
         if not len(seen):
             seen = pa.nulls(1, pa.string())
         is_missing = rng.random(CHECKED_ROWS) < 0.1

@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations` here: `strict` reads the types of the fields, and skips types that are strings.
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -13,7 +14,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 
-from ..checkpoint_files import LOCATION_KEYS, Part, Source, check_files
+from ..checkpoint_files import LOCATION_KEYS, REMEDY, Part, Source, check_files
 from ..modeling_flip import FlipForCTROutput
 
 # The runtimes, and the model's file that each of them reads.
@@ -88,7 +89,8 @@ class ExportedForCTR:
         """An exported model of a folder or the Hub.
 
         Raises:
-            ValueError: a file is truncated or changed; `dtype` asks for another precision than that of the export.
+            ValueError: a file is truncated or changed, or config.json names another; `dtype` asks for another precision than that
+                of the export.
         """
         if kwargs.get("dtype") not in (None, "auto", "float32", torch.float32):
             raise ValueError(
@@ -101,6 +103,10 @@ class ExportedForCTR:
             located["revision"] = commit
         if config is None:
             config = ExportedConfig.from_pretrained(name_or_path, **located)
+        if config.file not in FILES.values():  # such as ../model.onnx
+            raise ValueError(
+                f"config.json of {name_or_path} names the file {config.file!r}; it must be one of {', '.join(FILES.values())}"
+            )
         file = cached_file(name_or_path, config.file, **located)
         return cls(config, file, Source(os.fspath(name_or_path), located))
 
@@ -124,11 +130,21 @@ class ExportedForCTR:
     def __call__(self, **batch: torch.Tensor) -> FlipForCTROutput:
         """A batch of `FlipDataCollator` → the logits."""
         if self._run is None:
-            self._run = RUNTIMES[self.backend](self.file)
+            self._run = self._read()
         outputs = self._run({name: tensor.numpy() for name, tensor in batch.items()})
         return FlipForCTROutput(
             **{name: torch.from_numpy(output) for name, output in zip(self.config.outputs, outputs, strict=True)}
         )
+
+    def _read(self) -> Run:
+        """The graph, ready to run; raises ValueError where the runtime cannot read it."""
+        try:
+            return RUNTIMES[self.backend](self.file)
+        except ImportError:
+            raise
+        except Exception as error:  # each runtime has its own; some are RuntimeError, some not even that
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1].rstrip(".")
+            raise ValueError(f"{self.backend} cannot read {self.file}: {reason}; {REMEDY}") from error
 
     def eval(self) -> Self:
         return self
@@ -159,9 +175,14 @@ def _openvino(file: Path) -> Run:
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
     compiled = openvino.compile_model(str(file), "CPU", settings)
-    request = compiled.create_infer_request()
-    # Copies, since the next batch overwrites the request's own.
-    return lambda arrays: [np.array(value) for value in request.infer(dict(arrays)).values()]
+    request, free = compiled.create_infer_request(), threading.Lock()
+
+    def run(arrays: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
+        with free:  # two threads in one request would take each other's results
+            # Copies, since the next batch overwrites the request's own.
+            return [np.array(value) for value in request.infer(dict(arrays)).values()]
+
+    return run
 
 
 RUNTIMES: dict[str, Callable[[Path], Run]] = {"onnx": _onnx_runtime, "openvino": _openvino}

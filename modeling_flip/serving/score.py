@@ -425,7 +425,7 @@ def main(arguments: list[str] | None = None) -> int:
         if (full := no_space(error, args.output.parent)) is not None:
             print(f"\nscore: error: {full}", file=sys.stderr)
             return 2
-        if not isinstance(error, (OSError, ValueError, TypeError, pa.ArrowException)):
+        if not isinstance(error, (OSError, ValueError, TypeError, ImportError, pa.ArrowException)):
             raise
         print(f"score: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

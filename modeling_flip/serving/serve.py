@@ -459,7 +459,7 @@ def main(arguments: list[str] | None = None) -> int:
             uvicorn.Server(config).run(sockets=[listener])
     except KeyboardInterrupt as interrupt:  # uvicorn has answered what it was working on, and raises the signal again
         return 0 if served else exit_code(interrupt)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, ImportError) as error:
         print(f"serve: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0

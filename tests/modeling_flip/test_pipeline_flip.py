@@ -224,6 +224,8 @@ def test_a_ranking_of_nothing_or_by_nothing(pipe: CtrPredictionPipeline) -> None
     assert pipe.rank(USER, []) == []
     with pytest.raises(ValueError, match="top_k is 0"):
         pipe.rank(USER, CANDIDATES, top_k=0)
+    with pytest.raises(TypeError, match=r"holds a str, 'title'; of a DataFrame, pass candidates.to_dict\('records'\)"):
+        pipe.rank(USER, pd.DataFrame({"title": ["a"]}))
     with pytest.raises(ValueError, match=r"no candidate has a field of the model.*titel"):
         pipe.rank(USER, [{"titel": "toy story"}])
 
