@@ -136,7 +136,8 @@ MODELS: dict[str, Callable[[Path, Path, FlipProcessor], Any]] = {
     f"FLIP_ID, {tower}": lambda bert, t5, p, tower=tower: FlipForCTR.from_text_pretrained(  # type: ignore[misc]
         None, p, **SIZES, towers="tabular", tabular_tower=tower
     )
-    for tower in TABULAR_TOWERS.keys() - {"dcnv2", "deepfm"}  # those of the models above
+    for tower in TABULAR_TOWERS
+    if tower not in ("dcnv2", "deepfm")  # those of the models above
 }
 
 
