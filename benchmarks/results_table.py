@@ -242,7 +242,15 @@ def runtimes() -> str:
                 base = two[system]["torch fp32"]["rows_per_second"]
                 row.append(f"{both['rows_per_second']:,.0f} ({both['rows_per_second'] / base:.1f})")
                 rows.append([*row, f"{f['auc']:.4f} ({f['auc'] - first['auc']:+.4f})"])
-    head = ["model", "runtime", "MB", "one row, p50 / p99 ms", "100 candidates, ms", "rows/s, 1 core", "rows/s, 2 cores"]
+    head = [
+        "model",
+        "runtime",
+        "MB",
+        "one row, p50 / p99 ms",
+        "100 candidates, ms",
+        "rows/s, 1 core",
+        "rows/s, 2 cores",
+    ]
     return table([*head, "AUC"], rows)
 
 

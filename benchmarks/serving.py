@@ -52,7 +52,7 @@ def prepare(model: str, options: argparse.Namespace, folder: Path) -> dict[str, 
     for system in options.systems:
         figures[system], towers = {}, SYSTEMS[system]
         pipe = load_pipeline(model, None, "cpu", return_towers=False, dtype="float32", towers=towers)
-        labelled = read_rows(pipe.processor, options.rows, options.label_column)
+        labelled = pipe.processor.encode(*read_rows(options.rows, options.label_column), strict=False)
         for runtime in options.runtimes:
             print(f"{Path(model).name}, {system}: {runtime}", flush=True)
             place, exported = folder / system / runtime, RUNTIMES[runtime]

@@ -335,7 +335,8 @@ def make_page(
             with gr.Tab("An unseen item"):
                 keeps = ", ".join(f"the {TOWERS[tower]} {unseen_item[tower]}" for tower in towers)
                 gr.HTML(part(f"The same row with an item that training never saw: {keeps}."))
-                chosen = gr.CheckboxGroup(items, value=items, label="Fields to replace", elem_id="replaced")
+                can_be_new = [name for name in items if columns[fields.index(name)].kind == "categorical"]
+                chosen = gr.CheckboxGroup(can_be_new, value=can_be_new, label="Fields to replace", elem_id="replaced")
                 unseen = gr.HTML(elem_id="unseen")
             with gr.Tab("Rank items"):
                 whose = f"the row above ({', '.join(map(escape, users))})" if users else "the row above"

@@ -92,7 +92,7 @@ def never_seen(processor: FlipProcessor, row: Row, fields: Sequence[str]) -> dic
     """
     chosen: dict[str, Any] = {}
     for field in processor.vocabulary.columns:
-        if field.name not in fields:
+        if field.name not in fields or field.kind == "numeric":
             continue
         text = cell_text(row.get(field.name), field)
         candidates = [*NEVER_SEEN.get(field.type, ()), *(f"{'new ' * n}{text}".strip() for n in (1, 2, 3))]

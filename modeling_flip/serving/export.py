@@ -28,13 +28,14 @@ import torch
 
 from ..checkpoint_files import write_checksums
 from ..commands import ends_in_order, exit_code, no_space, sole_writer
+from ..fields import did_you_mean
 from ..modeling_flip import text_towers_of
 from ..pipeline_flip import PROBABILITIES, TOWER_PROBABILITIES, CtrPredictionPipeline
-from ..processing_flip import FlipProcessor
 from ..row_dataset import FlipDataset
+from ..training.data import read_labels
 from ..version import __version__
 from .exported import EXPORTED, FILES, ExportedConfig, ExportedForCTR, imported
-from .score import check_has_field, load_pipeline, open_input
+from .score import load_pipeline, open_input
 
 # A graph in fp32 differs from the model by float noise; beyond this, in a logit, or as a share of one above 1, it computes
 # something else.
@@ -154,7 +155,7 @@ def make_graph(pipe: CtrPredictionPipeline, rows: FlipDataset) -> tuple[Any, lis
         ValueError: torch cannot export it.
     """
     imported("onnxscript", "serving")
-    # Of several rows, so that no axis has the length 1, which an export would take for fixed.
+    # Of several rows, so that no axis has the length 1, which some exporters take for fixed.
     batch = pipe.batches(sample(rows, 5), 5)["batches"][0]
     with torch.no_grad():
         made = pipe.model(**batch)
@@ -275,20 +276,26 @@ def sample(rows: FlipDataset, size: int = CHECKED_ROWS) -> FlipDataset:
     return rows.__getitems__(np.linspace(0, len(rows) - 1, min(size, len(rows))).astype(np.int64))
 
 
-def read_rows(processor: FlipProcessor, path: Path, label_column: str | None) -> FlipDataset:
-    """The rows of a file, with the labels of a column.
+def read_rows(
+    path: Path, label_column: str | None, positive_label: str | None = None
+) -> tuple[pa.Table, np.ndarray | None]:
+    """The rows of a file, and the clicks (N,) of a column of it, read as in training.
 
     Raises:
-        ValueError: the file cannot be read, has no field of the model or no such column, or its labels are all alike.
+        ValueError: the file cannot be read or has no such column, or the labels are none, or all alike.
     """
-    table = open_input(path)
-    check_has_field(table, processor.fields)
-    rows = processor.encode(table.to_table(), label_column, strict=False)
-    if rows.labels is not None and len(np.unique(rows.labels)) < 2:
+    table = open_input(path).to_table()
+    if label_column is None:
+        return table, None
+    if label_column not in table.column_names:
+        known = did_you_mean(label_column, table.column_names)
+        raise ValueError(f"{path} has no column {label_column!r}; its columns are {table.column_names}{known}")
+    clicks = read_labels(table[label_column], label_column, str(path), positive_label)
+    if len(np.unique(clicks)) < 2:
         raise ValueError(
-            f"AUC needs rows with a click and rows without, but {label_column!r} of {path} is the same in all rows"
+            f"AUC needs rows with a click and rows without, but {label_column!r} of {path} is the same in all"
         )
-    return rows
+    return table, clicks
 
 
 def check_equal(pipe: CtrPredictionPipeline, exported: CtrPredictionPipeline, rows: FlipDataset, exact: bool) -> float:
@@ -385,6 +392,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--label_column", metavar="NAME", help="the column of clicks in --rows; AUC and logloss are then measured"
     )
+    parser.add_argument("--positive_label", metavar="WORD", help="the label that means a click, such as yes")
     parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub (default: main)")
     return parser
 
@@ -397,8 +405,9 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError("--label_column is of --rows, which is missing")
         with ends_in_order(), sole_writer(args.output):
             towers = {} if args.towers is None else {"towers": args.towers}
+            labelled = None if args.rows is None else read_rows(args.rows, args.label_column, args.positive_label)
             pipe = load_pipeline(args.model, args.revision, "cpu", return_towers=False, dtype="float32", **towers)
-            rows = None if args.rows is None else read_rows(pipe.processor, args.rows, args.label_column)
+            rows = None if labelled is None else pipe.processor.encode(*labelled, strict=False)
             report = export(pipe, args.output, format=args.format, precision=args.precision, rows=rows)
     except KeyboardInterrupt as interrupt:
         print("\nexport: interrupted; nothing was written", file=sys.stderr)

@@ -378,7 +378,12 @@ def test_an_int8_model_is_measured(checkpoint: Path, tmp_path: Path) -> None:
     [
         (("--precision", "int8"), "precision int8 may change the scores, so it is measured: give --rows"),
         (("--label_column", "clicked"), "--label_column is of --rows, which is missing"),
-        (("--rows", "{rows}", "--label_column", "clickd"), "clickd"),
+        (("--rows", "{rows}", "--label_column", "clickd"), "no column 'clickd'"),
+        (("--rows", "{rows}", "--label_column", "user_id"), "--positive_label u"),
+        (
+            ("--rows", "{rows}", "--label_column", "user_id", "--positive_label", "u99"),
+            "never holds positive_label 'u99'",
+        ),
         (("--rows", "nowhere.csv"), "nowhere.csv"),
         (("--format", "openvino", "--precision", "int8"), "choose --precision int8-static"),
         (("--towers", "text"), "towers"),
