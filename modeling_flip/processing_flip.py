@@ -233,10 +233,9 @@ class FlipProcessor(ProcessorMixin):
                 f"the label {labels!r} is a field of the processor: the model would read the answer. Fit it again with "
                 f"FlipProcessor.fit(rows, …, label={labels!r})"
             )
-        once = [field for field in self._vocabulary.columns if field.name in (shared or {})]
-        of_rows = (
-            [field for field in self._vocabulary.columns if field not in once] if once else self._vocabulary.columns
-        )
+        shared = shared or {}
+        once = [field for field in self._vocabulary.columns if field.name in shared]
+        of_rows = [field for field in self._vocabulary.columns if field.name not in shared]
         columns, absent = read_columns(rows, of_rows, strict=strict)
         if once:
             same, _ = read_columns([shared], once)

@@ -41,6 +41,7 @@ from .explain import (
     sigmoid,
     unseen_fields,
 )
+from .exported import ExportedForCTR
 
 try:
     import gradio as gr
@@ -479,6 +480,8 @@ def main(arguments: list[str] | None = None) -> int:
                 f"--model {args.model} is a folder, and a Space loads its model from the Hub: push it first, and give its id"
             )
         score = pipeline("ctr-prediction", model=args.model)
+        if isinstance(score.model, ExportedForCTR):
+            raise ValueError(f"{args.model} is exported, and has kept neither α nor calibration: give its checkpoint")
         examples = None if args.rows is None else read_examples(args.rows, score.processor.vocabulary.columns)
         if args.push_to_space is not None:
             with TemporaryDirectory() as folder:

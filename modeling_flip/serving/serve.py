@@ -39,7 +39,7 @@ from transformers.utils import logging
 
 from ..commands import ends_in_order, exit_code
 from ..feature_vocabulary import FeatureVocabulary
-from ..pipeline_flip import CtrPredictionPipeline
+from ..pipeline_flip import BACKENDS, CtrPredictionPipeline
 from ..row_reader import MEMBER_SEPARATOR
 from ..table_files import each_key_once
 from ..version import __version__
@@ -409,7 +409,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", required=True, metavar="ID_OR_FOLDER", help="a model on the Hub, or a folder")
     parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub (default: main)")
-    parser.add_argument("--backend", choices=("torch", "onnx", "openvino"), help="what computes it (default: torch)")
+    parser.add_argument("--backend", choices=BACKENDS, help="what computes the model (default: what its files are for)")
     parser.add_argument(
         "--towers", choices=("both", "tabular", "text"), help="which towers to load (default: those of the checkpoint)"
     )

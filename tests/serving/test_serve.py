@@ -437,3 +437,11 @@ def test_a_full_queue_refuses() -> None:
         assert await asyncio.gather(*waiting[1:]) == [[2], [4]]
 
     batched(work, max_waiting=3)
+
+
+def test_answers_do_not_wait_for_acknowledgements() -> None:
+    """An answer is written in two parts: without this option the second waits 40 ms."""
+    with serve._bound("127.0.0.1", 0) as listener:
+        listener.listen()
+        with socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
