@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
+import pyarrow as pa
 from filelock import FileLock, Timeout
 from huggingface_hub.constants import HF_HOME
 
@@ -186,6 +188,24 @@ def no_space(error: BaseException, output: str | os.PathLike) -> str | None:
             return f"no space left on the disk of {folder}: free some, then run the same command again"
         cause = cause.__cause__ or cause.__context__
     return None
+
+
+def failed(command: str, error: Exception, output: str | os.PathLike) -> int:
+    """Prints an error as one line, and returns the exit code 2; raises what nobody has foreseen again. Called where `error` is
+    handled.
+
+    Args:
+        command: its name.
+        error: as it was raised.
+        output: where the command writes, as of `no_space`.
+    """
+    if (full := no_space(error, output)) is not None:
+        print(f"\n{command}: error: {full}", file=sys.stderr)
+    elif isinstance(error, (OSError, ValueError, TypeError, ImportError, pa.ArrowException)):
+        print(f"{command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+    else:
+        raise error
+    return 2
 
 
 def _room(folder: str | os.PathLike) -> int:

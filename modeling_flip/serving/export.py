@@ -27,7 +27,7 @@ import pyarrow as pa
 import torch
 
 from ..checkpoint_files import write_checksums
-from ..commands import ends_in_order, exit_code, no_space, sole_writer
+from ..commands import ends_in_order, exit_code, failed, sole_writer
 from ..fields import did_you_mean
 from ..modeling_flip import text_towers_of
 from ..pipeline_flip import PROBABILITIES, TOWER_PROBABILITIES, CtrPredictionPipeline
@@ -413,13 +413,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("\nexport: interrupted; nothing was written", file=sys.stderr)
         return exit_code(interrupt)
     except Exception as error:
-        if (full := no_space(error, args.output.parent)) is not None:
-            print(f"\nexport: error: {full}", file=sys.stderr)
-            return 2
-        if not isinstance(error, (OSError, ValueError, TypeError, ImportError, pa.ArrowException)):
-            raise
-        print(f"export: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return failed("export", error, args.output.parent)
     print(summary(report))
     print(f"written: {args.output}")
     return 0

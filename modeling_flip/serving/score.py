@@ -34,7 +34,7 @@ from transformers import AutoModelForSequenceClassification
 from transformers.utils import CONFIG_NAME, cached_file, logging
 from transformers.utils.hub import extract_commit_hash
 
-from ..commands import ends_in_order, exit_code, no_space, sole_writer
+from ..commands import ends_in_order, exit_code, failed, sole_writer
 from ..fields import did_you_mean
 from ..pipeline_flip import BACKENDS, DEFAULT_BATCH_SIZE, PROBABILITIES, TOWER_PROBABILITIES, CtrPredictionPipeline
 from ..processing_flip import FlipProcessor
@@ -338,7 +338,7 @@ def _device(text: str) -> str:
     return text
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number of 1 or more")
     return int(text)
@@ -369,7 +369,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--encoding", help="encoding of a text file, such as utf-16 or cp1252 (default: detected)")
     parser.add_argument(
-        "--batch_size", type=_positive, default=DEFAULT_BATCH_SIZE, help="rows per batch (default: %(default)s)"
+        "--batch_size", type=positive, default=DEFAULT_BATCH_SIZE, help="rows per batch (default: %(default)s)"
     )
     parser.add_argument(
         "--towers", choices=("both", "tabular", "text"), help="which towers to load (default: those of the checkpoint)"
@@ -422,12 +422,6 @@ def main(arguments: list[str] | None = None) -> int:
         print("\nscore: interrupted; the same command continues where it stopped", file=sys.stderr)
         return exit_code(interrupt)
     except Exception as error:
-        if (full := no_space(error, args.output.parent)) is not None:
-            print(f"\nscore: error: {full}", file=sys.stderr)
-            return 2
-        if not isinstance(error, (OSError, ValueError, TypeError, ImportError, pa.ArrowException)):
-            raise
-        print(f"score: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return failed("score", error, args.output.parent)
     print(f"{num_rows:,} rows scored: {args.output}")
     return 0

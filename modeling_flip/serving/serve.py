@@ -34,7 +34,6 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from transformers import pipeline
 from transformers.utils import logging
 
 from ..commands import ends_in_order, exit_code
@@ -44,7 +43,7 @@ from ..row_reader import MEMBER_SEPARATOR
 from ..table_files import each_key_once
 from ..version import __version__
 from .batching import Batcher, QueueFullError
-from .score import _positive, model_version
+from .score import load_pipeline, model_version, positive
 
 # Seconds that are given to requests that may come again; next to nothing beside those that a batch takes.
 MAX_WAIT = 0.002
@@ -368,18 +367,6 @@ def example_row(vocabulary: FeatureVocabulary) -> Row:
 # ---- the command
 
 
-def load_pipeline(
-    model: str, revision: str | None = None, towers: str | None = None, **options: Any
-) -> CtrPredictionPipeline:
-    """The pipeline of a checkpoint, which has scored a row; `options` go to it."""
-    import modeling_flip  # noqa: F401 - registers it
-
-    chosen = {} if towers is None else {"towers": towers}
-    pipe = pipeline("ctr-prediction", model=model, revision=revision, model_kwargs=chosen, **options)
-    pipe([example_row(pipe.processor.vocabulary)])
-    return pipe
-
-
 def _bound(host: str, port: int) -> socket.socket:
     """A socket of the address, which refuses connections until the server listens.
 
@@ -427,7 +414,7 @@ def make_parser() -> argparse.ArgumentParser:
         ("max_batch_size", "rows that are scored together"),
     ):
         default = getattr(Limits, name)
-        parser.add_argument(f"--{name}", type=_positive, default=default, help=f"{what} (default: {default:,})")
+        parser.add_argument(f"--{name}", type=positive, default=default, help=f"{what} (default: {default:,})")
     return parser
 
 
@@ -445,7 +432,9 @@ def main(arguments: list[str] | None = None) -> int:
             limits = Limits(**{name: getattr(args, name) for name in Limits.__dataclass_fields__})
             listener = _bound(args.host, args.port)
             revision = model_version(args.model, args.revision)["revision"]
-            app = make_app(load_pipeline(args.model, revision, **given), limits)
+            pipe = load_pipeline(args.model, revision, None, return_towers=False, **given)
+            pipe([example_row(pipe.processor.vocabulary)])  # the first row takes longest
+            app = make_app(pipe, limits)
             gc.collect()
             gc.freeze()  # what the libraries hold stays; each collection would look through it
             host, port = listener.getsockname()[:2]
