@@ -211,7 +211,7 @@ def icl_layer_norm() -> str:
 
 def scoring() -> str:
     """Rows/s of every way to score, and the time that one row takes."""
-    measured = load("scoring.json")
+    measured = load("scoring.json")["models"]
     ways = {"list of dicts": "pipeline, dicts", "DataFrame": "DataFrame", "Parquet to Parquet": "score command"}
     rows = []
     for name, r in measured.items():
@@ -230,7 +230,7 @@ def scoring() -> str:
 def runtimes() -> str:
     """Of each model and runtime one row; FLIP_ID, which has no text tower, stands there once."""
     rows: list[list[str]] = []
-    for model, by_threads in (load("serving_2_layers.json") | load("serving_6_layers.json")).items():
+    for model, by_threads in load("serving.json")["models"].items():
         one, two = by_threads["1 threads"], by_threads["2 threads"]
         for system in one if not rows else [name for name in one if name != "FLIP_ID"]:
             name = system if system == "FLIP_ID" else f"{system}, {model.rpartition('-')[2]} layers"

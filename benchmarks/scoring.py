@@ -33,6 +33,7 @@ from benchmarks import movielens_like
 from benchmarks.small_text_model import TINYBERT
 from modeling_flip import CtrPredictionPipeline, FlipConfig, FlipDataCollator, FlipForCTR, FlipProcessor
 from modeling_flip.serving.score import open_input, score_file
+from modeling_flip.training.manifest import environment
 
 TOWERS = {"FLIP_ID": "tabular", "FLIP_PLM": "text", "FLIP": "both"}
 WAYS = ("bare loop", "list of dicts", "DataFrame", "Arrow table", "Parquet to Parquet")
@@ -167,7 +168,7 @@ def main() -> None:
             p50, p99 = (figures[name]["latency"][f"{way}_p{p}_ms"] for p in (50, 99))
             print(f"  one row, {way:11} {p50:12.2f} ms p50, {p99:.2f} ms p99", flush=True)
     if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+        options.json.write_text(json.dumps({"models": figures} | environment(), indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from transformers.utils import logging
 from modeling_flip import CtrPredictionPipeline
 from modeling_flip.serving.export import export, measured, read_rows
 from modeling_flip.serving.score import load_pipeline, open_input
+from modeling_flip.training.manifest import environment
 
 SYSTEMS = {"FLIP": "both", "FLIP_ID": "tabular", "FLIP_PLM": "text"}
 # Of each runtime, the format and precision of the export; none of torch's.
@@ -182,7 +183,7 @@ def main() -> None:
                 figures.setdefault(Path(model).name, {})[f"{threads} threads"] = together
                 show(Path(model).name, threads, together)
     if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+        options.json.write_text(json.dumps({"models": figures} | environment(), indent=2) + "\n")
 
 
 if __name__ == "__main__":

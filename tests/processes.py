@@ -24,6 +24,26 @@ def launch(
     return [sys.executable, "-m", *map(str, command)]
 
 
+FORK = """
+import shutil, sys, tempfile
+from pathlib import Path
+from tests.attack.runs import Scenario, prepare_to_fork, run
+
+processes, recipe, *arguments = sys.argv[1:]
+prepare_to_fork()
+with tempfile.TemporaryDirectory() as folder:
+    shutil.copy(recipe, Path(folder, "recipe.yaml"))
+    ended = run(Path(folder), Scenario(int(processes), tuple(arguments)))
+print(ended.error, file=sys.stderr)
+sys.exit(ended.code != 0)  # None where it hangs
+"""
+
+
+def forked(recipe: Path, *arguments: Any, processes: int) -> list[str]:
+    """As `launch`, for processes on the CPU, but one process imports for all of them, which takes seconds."""
+    return [sys.executable, "-c", FORK, *map(str, [processes, recipe, *arguments])]
+
+
 def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
 

@@ -1,4 +1,4 @@
-"""The fuzzers, with one seed: the same cases in every run; `make fuzz` draws others."""
+"""The fuzzers, with one seed and a quarter of their cases: the same in every run; `make fuzz` draws others."""
 
 from __future__ import annotations
 
@@ -13,4 +13,4 @@ SEED = 13
 
 @pytest.mark.parametrize("target", SIZES)
 def test_nothing_is_found(target: str, tmp_path: Path) -> None:
-    assert fuzz(target, tmp_path, SEED, SIZES[target]) == []
+    assert fuzz(target, tmp_path, SEED, SIZES[target] // 4) == []

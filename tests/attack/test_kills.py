@@ -25,7 +25,7 @@ from tests.attack.runs import (
     spread,
 )
 
-MOST = 8  # of each attack
+MOST = 5  # of each attack
 
 
 @pytest.fixture(scope="module")

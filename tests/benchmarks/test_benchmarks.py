@@ -219,7 +219,7 @@ def test_scoring_writes_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sys, "argv", ["scoring.py", *arguments])
     monkeypatch.setattr(scoring, "command_seconds", lambda *_: 1.0)
     scoring.main()
-    figures = json.loads(path.read_text())
+    figures = json.loads(path.read_text())["models"]
     assert {name: figure["rows"] for name, figure in figures.items()} == {"FLIP_ID": 300, "FLIP_PLM": 60, "FLIP": 60}
     for figure in figures.values():
         bare = figure["bare loop"]["rows_per_second"]

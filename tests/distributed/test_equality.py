@@ -12,7 +12,7 @@ import torch
 
 import train
 from modeling_flip.training.publishing import RESULTS_FILE
-from tests.processes import finish, launch, weights
+from tests.processes import finish, forked, launch, weights
 
 BATCH = 16
 # Plain SGD without clipping: the parameters agree only if all gradients do.
@@ -44,6 +44,7 @@ AGAIN = ["--pretraining.activation_checkpointing", True, "--finetuning.activatio
 IN_PARTS = ["--pretraining.mini_batch_tokens", 100, "--finetuning.mini_batch_tokens", 100]
 SHARDED = ["--pretraining.shard_embeddings", True, "--finetuning.shard_embeddings", True]
 ON_CPUS = {"configuration": "fsdp2", "script": "tests/distributed/fsdp_on_cpus.py"}
+FORKED = None  # of one process, which imports for all of them
 NEEDS_DEEPSPEED = pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
 
 
@@ -52,17 +53,18 @@ NEEDS_DEEPSPEED = pytest.mark.skipif(find_spec("deepspeed") is None, reason="dee
     ("processes", "more", "how"),
     [
         pytest.param(2, AGAIN, {}, id="2"),
-        pytest.param(4, IN_PARTS, {}, id="4-in-parts"),
-        pytest.param(4, SHARDED, {}, id="4-sharded-tables"),
+        pytest.param(4, IN_PARTS, FORKED, id="4-in-parts"),
+        pytest.param(4, SHARDED, FORKED, id="4-sharded-tables"),
         pytest.param(2, [], ON_CPUS, id="2-fsdp2"),
         pytest.param(2, [], {"configuration": "zero2"}, id="2-zero2", marks=NEEDS_DEEPSPEED),
         pytest.param(2, [], {"configuration": "zero3"}, id="2-zero3", marks=NEEDS_DEEPSPEED),
     ],
 )
 def test_processes_compute_together_what_one_does_alone(
-    processes: int, more: list[Any], how: dict[str, str], one: Path, recipe_file: Path, tmp_path: Path
+    processes: int, more: list[Any], how: dict[str, str] | None, one: Path, recipe_file: Path, tmp_path: Path
 ) -> None:
-    finish(launch(*arguments(recipe_file, tmp_path, processes), *more, processes=processes, **how))
+    given = [*arguments(recipe_file, tmp_path, processes), *more]
+    finish(forked(*given, processes=processes) if how is None else launch(*given, processes=processes, **how))
     alone, together = (json.loads((folder / RESULTS_FILE).read_text()) for folder in (one, tmp_path))
     assert together["hardware"]["processes"] == processes
     assert together["pretraining_losses"] == pytest.approx(alone["pretraining_losses"], abs=1e-4)

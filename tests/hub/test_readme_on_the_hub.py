@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,15 +18,29 @@ pytestmark = pytest.mark.slow
 PYTHON = ".venv/bin/python "
 
 
-def test_the_commands_run(hub: LoopbackHub, tmp_path: Path) -> None:
+RUN = """
+import runpy, sys
+program, *arguments = {words}
+if program == "-m":
+    program, *arguments = arguments
+    sys.argv = [program, *arguments]
+    runpy.run_module(program, run_name="__main__", alter_sys=True)
+else:
+    sys.argv = [program, *arguments]
+    runpy.run_path(program, run_name="__main__")
+"""
+
+
+def test_the_commands_run(
+    hub: LoopbackHub, run_forked: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
     for name in ("configuration", "train.py", "data_scripts"):
         (tmp_path / name).symlink_to(ROOT / name)
     rows = {"user_id": ["190", "new"], "price": [1.5, None], "title": ["Joyful Harbor", None]}
     pq.write_table(pa.table(rows), tmp_path / "rows.parquet")
-    env = hub.env(tmp_path / "home") | {"PYTHONPATH": str(ROOT)}
 
     def run(*arguments: str) -> None:
-        done = subprocess.run([sys.executable, *arguments], cwd=tmp_path, env=env, capture_output=True, text=True)
+        done = run_forked(RUN.format(words=[*arguments]), folder=tmp_path)
         assert done.returncode == 0, f"{arguments}: {done.stdout[-1000:]}{done.stderr[-3000:]}"
 
     quick = [*QUICK, *QUICK_PRETRAINING, "--use_cpu"]

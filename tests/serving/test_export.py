@@ -471,7 +471,7 @@ def test_the_benchmark_compares_runtimes(checkpoint: Path, rows_file: Path, tmp_
     command += ["--label_column", "clicked", "--systems", "FLIP_ID", "--runtimes", "torch fp32", "ONNX int8"]
     command += ["--threads", "1", "--rounds", "1", "--latencies", "3", "--batches", "1", "--json", str(tmp_path / "j")]
     subprocess.run(command, check=True, cwd=Path(__file__).resolve().parents[2], stdout=subprocess.DEVNULL)
-    of_system = json.loads((tmp_path / "j").read_text())["small"]["1 threads"]["FLIP_ID"]
+    of_system = json.loads((tmp_path / "j").read_text())["models"]["small"]["1 threads"]["FLIP_ID"]
     assert of_system["ONNX int8"]["auc"] == pytest.approx(of_system["torch fp32"]["auc"], abs=0.02)
     for figures in of_system.values():
         assert all(figures[name] > 0 for name in ("megabytes", "row_p50_ms", "rank_p50_ms", "rows_per_second"))
