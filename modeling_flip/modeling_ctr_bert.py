@@ -9,8 +9,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .configuration_flip import CLICK_AUTO_CLASS, FlipConfig, check_item_fields
-from .modeling_flip import FlipForCTROutput, FlipPreTrainedModel, click_loss, create_text_tower, hidden_states, pooled
+from .modeling_flip import FlipForCTROutput, FlipPreTrainedModel, click_loss
 from .tabular_layers import MLP
+from .text_tower import create_text_tower, hidden_states, pooled
 
 
 @strict

@@ -12,8 +12,9 @@ from transformers.activations import ACT2FN
 
 from .configuration_flip import CLICK_AUTO_CLASS, MOREC_FORMAT_VERSION, FlipConfig, check_item_fields
 from .feature_embeddings import FeatureEmbeddings
-from .modeling_flip import FlipForCTROutput, FlipPreTrainedModel, click_loss, create_text_tower, hidden_states, pooled
+from .modeling_flip import FlipForCTROutput, FlipPreTrainedModel, click_loss
 from .tabular_towers import create_tabular_tower
+from .text_tower import create_text_tower, hidden_states, pooled
 
 
 @strict

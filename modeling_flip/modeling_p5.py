@@ -12,16 +12,10 @@ from torch.nn import functional as F
 from transformers import AutoModelForSeq2SeqLM
 
 from .configuration_flip import CLICK_AUTO_CLASS, FlipConfig, load_text_config
-from .modeling_flip import (
-    FlipForCTROutput,
-    FlipPreTrainedModel,
-    check_max_length,
-    create_text_tower,
-    load_text_model,
-    most_tokens,
-)
+from .modeling_flip import FlipForCTROutput, FlipPreTrainedModel
 from .objectives import batch_mean
 from .processing_flip import FlipProcessor
+from .text_tower import check_max_length, create_text_tower, load_text_model, most_tokens
 
 PROMPTS = (
     "will the user like this item? answer yes or no:",

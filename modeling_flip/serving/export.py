@@ -29,9 +29,9 @@ import torch
 from ..checkpoint_files import write_checksums
 from ..commands import ends_in_order, exit_code, failed, sole_writer
 from ..fields import did_you_mean
-from ..modeling_flip import text_towers_of
 from ..pipeline_flip import PROBABILITIES, TOWER_PROBABILITIES, CtrPredictionPipeline
 from ..row_dataset import FlipDataset
+from ..text_tower import text_towers_of
 from ..training.data import read_labels
 from ..version import __version__
 from .exported import EXPORTED, FILES, ExportedConfig, ExportedForCTR, imported

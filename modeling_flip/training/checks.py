@@ -18,9 +18,9 @@ from transformers.utils import logging
 from ..configuration_flip import FlipConfig, load_text_config
 from ..ctr_models import CTR_MODELS
 from ..fields import Field, did_you_mean, used
-from ..modeling_flip import check_can_checkpoint
 from ..modeling_p5 import check_has_decoder
 from ..tabular_towers import TABULAR_TOWERS
+from ..text_tower import check_can_checkpoint
 from .data import read_labels
 from .hub import push_error
 from .metrics import METRICS

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 
-from ..modeling_flip import FlipForCTR, FlipForPreTraining, FlipPreTrainedModel, random_text_towers, text_towers_of
+from ..modeling_flip import FlipForCTR, FlipForPreTraining, FlipPreTrainedModel
+from ..text_tower import random_text_towers, text_towers_of
 
 if TYPE_CHECKING:
     from .trainer import FlipTrainer

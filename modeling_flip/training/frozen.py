@@ -24,9 +24,10 @@ from transformers.utils import logging
 
 from ..commands import sole_writer
 from ..data_collator import FlipDataCollator
-from ..modeling_flip import FlipForCTR, FlipPreTrainedModel, text_towers_of
+from ..modeling_flip import FlipForCTR, FlipPreTrainedModel
 from ..processing_flip import FlipProcessor
 from ..row_dataset import FlipDataset
+from ..text_tower import text_towers_of
 from .arguments import FlipTrainingArguments
 from .preparation import A_DAY, Prepared
 

@@ -33,9 +33,9 @@ from ..configuration_flip import load_text_config
 from ..feature_vocabulary import VOCABULARY_FILE, FeatureVocabulary
 from ..field_inference import FieldReport, field_table, infer_fields
 from ..fields import Field, used, with_min_count
-from ..modeling_flip import check_max_length, most_tokens
 from ..processing_flip import FlipProcessor, check_fields, default_max_length, warn_of_fields
 from ..row_dataset import FlipDataset
+from ..text_tower import check_max_length, most_tokens
 from . import manifest
 from .checks import check_columns, check_data
 from .data import group_codes

@@ -14,7 +14,8 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.tensor import DTensor
 
-from ..modeling_flip import FlipForCTR, FlipPreTrainedModel, text_towers_of
+from ..modeling_flip import FlipForCTR, FlipPreTrainedModel
+from ..text_tower import text_towers_of
 
 
 def layer_classes(model: nn.Module) -> set[str]:

@@ -24,10 +24,11 @@ from transformers.trainer_utils import PredictionOutput, TrainOutput, rotate_che
 from transformers.utils import logging
 
 from ..data_collator import FlipDataCollator, PretrainingCollator
-from ..modeling_flip import FlipForCTR, FlipForPreTraining, FlipPreTrainedModel, random_text_towers, text_towers_of
+from ..modeling_flip import FlipForCTR, FlipForPreTraining, FlipPreTrainedModel
 from ..processing_flip import FlipProcessor
 from ..row_dataset import FlipDataset
 from ..tabular_layers import BatchNorm
+from ..text_tower import random_text_towers, text_towers_of
 from . import parts
 from .arguments import FlipTrainingArguments
 from .callbacks import EpochClock, LogAtSave, StopAfter

@@ -33,7 +33,7 @@ LOAD = """
 import json, resource, signal, sys
 from pathlib import Path
 from modeling_flip import FlipForCTR, FlipProcessor
-from modeling_flip.modeling_flip import load_text_model
+from modeling_flip.text_tower import load_text_model
 from modeling_flip.training.command_line import recipe_parser
 from transformers import AutoModel
 

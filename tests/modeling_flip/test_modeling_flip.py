@@ -28,7 +28,7 @@ from transformers import (
 from transformers.utils import ModelOutput
 
 from modeling_flip import FlipConfig, FlipForCTR, FlipForPreTraining, FlipModel, FlipProcessor
-from modeling_flip.modeling_flip import random_text_towers
+from modeling_flip.text_tower import random_text_towers
 
 NUM_FEATURES, NUM_FIELDS, VOCAB_SIZE, MASK_TOKEN, SIZE, LENGTH = 11, 3, 30, 4, 4, 6
 LABELS = torch.tensor([1, 0, 0, 1])

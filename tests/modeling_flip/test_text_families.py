@@ -38,7 +38,7 @@ from modeling_flip import (
     FlipProcessor,
     PretrainingCollator,
 )
-from modeling_flip.modeling_flip import WITHOUT_PADDING, masked_lm_head, most_tokens, pooled, reads_without_padding
+from modeling_flip.text_tower import WITHOUT_PADDING, masked_lm_head, most_tokens, pooled, reads_without_padding
 from modeling_flip.training.trainer import plain_attention
 
 FIELDS = ["user_id", "gender", "title", "genre"]
