@@ -24,27 +24,15 @@ from typing import Any
 
 import httpx2
 import numpy as np
-import pyarrow as pa
 
 from modeling_flip import FlipProcessor
-from modeling_flip.row_reader import MEMBER_SEPARATOR
+from modeling_flip.serving.explain import sampled_rows
 from modeling_flip.training.manifest import environment
 
 CLIENTS = (1, 2, 4, 8, 16, 32)
 SOAK_CLIENTS = 8
 NUM_ROWS = 4096
 LOOKS = 60  # at the memory, in a soak
-
-
-def random_rows(processor: FlipProcessor, number: int) -> list[dict[str, Any]]:
-    """Rows whose values are drawn, each field by itself, from those that training has seen."""
-    rng, columns = np.random.default_rng(0), {}
-    for field in processor.vocabulary.columns:
-        seen = processor.vocabulary.values[field.name]
-        if len(seen):
-            texts = seen.take(pa.array(rng.integers(len(seen), size=number))).to_pylist()
-            columns[field.name] = [t.split(MEMBER_SEPARATOR) for t in texts] if field.kind == "list" else texts
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 @contextmanager
@@ -128,7 +116,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="of load afterwards, to see whether memory grows")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     args = parser.parse_args()
-    rows = random_rows(FlipProcessor.from_pretrained(args.model), NUM_ROWS)
+    rows = sampled_rows(FlipProcessor.from_pretrained(args.model), NUM_ROWS)
     groups = (rows[i : i + args.rows] for i in range(0, len(rows) - args.rows + 1, args.rows))
     bodies = [json.dumps({"rows": group}).encode() for group in groups]
     levels: dict[str, dict[str, float]] = {}

@@ -221,9 +221,10 @@ def results_html(results: Mapping[str, Any], plots: Mapping[str, bytes]) -> str:
 # ---- the page
 
 
-def towers_of(config: Any) -> list[str]:
-    """The towers of a model: keys of TOWERS."""
-    return [tower for tower in TOWERS if config.towers in (tower, "both")]
+def towers_of(model: Any) -> list[str]:
+    """The towers of a model, by what it reads: keys of TOWERS."""
+    reads = {"tabular": "feature_ids" in model.inputs, "text": any(name != "feature_ids" for name in model.inputs)}
+    return [tower for tower in TOWERS if reads[tower]]
 
 
 def shown_of(score: CtrPredictionPipeline, row: Row, chosen: Sequence[str]) -> tuple[Any, str, str, str]:
@@ -287,7 +288,7 @@ def make_page(
         results, plots: of the run, as `read_results` gives them.
     """
     columns, fields, items = score.processor.vocabulary.columns, score.processor.fields, item_fields(score)
-    towers, users = towers_of(score.model.config), [field for field in fields if field not in items]
+    towers, users = towers_of(score.model), [field for field in fields if field not in items]
     missing = {"tabular": "the field's unknown feature", "text": "the word “unknown”"}
     unseen_item = {"tabular": "has only each field's unknown feature", "text": "still reads the words"}
     intro = f"A row of a click log, and what <b>{escape(name)}</b> makes of it with its "

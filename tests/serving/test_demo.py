@@ -13,10 +13,18 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration, pipeline
 
-from modeling_flip import CtrPredictionPipeline, FlipForCTR, FlipProcessor
+from modeling_flip import (
+    CTRBertForCTR,
+    CtrPredictionPipeline,
+    FlipForCTR,
+    FlipProcessor,
+    MoRecForCTR,
+    P5ForCTR,
+)
 from modeling_flip.serving import explain
+from modeling_flip.serving.export import main as export_command
 from modeling_flip.training import publishing, reliability
 
 gr = pytest.importorskip("gradio", reason="the extra demo is not installed")
@@ -62,6 +70,17 @@ def folders(
     model.save_pretrained(folder / "both", processor=processor)
     for towers, its in {"tabular": processor.tabular_only(), "text": processor}.items():
         FlipForCTR.from_pretrained(folder / "both", towers=towers).save_pretrained(folder / towers, processor=its)
+    ids = {"decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": wordpiece.sep_token_id}
+    t5 = T5Config(vocab_size=len(wordpiece), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, **ids)
+    T5ForConditionalGeneration(t5).save_pretrained(folder / "t5")
+    item = {"item_fields": [FIELDS.index(field) for field in ITEMS]}
+    baselines = {
+        "CTR-BERT": CTRBertForCTR.from_text_pretrained(tiny_text_model, processor, **sizes, **item),
+        "MoRec": MoRecForCTR.from_text_pretrained(tiny_text_model, processor, **sizes, **item),
+        "P5": P5ForCTR.from_text_pretrained(folder / "t5", processor),
+    }
+    for name, baseline in baselines.items():
+        baseline.save_pretrained(folder / name, processor=processor)
     (folder / "both" / demo.RESULTS_FILE).write_text(json.dumps(RESULTS))
     (folder / "both" / "reliability.png").write_bytes(PNG)
     (folder / "rows.jsonl").write_text("".join(json.dumps({**row, "clicked": 1}) + "\n" for row in ROWS))
@@ -72,7 +91,7 @@ def folders(
 def score(folders: dict[str, Path]) -> Callable[[str], CtrPredictionPipeline]:
     def load(name: str) -> CtrPredictionPipeline:
         folder = folders[name]
-        return CtrPredictionPipeline(FlipForCTR.from_pretrained(folder), FlipProcessor.from_pretrained(folder))
+        return pipeline("ctr-prediction", model=str(folder))
 
     return load
 
@@ -233,18 +252,27 @@ def test_every_part_of_the_page(
 
 
 @NEEDS_CHROMIUM
-@pytest.mark.parametrize("tower", ["tabular", "text"])
-def test_a_model_with_one_tower_shows_one(
-    tower: str, folders: dict[str, Path], visit: Callable[..., Any], score: Any
+@pytest.mark.parametrize(
+    ("name", "towers"),
+    [
+        ("tabular", ["tabular"]),
+        ("text", ["text"]),
+        ("CTR-BERT", ["text"]),
+        ("MoRec", ["tabular", "text"]),
+        ("P5", ["text"]),
+    ],
+)
+def test_a_model_with_one_logit_shows_one_and_the_towers_it_has(
+    name: str, towers: list[str], folders: dict[str, Path], visit: Callable[..., Any], score: Any
 ) -> None:
-    its = score(tower)
-    page = visit("--model", folders[tower])  # without rows: values of training
+    its = score(name)
+    page = visit("--model", folders[name])  # without rows: values of training
     row = explain.sampled_rows(its.processor, demo.EXAMPLES)[0]
     said = text_of(page, "#prediction")
     assert said.startswith(percent(its(row)["probability"]))
-    other = "text tower" if tower == "tabular" else "tabular tower"
-    assert "α" not in said and other not in page.content()
-    assert ("which this model does not read" in text_of(page, "#sentence")) == (tower == "tabular")
+    assert "α" not in said
+    assert [tower for tower in demo.TOWERS if f"{tower} tower" in page.content()] == towers
+    assert ("which this model does not read" in text_of(page, "#sentence")) == ("text" not in towers)
     assert [len(line) for line in cells(page, "#attribution")] == [4] * (1 + len(FIELDS))
     page.get_by_role("tab", name="An unseen item").click()
     assert cells(page, "#unseen")[-1][0] == "the model"
@@ -311,6 +339,13 @@ def test_what_cannot_be_is_one_line(
     assert demo.main(["--model", str(folders["both"]), *arguments]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
     assert line.startswith("demo: error: ") and message in line
+
+
+def test_an_exported_model_is_refused(folders: dict[str, Path], tmp_path: Path, capsys: Any) -> None:
+    exported = str(tmp_path / "exported")
+    assert export_command(["--model", str(folders["tabular"]), "--output", exported]) == 0
+    assert demo.main(["--model", exported]) == 2
+    assert "is exported, and has kept neither α nor calibration: give its checkpoint" in capsys.readouterr().err
 
 
 def test_too_many_items_to_rank_are_refused(folders: dict[str, Path], score: Any) -> None:
