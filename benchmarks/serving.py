@@ -43,7 +43,7 @@ RUNTIMES: dict[str, tuple[str, str] | None] = {
     "OpenVINO fp32": ("openvino", "fp32"),
     "OpenVINO int8": ("openvino", "int8-static"),
 }
-BATCH_SIZE, CANDIDATES = 256, 100
+BATCH_SIZE, CANDIDATES, USERS = 256, 100, 10
 Figures = dict[str, Any]
 
 
@@ -90,7 +90,7 @@ def speed(pipe: CtrPredictionPipeline, table: pa.Table, latencies: int, batches:
         sides = {field.name: field.side for field in pipe.processor.schema}
         of_item = [name for name in table.column_names if sides.get(name) == "item"]
         candidates = table.slice(0, CANDIDATES).select(of_item).to_pylist()
-        users = [{k: v for k, v in row.items() if k not in of_item} for row in singles[:20]]
+        users = [{k: v for k, v in row.items() if k not in of_item} for row in singles[:USERS]]
         times = [in_milliseconds(lambda: pipe.rank(user, candidates)) for user in users]  # noqa: B023
         figures["rank_p50_ms"] = float(np.percentile(times, 50))
     return figures
@@ -182,8 +182,8 @@ def main() -> None:
                 together = {s: {r: {**kept[s][r], **timed[s][r]} for r in timed[s]} for s in timed}
                 figures.setdefault(Path(model).name, {})[f"{threads} threads"] = together
                 show(Path(model).name, threads, together)
-    if options.json:
-        options.json.write_text(json.dumps({"models": figures} | environment(), indent=2) + "\n")
+                if options.json:  # as they come
+                    options.json.write_text(json.dumps({"models": figures} | environment(), indent=2) + "\n")
 
 
 if __name__ == "__main__":
