@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,22 +29,17 @@ class Job:
 class Batcher:
     """Computes jobs in the order in which they came, those that wait together in one batch. To be made in a running event loop.
 
-    A job that comes alone starts at once. Jobs that come while a batch is being computed form the next one; if fewer have come
-    than the last batch had, the rest of them is given `max_wait` to come too, since clients that were answered together ask
-    again together.
+    A job that comes alone starts at once. Jobs that come while a batch is being computed form the next one. (Nothing waits for
+    more to come: 2 ms for that made no difference that could be measured, from 1 to 32 clients.)
 
     Args:
         max_batch_size: rows of a batch; a larger job is a batch by itself.
         max_waiting: rows that may wait.
-        max_wait: seconds.
         observe: is told the rows of each batch.
     """
 
-    def __init__(
-        self, max_batch_size: int, max_waiting: int, max_wait: float, observe: Callable[[int], None] = lambda size: None
-    ):
-        self.max_batch_size, self.max_waiting = max_batch_size, max_waiting
-        self.max_wait, self.observe = max_wait, observe
+    def __init__(self, max_batch_size: int, max_waiting: int, observe: Callable[[int], None] = lambda size: None):
+        self.max_batch_size, self.max_waiting, self.observe = max_batch_size, max_waiting, observe
         self.waiting_rows = 0
         self._waiting: deque[Job] = deque()
         self._arrival = asyncio.Event()
@@ -82,10 +76,9 @@ class Batcher:
         self._thread.shutdown(wait=False)
 
     async def _work(self) -> None:
-        loop, last = asyncio.get_running_loop(), 1
+        loop = asyncio.get_running_loop()
         while True:
-            batch = await self._next_batch(last)
-            last = len(batch)
+            batch = await self._next_batch()
             outcomes = await loop.run_in_executor(self._thread, _outcomes, batch)
             self.observe(sum(job.size for job in batch))
             for job, outcome in zip(batch, outcomes, strict=True):
@@ -96,10 +89,11 @@ class Batcher:
                 else:
                     job.done.set_result(outcome)
 
-    async def _next_batch(self, expected: int) -> list[Job]:
+    async def _next_batch(self) -> list[Job]:
         """The job that waits longest, and those behind it that go with it."""
-        await self._until(1, None)
-        await self._until(expected, asyncio.get_running_loop().time() + self.max_wait)
+        while not self._waiting:
+            self._arrival.clear()
+            await self._arrival.wait()
         batch = [self._waiting.popleft()]
         size = batch[0].size
         while self._waiting:
@@ -110,14 +104,6 @@ class Batcher:
             size += job.size
         self.waiting_rows -= size
         return batch
-
-    async def _until(self, number: int, deadline: float | None) -> None:
-        """Wait for this number of jobs, or a batch full of rows, or the deadline."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(deadline):
-                while len(self._waiting) < number and self.waiting_rows < self.max_batch_size:
-                    self._arrival.clear()
-                    await self._arrival.wait()
 
 
 def _outcomes(jobs: list[Job]) -> list[list[Any] | Exception]:

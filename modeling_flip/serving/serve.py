@@ -45,8 +45,6 @@ from ..version import __version__
 from .batching import Batcher, QueueFullError
 from .score import load_pipeline, model_version, positive
 
-# Seconds that are given to requests that may come again; next to nothing beside those that a batch takes.
-MAX_WAIT = 0.002
 # A body that is not there by then will not come.
 SECONDS_FOR_A_BODY = 10
 SECONDS_FOR_THE_LAST_REQUESTS = 30
@@ -172,7 +170,7 @@ def make_app(pipe: CtrPredictionPipeline, limits: Limits) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         nonlocal batcher
-        batcher = Batcher(limits.max_batch_size, limits.max_waiting_rows, MAX_WAIT, metrics.observe_batch)
+        batcher = Batcher(limits.max_batch_size, limits.max_waiting_rows, metrics.observe_batch)
         metrics.waiting.set_function(lambda: batcher.waiting_rows)
         yield
         batcher.close()

@@ -13,7 +13,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -368,12 +367,12 @@ def test_what_cannot_be_served_is_told_in_one_line(tmp_path: Path, capsys: pytes
 # ---- batches
 
 
-def batched(work: Callable[[Batcher], Any], max_wait: float = 5.0, max_waiting: int = 100) -> list[int]:
+def batched(work: Callable[[Batcher], Any], max_waiting: int = 100) -> list[int]:
     """The sizes of the batches that `work` makes, of four rows at most."""
     sizes: list[int] = []
 
     async def run() -> None:
-        batcher = Batcher(4, max_waiting, max_wait, sizes.append)
+        batcher = Batcher(4, max_waiting, sizes.append)
         try:
             await asyncio.wait_for(work(batcher), 30)
         finally:
@@ -394,17 +393,7 @@ def test_batches_are_full_and_in_order() -> None:
         results = await asyncio.gather(*(batcher.submit(double, [i, i]) for i in range(5)))
         assert results == [[2 * i, 2 * i] for i in range(5)]
 
-    assert batched(work, max_wait=0.01) == [4, 4, 2]
-
-
-def test_who_asks_alone_does_not_wait() -> None:
-    async def work(batcher: Batcher) -> None:
-        started = time.perf_counter()
-        for i in range(5):
-            assert await batcher.submit(double, [i]) == [2 * i]
-        assert time.perf_counter() - started < 4
-
-    assert batched(work) == [1] * 5
+    assert batched(work) == [4, 4, 2]
 
 
 def test_an_error_is_its_askers_alone_and_other_work_is_not_mixed_in() -> None:
@@ -414,7 +403,7 @@ def test_an_error_is_its_askers_alone_and_other_work_is_not_mixed_in() -> None:
         assert (first, second, other) == ([2], [4], ["alone"]) and isinstance(failed, ValueError)
         assert await batcher.submit(double, [5]) == [10]
 
-    assert batched(work, max_wait=0.01) == [3, 3, 1]
+    assert batched(work) == [3, 3, 1]
 
 
 def test_a_full_queue_refuses() -> None:
