@@ -1,6 +1,6 @@
 """Stop runs at random steps and run them again: the same bits in the end.
 
-python -m tests.resume.soak [--kills N] [--seed N]
+python -m tests.resume.soak [--kills N] [--seed N] [--runs NAME …]
 """
 
 from __future__ import annotations
@@ -290,16 +290,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=48)
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1 << 32), help="default: another each time")
+    parser.add_argument("--runs", nargs="+", choices=SCENARIOS, default=[*SCENARIOS], help="default: all of them")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs at a time")
     parser.add_argument("--json", type=Path, help="write every kill and what came of it there")
     options = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts in the background ignore it
     prepare_to_fork()
     print(f"seed {options.seed}", flush=True)
-    kills = draw(options.kills, [*SCENARIOS], options.seed)
+    kills = draw(options.kills, options.runs, options.seed)
     found: list[tuple[Kill, Outcome]] = []
     with tempfile.TemporaryDirectory(prefix="soak-") as workplace:
-        straight = {name: go_straight(name, Path(workplace)) for name in SCENARIOS}
+        straight = {name: go_straight(name, Path(workplace)) for name in options.runs}
         print("uninterrupted runs: done", flush=True)
         tasks: list[Callable[[], Any]] = [partial(as_dict, kill, straight[kill.scenario]) for kill in kills]
         for number, result in iterate(tasks, options.jobs):

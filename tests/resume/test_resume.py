@@ -1,4 +1,4 @@
-"""A bounded part of `make soak`: every signal but Ctrl-C in both stages, one and two processes, dense and sparse."""
+"""A bounded part of `make soak`: each signal twice, both stages, one and two processes, dense, sparse and sharded."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import pytest
 from tests.attack.runs import ROOT
 from tests.resume.soak import SCENARIOS, SIGNALS, STAGES, draw
 
-KILLS = 10
+RUNS, KILLS = ["one", "two-sparse", "two-sharded"], 6
 
 
 @pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     """In a process of its own, for one that has computed cannot fork."""
-    command = [sys.executable, "-m", "tests.resume.soak", "--kills", str(KILLS), "--seed", "1"]
+    command = [sys.executable, "-m", "tests.resume.soak", "--kills", str(KILLS), "--seed", "1", "--runs", *RUNS]
     command += ["--json", str(tmp_path / "kills.json")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=900)
     assert (tmp_path / "kills.json").exists(), done.stdout[-2000:] + done.stderr[-4000:]
@@ -32,6 +32,6 @@ def test_the_kills_are_of_every_kind() -> None:
     kills = draw(60, [*SCENARIOS], 0)
     kinds = {(kill.scenario, kill.stage, kill.name) for kill in kills}
     assert len(kinds) == len(SCENARIOS) * len(STAGES) * len(SIGNALS)
-    few = draw(KILLS, [*SCENARIOS], 1)
-    assert {(kill.scenario, kill.stage) for kill in few} == {(name, stage) for name in SCENARIOS for stage in STAGES}
+    few = draw(KILLS, RUNS, 1)
+    assert {(kill.scenario, kill.stage) for kill in few} == {(name, stage) for name in RUNS for stage in STAGES}
     assert {kill.name for kill in few} == {*SIGNALS}
