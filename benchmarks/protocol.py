@@ -15,9 +15,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.significance import write_predictions
+from benchmarks.significance import USERS, write_predictions, write_users
+from data_scripts.registry import registered_datasets
 from modeling_flip.training import manifest
 from modeling_flip.training.command_line import parse_recipe
+from modeling_flip.training.data import group_codes
 from modeling_flip.training.publishing import PREDICTIONS_FILE, RESULTS_FILE
 from modeling_flip.training.recipe import FREE_MODEL_KEYS, Recipe
 
@@ -126,8 +128,16 @@ class Bench:
             self.folder(figures["recipe"]["dataset_name"], file.stem) / PREDICTIONS_FILE,
             file.parent / "predictions" / f"{file.stem}.parquet",
         )
+        self.keep_users(self.recipe(system, seed), file.parent / "predictions" / USERS)
         manifest.write(file, json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
         return figures
+
+    def keep_users(self, recipe: Recipe, file: Path) -> None:
+        """Writes whose the test rows of a registered dataset are, unless that is known."""
+        name = recipe.dataset_name
+        if not file.exists() and (dataset := registered_datasets().get(name)) is not None:
+            rows = dataset.load(name, recipe.raw_dir)["test"]
+            write_users(group_codes(rows["user_id"], "user_id"), file)
 
     def run(self, system: System, seed: int, settings: Sequence[str], name: str) -> dict[str, Any]:
         """One run of train.py, or what an earlier one has left; its all_results.json."""

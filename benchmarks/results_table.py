@@ -12,13 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.paper_runs import ABLATIONS
+from benchmarks.paper_runs import ABLATIONS, KINDS
 from benchmarks.paper_tables import (
     TITLES,
     Table,
+    against,
     all_runs,
     base_name,
     before_refit,
+    comparisons_of,
     figures_of,
     load_runs,
     searches,
@@ -27,6 +29,7 @@ from benchmarks.paper_tables import (
     table5,
 )
 from benchmarks.reference_tables import models, stage_settings
+from benchmarks.significance import MIN_SEEDS
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -222,8 +225,8 @@ def scoring() -> str:
     head = ["scoring, rows/s", "bare loop", *ways.values(), "one row, p50 / p99", "bare, p50"]
     return (
         f"{table(head, rows)}\n\nBatches of 1,024, raw rows in, probabilities out; in brackets, the ratio to a loop that only "
-        "calls the model, on tensors made beforehand. DCNv2 and a text tower of TinyBERT's size; two cores. For "
-        "FLIP_ID the median of 15 rounds, for the others of 3."
+        "calls the model, on tensors made beforehand. DCNv2 and a text tower of TinyBERT's size; two cores. The "
+        f"median of {' and '.join(sorted({str(r['rounds']) for r in measured.values()}, key=int))} rounds."
     )
 
 
@@ -305,14 +308,24 @@ def cluster_fit() -> str:
 
 
 def results_in_short() -> str:
-    """A few systems of each dataset that has been measured, for readers in a hurry."""
-    rows = []
+    """For readers in a hurry: of each dataset with enough seeds, our systems and DCNv2, and what each is compared with."""
+    rows, sentences = [], []
     for name, title in DATASETS.items():
-        runs = load_runs(RESULTS / name)
-        for system in ("dcnv2", "flip-id-small", "flip-plm-small", "flip-small"):
-            if of := runs.get(system):
-                rows.append([title, TITLES[base_name(system)], *figures_of(of)])
-    return table(["", "", "seeds", "test AUC", "test logloss"], rows)
+        runs, compared = load_runs(RESULTS / name), comparisons_of(RESULTS / name).get("table2", {})
+        if max((len(runs[system]) for system in compared), default=0) < MIN_SEEDS:
+            continue
+        for system in ("dcnv2", *compared):
+            rows.append([title, TITLES[base_name(system)], *figures_of(runs[system])])
+        for system, record in compared.items():
+            (difference, p), others = against(record)[:2], TITLES[base_name(record["against"])]
+            kind = "ID models" if KINDS[base_name(system)] == "ID" else "baselines"
+            verdict = "better" if record["is_better"] else "not shown to be better"
+            logloss = f"{record['logloss']['difference']:+.4f}"
+            sentences.append(
+                f"- {title}, {TITLES[base_name(system)]} against {others}, the best of {record['best_of']} {kind}: AUC "
+                f"{difference}, logloss {logloss}, p = {p} over {len(record['seeds_a'])} seeds: {verdict}."
+            )
+    return table(["", "", "seeds", "test AUC", "test logloss"], rows) + "\n\n" + "\n".join(sentences)
 
 
 def results() -> str:

@@ -159,7 +159,7 @@ def main() -> None:
         ways = throughput(pipe, table, options.batch_size, options.rounds)
         figures[name] = {**ways, "latency": latency(pipe, table, options.latencies)}
         figures[name]["command_seconds"] = command_seconds(pipe, table, options.batch_size)
-        figures[name]["rows"] = len(table)
+        figures[name] |= {"rows": len(table), "rounds": options.rounds}
         print(f"\n{name}: {len(table):,} rows, batch {options.batch_size:,}, CPU threads: {torch.get_num_threads()}")
         for way in WAYS:
             print(f"  {way:20} {ways[way]['rows_per_second']:12,.0f} rows/s  {ways[way]['ratio']:.2f}")

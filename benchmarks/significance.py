@@ -2,8 +2,8 @@
 
 A difference is always A's figure less B's: where A is better it is above 0 for AUC and below 0 for logloss.
 
-Tests over rows take rows as independent of each other. The rows of one user are not quite, so that their p values are somewhat
-too small.
+Rows of one user depend on each other, and a test set has far fewer users than rows: where the users are known, tests over rows
+keep the rows of each together (`clusters`). Otherwise they take rows as independent, and find too much.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from sklearn.metrics import roc_auc_score
 MIN_SEEDS = 3
 ALPHA = 0.05
 BATCH_VALUES = 1 << 20  # of resampled rows in memory at a time
+USERS = "users.parquet"  # beside the predictions of a dataset
 PREDICTION_TYPES = {"label": bool, "logit": np.float16, "is_unseen": bool}
 
 
@@ -75,11 +76,27 @@ def read_predictions(path: Path) -> Predictions:
     return Predictions(path.stem, labels.astype(bool), logits.astype(np.float64), is_unseen.astype(bool))
 
 
+def write_users(users: np.ndarray, target: Path) -> None:
+    """Writes whose the test rows are, (N,): users are numbered as they come, so that nothing else is told of them."""
+    _, first, numbers = np.unique(users, return_index=True, return_inverse=True)
+    in_order = np.argsort(np.argsort(first))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"user": in_order[numbers].astype(np.int32)}), target, compression="zstd")
+
+
+def read_users(path: Path) -> np.ndarray | None:
+    """(N,) the number of each test row's user; None where there is no such file."""
+    return pq.read_table(path)["user"].to_numpy() if path.exists() else None
+
+
 # ---- over rows
 
 
-def delong(labels: np.ndarray, scores_a: np.ndarray, scores_b: np.ndarray) -> Difference:
-    """The difference of two AUCs on the same rows, by DeLong's test.
+def delong(
+    labels: np.ndarray, scores_a: np.ndarray, scores_b: np.ndarray, clusters: np.ndarray | None = None
+) -> Difference:
+    """The difference of two AUCs on the same rows, by DeLong's test; with clusters by Obuchowski's, whose variance is that of
+    the clusters' sums (Nonparametric analysis of clustered ROC curve data, Biometrics 53 (1997)).
 
     DeLong, DeLong and Clarke-Pearson, Comparing the areas under two or more correlated receiver operating characteristic
     curves, Biometrics 44 (1988); in O(N log N) from mid-ranks by Sun and Xu, Fast implementation of DeLong's algorithm, IEEE
@@ -88,6 +105,7 @@ def delong(labels: np.ndarray, scores_a: np.ndarray, scores_b: np.ndarray) -> Di
     Args:
         labels: (N,) 0 or 1.
         scores_a, scores_b: (N,) increasing with the probability.
+        clusters: (N,) 0, 1, …: rows of the same number depend on each other.
 
     Raises:
         ValueError: the labels are all the same.
@@ -101,7 +119,14 @@ def delong(labels: np.ndarray, scores_a: np.ndarray, scores_b: np.ndarray) -> Di
         a - b for a, b in zip(_components(clicked, scores_a), _components(clicked, scores_b), strict=True)
     )
     difference = of_clicks.mean()
-    error = math.hypot(stats.sem(of_clicks), stats.sem(of_others))
+    if clusters is None:
+        error = math.hypot(stats.sem(of_clicks), stats.sem(of_others))
+    else:
+        influences = np.empty(len(clicked))
+        influences[clicked] = (of_clicks - difference) / len(of_clicks)
+        influences[~clicked] = (of_others - difference) / len(of_others)
+        sums = np.bincount(clusters, influences)
+        error = math.sqrt(len(sums) / (len(sums) - 1) * (sums**2).sum())
     with np.errstate(divide="ignore"):
         z = np.divide(difference, error) if difference else 0.0
     half = stats.norm.isf(ALPHA / 2) * error
@@ -138,20 +163,30 @@ def row_logloss(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
 
 
 def bootstrap_logloss(
-    labels: np.ndarray, logits_a: np.ndarray, logits_b: np.ndarray, num_resamples: int, seed: int
+    labels: np.ndarray,
+    logits_a: np.ndarray,
+    logits_b: np.ndarray,
+    num_resamples: int,
+    seed: int,
+    clusters: np.ndarray | None = None,
 ) -> Difference:
-    """The difference of two loglosses on the same rows, by the paired bootstrap over rows: the percentile interval, and the p
-    of `bootstrap_p` (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, §13.3).
+    """The difference of two loglosses on the same rows, by the paired bootstrap over rows, or over clusters of rows: the
+    percentile interval, and the p of `bootstrap_p` (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, §13.3).
 
     Args:
-        labels, logits_a, logits_b: (N,) each.
+        labels, logits_a, logits_b, clusters: (N,) each.
     """
     differences = row_logloss(labels, logits_a) - row_logloss(labels, logits_b)
+    sums, sizes = (differences, np.ones(len(differences)))
+    if clusters is not None:
+        sums, sizes = np.bincount(clusters, differences), np.bincount(clusters).astype(np.float64)
     found = stats.bootstrap(
-        (differences,),
-        np.mean,
+        (sums, sizes),
+        lambda sums, sizes, axis: sums.sum(axis) / sizes.sum(axis),
         n_resamples=num_resamples,
-        batch=max(1, BATCH_VALUES // len(differences)),
+        batch=max(1, BATCH_VALUES // len(sums)),
+        paired=True,
+        vectorized=True,
         confidence_level=1 - ALPHA,
         method="percentile",
         rng=np.random.default_rng(seed),
@@ -208,20 +243,22 @@ def hierarchical(
     seed: int,
     *,
     is_paired: bool = True,
+    clusters: np.ndarray | None = None,
 ) -> Difference:
     """The difference of two systems' mean figures, with seeds and rows resampled together.
 
-    Each resample draws seeds with replacement, and rows with replacement. All runs are tested on the same rows, so rows and
-    seeds are crossed: one draw of rows goes to all runs (the pigeonhole bootstrap; Owen, The pigeonhole bootstrap, Annals of
-    Applied Statistics 1 (2007)). An own draw for each seed would average away what rows contribute. Resampling S seeds
-    shows only (S - 1) / S of the variance between them, so that with few seeds the interval is too narrow, and one seed is
-    rows alone; `over_seeds` has no such bias.
+    Each resample draws seeds with replacement, and rows, or clusters of rows, with replacement. All runs are tested on the same
+    rows, so rows and seeds are crossed: one draw of rows goes to all runs (the pigeonhole bootstrap; Owen, The pigeonhole
+    bootstrap, Annals of Applied Statistics 1 (2007)). An own draw for each seed would average away what rows contribute.
+    Resampling S seeds shows only (S - 1) / S of the variance between them, so that with few seeds the interval is too narrow,
+    and one seed is rows alone; `over_seeds` has no such bias.
 
     Args:
         labels: (N,) 0 or 1.
         runs_a, runs_b: (S, N) logits, a run a row; the numbers of runs may differ if they are not paired.
         metric: `weighted_auc` or `weighted_logloss`.
         is_paired: row s of both has the same seed: both systems get the same draw of seeds.
+        clusters: (N,) 0, 1, …: rows of the same number are drawn together.
 
     Raises:
         ValueError: paired systems have different numbers of runs.
@@ -231,9 +268,11 @@ def hierarchical(
     rng = np.random.default_rng(seed)
     figures = [metric(labels, logits) for logits in (*runs_a, *runs_b)]
     num_rows = len(labels)
+    drawn_as = np.arange(num_rows) if clusters is None else clusters
+    size = int(drawn_as.max()) + 1
     resampled = np.empty((num_resamples, len(figures)))
     for resample in resampled:
-        weights = np.bincount(rng.integers(num_rows, size=num_rows), minlength=num_rows)
+        weights = np.bincount(rng.integers(size, size=size), minlength=size)[drawn_as]
         resample[:] = [figure(weights) for figure in figures]
     shares_a = _seed_shares(rng, len(runs_a), num_resamples)
     shares_b = shares_a if is_paired else _seed_shares(rng, len(runs_b), num_resamples)
@@ -303,14 +342,19 @@ def holm(p_values: Figures) -> np.ndarray:
 # ---- a table's row
 
 
-def compare_systems(a: Runs, b: Runs, num_resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
+def compare_systems(
+    a: Runs, b: Runs, num_resamples: int = 1000, seed: int = 0, users: np.ndarray | None = None
+) -> dict[str, Any]:
     """What a table's row says of system A against system B, ready for JSON.
 
     Compared are the seeds that both have, paired, where these are at least two; else all, unpaired. Row-level figures need
     the predictions of every run that is compared; else they are None, and so is what is not defined.
 
+    Args:
+        users: (N,) whose the test rows are: rows of one user are kept together. None takes rows as independent.
+
     Returns:
-        `seeds_a`, `seeds_b` and `is_paired`; `auc` and `logloss`, with each
+        `seeds_a`, `seeds_b`, `is_paired` and `users`, how many there are; `auc` and `logloss`, with each
             `difference`: of the means over seeds, from the test figures.
             `low`, `high`, `p_hierarchical`: of `hierarchical`, seeds and rows together.
             `p_seeds`, `effect_size`: of `over_seeds`: whether another seed would show the difference on these rows.
@@ -321,7 +365,7 @@ def compare_systems(a: Runs, b: Runs, num_resamples: int = 1000, seed: int = 0) 
         and `effect_size`.
 
     Raises:
-        ValueError: two runs were tested on different rows.
+        ValueError: two runs were tested on different rows, or the users are those of other rows.
     """
     shared = sorted(a.keys() & b.keys())
     is_paired = len(shared) >= 2
@@ -329,6 +373,7 @@ def compare_systems(a: Runs, b: Runs, num_resamples: int = 1000, seed: int = 0) 
     runs_a, runs_b = [a[s] for s in seeds_a], [b[s] for s in seeds_b]
     predictions_a, predictions_b = _all_predictions(runs_a), _all_predictions(runs_b)
     record: dict[str, Any] = {"seeds_a": seeds_a, "seeds_b": seeds_b, "is_paired": is_paired}
+    record["users"] = None if users is None else len(np.unique(users))
     for name in ("auc", "logloss"):
         figures_a, figures_b = ([figures[f"test_{name}"] for figures, _ in runs] for runs in (runs_a, runs_b))
         record[name] = _seed_figures(over_seeds(figures_a, figures_b, is_paired=is_paired))
@@ -337,14 +382,20 @@ def compare_systems(a: Runs, b: Runs, num_resamples: int = 1000, seed: int = 0) 
     if not predictions_a or not predictions_b:
         return record
     labels = _same_labels([*predictions_a, *predictions_b])
+    if users is not None and len(users) != len(labels):
+        raise ValueError(
+            f"{USERS} has {len(users):,} rows, the predictions {len(labels):,}: remove it to write it again"
+        )
     logits_a, logits_b = (np.stack([p.logits for p in of]) for of in (predictions_a, predictions_b))
     ensembles = logits_a.mean(0), logits_b.mean(0)
     rows = {
-        "auc": delong(labels, *ensembles),
-        "logloss": bootstrap_logloss(labels, *ensembles, num_resamples, seed),
+        "auc": delong(labels, *ensembles, users),
+        "logloss": bootstrap_logloss(labels, *ensembles, num_resamples, seed, users),
     }
     for name, metric in (("auc", weighted_auc), ("logloss", weighted_logloss)):
-        both = hierarchical(labels, logits_a, logits_b, metric, num_resamples, seed, is_paired=is_paired)
+        both = hierarchical(
+            labels, logits_a, logits_b, metric, num_resamples, seed, is_paired=is_paired, clusters=users
+        )
         record[name] |= {"low": both.low, "high": both.high, "p_hierarchical": both.p, "p_rows": rows[name].p}
     unseen_a, unseen_b = ([unseen_auc(p) for p in of] for of in (predictions_a, predictions_b))
     record["unseen_auc"] = {"a": unseen_a, "b": unseen_b} | _seed_figures(

@@ -163,6 +163,51 @@ def test_hierarchical_sees_rows_and_seeds() -> None:
     assert both.standard_error > 2 * rows
 
 
+def test_clusters_by_hand() -> None:
+    """AUC 1 against 1/2; of A's and B's components the clicks differ by 0 and 1, the others by 1/2 each."""
+    labels, a, b = np.array([0, 0, 1, 1]), np.array([1, 2, 3, 4]), np.array([1, 4, 3, 0])
+    clicks, others = np.array([0.5, 1.0]), np.array([0.5, 1.0])
+    influences = np.concatenate([others - 0.75, clicks - 0.75]) / 2
+    for clusters in ([0, 1, 0, 1], [0, 1, 1, 0], [0, 1, 2, 3]):
+        sums = np.bincount(clusters, influences)
+        expected = math.sqrt(len(sums) / (len(sums) - 1) * (sums**2).sum())
+        found = significance.delong(labels, a, b, np.array(clusters))
+        assert (found.difference, found.standard_error) == (0.75, pytest.approx(expected))
+    # Users 0 and 1 with a row of each kind, the better half and the worse: their rows add up.
+    assert significance.delong(labels, a, b, np.array([0, 1, 0, 1])).standard_error == pytest.approx(0.5)
+    assert significance.delong(labels, a, b, np.array([0, 1, 1, 0])).standard_error == 0
+
+
+def test_rows_that_are_repeated_tell_nothing_new_of_their_user() -> None:
+    rng, size, times = np.random.default_rng(0), 300, 5
+    labels, noise = rng.random(size) < 0.5, rng.normal(size=(2, 2, size))
+    runs_a, runs_b = noise[0] + 0.9 * labels, noise[1] + 0.5 * labels
+    users = np.repeat(np.arange(size), times)
+    again = [np.repeat(x, times, axis=-1) for x in (labels, runs_a, runs_b)]
+
+    def all_of(labels: np.ndarray, a: np.ndarray, b: np.ndarray, users: np.ndarray | None) -> list[float]:
+        tests = [significance.delong(labels, a[0], b[0], users)]
+        tests += [significance.bootstrap_logloss(labels, a[0], b[0], 200, 1, users)]
+        tests += [
+            significance.hierarchical(labels, a, b, metric, 50, 1, clusters=users)
+            for metric in (significance.weighted_auc, significance.weighted_logloss)
+        ]
+        return [figure for test in tests for figure in (test.difference, test.standard_error, test.p)]
+
+    once = all_of(labels, runs_a, runs_b, np.arange(size))
+    assert all_of(*again, users) == pytest.approx(once)
+    assert all_of(labels, runs_a, runs_b, None) == pytest.approx(once, rel=0.02)
+    assert significance.delong(*(x if x.ndim == 1 else x[0] for x in again)).standard_error < 0.5 * once[1]
+
+
+def test_users_are_numbered_as_they_come(tmp_path: Path) -> None:
+    file = tmp_path / "of" / significance.USERS
+    assert significance.read_users(file) is None
+    significance.write_users(np.array([70, 3, 70, -1, 3]), file)
+    users = significance.read_users(file)
+    assert users is not None and users.tolist() == [0, 1, 0, 2, 1]
+
+
 def test_runs_that_are_not_pairs_are_refused() -> None:
     labels, runs = sample(30, 10, 5)
     with pytest.raises(ValueError, match="2 runs cannot be paired with 3"):
