@@ -1,4 +1,4 @@
-"""What train.py and the score command share: one writer per output, signals, and full disks."""
+"""What the commands share: missing extras, one writer per output, signals, and full disks."""
 
 from __future__ import annotations
 
@@ -34,6 +34,22 @@ LOST_WORDS = re.compile(
 )
 SECONDS_BETWEEN_LOOKS = 0.5
 SIGNALS = (signal.SIGTERM, signal.SIGINT)  # those that end a command
+
+
+# ---- what is not installed
+
+
+def missing_extra(command: str, module: str, extra: str) -> ImportError:
+    """What a command's module raises where it cannot import what its extra holds. Run as the command, it ends with one line.
+
+    Args:
+        module: its `__name__`.
+    """
+    message = f"{command}: error: the extra {extra!r} is not installed: pip install -c constraints.txt -e '.[{extra}]'"
+    if module == "__main__":
+        print(message, file=sys.stderr)
+        sys.exit(2)
+    return ImportError(message)
 
 
 # ---- one writer to an output

@@ -43,7 +43,7 @@ class CtrPredictionPipeline(Pipeline):
     import modeling_flip
 
     score = pipeline("ctr-prediction", model="outputs/quickstart")
-    score({"user_id": "190", "title": "Joyful Harbor"})  # {"probability": 0.62}
+    score({"user_id": "190", "title": "Joyful Harbor"})  # {"probability": 0.51}
     ```
 
     Args:
@@ -212,7 +212,7 @@ class CtrPredictionPipeline(Pipeline):
         Example:
 
             >>> score.rank({"user_id": "190"}, [{"title": "Joyful Harbor"}, {"title": "Quiet Field"}], top_k=1)
-            [{'index': 1, 'probability': 0.71}]
+            [{'index': 0, 'probability': 0.51}]
         """
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k is {top_k}; it must be 1 or more, or left out")

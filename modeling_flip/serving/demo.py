@@ -24,6 +24,7 @@ from huggingface_hub import HfApi
 from transformers import pipeline
 from transformers.utils import cached_file
 
+from ..commands import missing_extra
 from ..fields import Field
 from ..pipeline_flip import CtrPredictionPipeline
 from ..table_files import READ, in_parts, open_table
@@ -46,7 +47,7 @@ from .exported import ExportedForCTR
 try:
     import gradio as gr
 except ImportError as error:
-    raise ImportError("the demo needs Gradio: pip install -c constraints.txt -e '.[demo]'") from error
+    raise missing_extra("demo", __name__, "demo") from error
 
 # What training leaves beside the weights, as far as the page shows it.
 RESULTS_FILE = "all_results.json"

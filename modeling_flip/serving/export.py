@@ -277,20 +277,27 @@ def sample(rows: FlipDataset, size: int = CHECKED_ROWS) -> FlipDataset:
 
 
 def read_rows(
-    path: Path, label_column: str | None, positive_label: str | None = None
+    path: Path,
+    label_column: str | None,
+    positive_label: str | None = None,
+    positive_above: float | None = None,
+    delimiter: str | None = None,
+    encoding: str | None = None,
 ) -> tuple[pa.Table, np.ndarray | None]:
     """The rows of a file, and the clicks (N,) of a column of it, read as in training.
 
     Raises:
-        ValueError: the file cannot be read or has no such column, or the labels are none, or all alike.
+        ValueError: the file cannot be read, has no rows or no such column, or the labels are none, or all alike.
     """
-    table = open_input(path).to_table()
+    table = open_input(path, delimiter, encoding).to_table()
+    if not len(table):
+        raise ValueError(f"{path} has no rows; give a file with some, or leave --rows out")
     if label_column is None:
         return table, None
     if label_column not in table.column_names:
         known = did_you_mean(label_column, table.column_names)
         raise ValueError(f"{path} has no column {label_column!r}; its columns are {table.column_names}{known}")
-    clicks = read_labels(table[label_column], label_column, str(path), positive_label)
+    clicks = read_labels(table[label_column], label_column, str(path), positive_label, positive_above)
     if len(np.unique(clicks)) < 2:
         raise ValueError(
             f"AUC needs rows with a click and rows without, but {label_column!r} of {path} is the same in all"
@@ -393,6 +400,11 @@ def make_parser() -> argparse.ArgumentParser:
         "--label_column", metavar="NAME", help="the column of clicks in --rows; AUC and logloss are then measured"
     )
     parser.add_argument("--positive_label", metavar="WORD", help="the label that means a click, such as yes")
+    parser.add_argument(
+        "--positive_above", type=float, metavar="NUMBER", help="labels above this are clicks, such as 3"
+    )
+    parser.add_argument("--delimiter", help="what separates the cells of --rows in a text file (default: detected)")
+    parser.add_argument("--encoding", help="encoding of --rows in a text file, such as cp1252 (default: detected)")
     parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub (default: main)")
     return parser
 
@@ -403,9 +415,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if args.label_column is not None and args.rows is None:
             raise ValueError("--label_column is of --rows, which is missing")
+        reading = {name: getattr(args, name) for name in ("positive_label", "positive_above", "delimiter", "encoding")}
+        if args.label_column is None and (args.positive_label, args.positive_above) != (None, None):
+            raise ValueError("--positive_label and --positive_above are of --label_column, which is missing")
         with ends_in_order(), sole_writer(args.output):
             towers = {} if args.towers is None else {"towers": args.towers}
-            labelled = None if args.rows is None else read_rows(args.rows, args.label_column, args.positive_label)
+            labelled = None if args.rows is None else read_rows(args.rows, args.label_column, **reading)
             pipe = load_pipeline(args.model, args.revision, "cpu", return_towers=False, dtype="float32", **towers)
             rows = None if labelled is None else pipe.processor.encode(*labelled, strict=False)
             report = export(pipe, args.output, format=args.format, precision=args.precision, rows=rows)

@@ -193,4 +193,4 @@ def imported(module: str, extra: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        raise ImportError(f"{module} is not installed: pip install 'modeling-flip[{extra}]'") from error
+        raise ImportError(f"{module} is not installed: pip install -c constraints.txt -e '.[{extra}]'") from error

@@ -25,18 +25,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-import uvicorn
-from fastapi import FastAPI, HTTPException, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi_offline import FastAPIOffline
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from transformers.utils import logging
 
-from ..commands import ends_in_order, exit_code
+from ..commands import ends_in_order, exit_code, missing_extra
 from ..feature_vocabulary import FeatureVocabulary
 from ..pipeline_flip import BACKENDS, CtrPredictionPipeline
 from ..row_reader import MEMBER_SEPARATOR
@@ -45,10 +36,31 @@ from ..version import __version__
 from .batching import Batcher, QueueFullError
 from .score import load_pipeline, model_version, positive
 
+try:
+    import uvicorn
+    from fastapi import FastAPI, HTTPException, Request, Response
+    from fastapi.exceptions import RequestValidationError
+    from fastapi_offline import FastAPIOffline
+    from prometheus_client import (
+        CollectorRegistry,
+        Counter,
+        Gauge,
+        Histogram,
+        ProcessCollector,
+        disable_created_metrics,
+    )
+    from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+    from pydantic import BaseModel, ConfigDict, Field, ValidationError
+    from starlette.requests import ClientDisconnect
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+except ImportError as error:
+    raise missing_extra("serve", __name__, "serving") from error
+
 # A body that is not there by then will not come.
 SECONDS_FOR_A_BODY = 10
 SECONDS_FOR_THE_LAST_REQUESTS = 30
 MOST_ERRORS = 10
+MOST_CHARACTERS = 100_000  # of a cell: a tokenizer reads all of it, and others wait meanwhile
 POWERS_OF_TWO = [2**i for i in range(13)]
 SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10]
 
@@ -56,7 +68,7 @@ Row = dict[str, Any]
 
 
 class ScoreRequest(BaseModel):
-    """Rows to score. Keys that are no fields of the model are ignored, and a field that is absent counts as missing."""
+    """Rows to score. Keys that are not fields of the model are ignored, and a field that is absent counts as missing."""
 
     model_config = ConfigDict(extra="forbid")
     rows: list[Row] = Field(min_length=1)
@@ -164,7 +176,9 @@ def measured(app: ASGIApp, metrics: Metrics, routes: Sequence[str]) -> ASGIApp:
 def make_app(pipe: CtrPredictionPipeline, limits: Limits) -> FastAPI:
     """The web application of a loaded model."""
     metrics, fields = Metrics(), {field.name: field.kind == "list" for field in pipe.processor.vocabulary.columns}
-    runs: dict[bool, Callable[[list[Row]], list[dict]]] = {False: pipe, True: partial(pipe, return_towers=True)}
+    runs: dict[bool, Callable[[list[Row]], list[dict]]] = {
+        towers: partial(pipe, return_towers=towers, batch_size=limits.max_batch_size) for towers in (False, True)
+    }
     batcher: Batcher
 
     @contextlib.asynccontextmanager
@@ -208,7 +222,7 @@ def make_app(pipe: CtrPredictionPipeline, limits: Limits) -> FastAPI:
         _check_rows(asked.candidates, fields, "candidates")
 
         def run(_: list[None]) -> list[list[dict]]:
-            return [pipe.rank(asked.user, asked.candidates, top_k=asked.top_k)]
+            return [pipe.rank(asked.user, asked.candidates, top_k=asked.top_k, batch_size=limits.max_batch_size)]
 
         (ranked,) = await _answer(batcher.submit(run, [None], size=len(asked.candidates)))
         return {"ranked": ranked}
@@ -326,6 +340,8 @@ def _fault(cell: Any, is_list: bool) -> str | None:
         return next((f"in the list: {fault}" for each in cell if (fault := _fault(each, False)) is not None), None)
     if isinstance(cell, dict):
         return "an object; send a string, a number, true, false or null" + (", or a list of these" if is_list else "")
+    if isinstance(cell, str) and len(cell) > MOST_CHARACTERS:
+        return f"a text of {len(cell):,} characters; send at most {MOST_CHARACTERS:,}"
     if isinstance(cell, float) and not math.isfinite(cell):
         return "a number too large for 64 bits; send null if it is missing, or a string"
     return None
@@ -366,7 +382,7 @@ def example_row(vocabulary: FeatureVocabulary) -> Row:
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    """A socket of the address, which refuses connections until the server listens.
+    """A socket of the address, which refuses connections until it listens.
 
     Raises:
         ValueError: the address cannot be had.
@@ -435,6 +451,7 @@ def main(arguments: list[str] | None = None) -> int:
             app = make_app(pipe, limits)
             gc.collect()
             gc.freeze()  # what the libraries hold stays; each collection would look through it
+            listener.listen()
             host, port = listener.getsockname()[:2]
             print(f"serving {args.model} at http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
             config = uvicorn.Config(

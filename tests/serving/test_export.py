@@ -42,7 +42,7 @@ from modeling_flip import (
     P5ForCTR,
 )
 from modeling_flip.serving import export as export_module
-from modeling_flip.serving.export import LARGEST_DIFFERENCE, drawn_rows, export
+from modeling_flip.serving.export import LARGEST_DIFFERENCE, drawn_rows, export, read_rows
 from modeling_flip.serving.export import main as export_command
 from modeling_flip.serving.exported import ExportedForCTR
 from modeling_flip.serving.score import main as score_command
@@ -312,7 +312,7 @@ def test_a_missing_extra_is_named(
     if module == "nncf":
         pytest.importorskip("openvino")
     monkeypatch.setitem(sys.modules, module, None)
-    says = f"error: {module} is not installed: pip install 'modeling-flip[{extra}]'\n"
+    says = f"error: {module} is not installed: pip install -c constraints.txt -e '.[{extra}]'\n"
     rows = ["--rows", rows_file, "--label_column", "clicked"]
     error = error_of(capsys, "--model", checkpoint, "--output", tmp_path / "out", *options, *rows)
     assert error.endswith(f"export: {says}")
@@ -321,6 +321,14 @@ def test_a_missing_extra_is_named(
         assert score_command([*given, "--backend", "onnx" if module == "onnxruntime" else module]) == 2
         assert capsys.readouterr().err.endswith(f"score: {says}")
     assert not list(tmp_path.iterdir())
+
+
+def test_labels_are_read_as_in_training(tmp_path: Path) -> None:
+    file = tmp_path / "ratings.txt.csv"
+    file.write_text("stars;café\n1;a\n5;b\n4;c\n3;d\n", encoding="cp1252")
+    table, clicks = read_rows(file, "stars", positive_above=3, delimiter=";", encoding="cp1252")
+    assert clicks is not None and clicks.tolist() == [0, 1, 1, 0]
+    assert table.column_names == ["stars", "café"]
 
 
 def test_beside_an_accelerator_exported_models_stay_on_the_cpu(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,6 +388,8 @@ def test_an_int8_model_is_measured(checkpoint: Path, tmp_path: Path) -> None:
         (("--label_column", "clicked"), "--label_column is of --rows, which is missing"),
         (("--rows", "{rows}", "--label_column", "clickd"), "no column 'clickd'"),
         (("--rows", "{rows}", "--label_column", "user_id"), "--positive_label u"),
+        (("--rows", "{rows}", "--positive_above", "3"), "are of --label_column, which is missing"),
+        (("--rows", "{empty}"), "has no rows; give a file with some"),
         (
             ("--rows", "{rows}", "--label_column", "user_id", "--positive_label", "u99"),
             "never holds positive_label 'u99'",
@@ -397,7 +407,9 @@ def test_the_command_says_what_is_wrong_and_writes_nothing(
     arguments: tuple[str, ...],
     says: str,
 ) -> None:
-    given = [argument.format(rows=rows_file) for argument in arguments]
+    empty = rows_file.with_name("empty.parquet")
+    pq.write_table(pq.read_table(rows_file).slice(0, 0), empty)
+    given = [argument.format(rows=rows_file, empty=empty) for argument in arguments]
     assert says in error_of(capsys, "--model", checkpoint, "--output", tmp_path / "out", *given)
     assert not list(tmp_path.iterdir())
 

@@ -21,6 +21,7 @@ import httpx2
 import pyarrow.parquet as pq
 import pytest
 import torch
+from fastapi.exceptions import RequestValidationError
 from transformers import PreTrainedTokenizerFast, set_seed
 
 from benchmarks import serving_load
@@ -275,6 +276,41 @@ def test_a_bad_request_is_told_what_is_wrong(server: Server, case: str) -> None:
     assert answer.headers["content-type"] == "application/json" and len(answer.content) < 2000
 
 
+def test_a_cell_of_too_much_text_is_refused() -> None:
+    long = "x" * (serve.MOST_CHARACTERS + 1)
+    serve._check_rows(
+        [{"title": long[1:], "tags": [long[1:]], "none of ours": long}], {"title": False, "tags": True}, "rows"
+    )
+    for row in ({"title": long}, {"tags": ["a", long]}):
+        with pytest.raises(RequestValidationError) as error:
+            serve._check_rows([row], {"title": False, "tags": True}, "rows")
+        assert "a text of 100,001 characters; send at most 100,000" in error.value.errors()[0]["msg"]
+
+
+def test_a_large_request_is_computed_in_batches(pipe: CtrPredictionPipeline) -> None:
+    app, sizes = serve.make_app(pipe, serve.Limits(max_batch_size=4)), []
+    hook = pipe.model.register_forward_hook(lambda model, given, output: sizes.append(len(output.logits)))
+
+    async def ask() -> None:
+        transport = httpx2.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx2.AsyncClient(transport=transport, base_url="http://x") as client,
+        ):
+            rows = [{"title": f"Toy Story {i}"} for i in range(9)]
+            for route, body in {
+                "/score": {"rows": rows},
+                "/rank": {"user": {"user_id": 1}, "candidates": rows},
+            }.items():
+                assert (await client.post(route, json=body)).status_code == 200
+
+    try:
+        asyncio.run(ask())
+    finally:
+        hook.remove()
+    assert sizes == [4, 4, 1, 4, 4, 1]
+
+
 def test_other_bad_requests(server: Server) -> None:
     good = json.dumps({"rows": [{"user_id": 1}]}).encode()
     assert server.client.post("/score", content=good, headers={"content-type": "text/plain"}).status_code == 415
@@ -425,7 +461,7 @@ def test_a_full_queue_refuses() -> None:
         assert await first == [0]
         assert await asyncio.gather(*waiting[1:]) == [[2], [4]]
 
-    batched(work, max_waiting=3)
+    assert batched(work, max_waiting=3) == [1, 2]  # what nobody waits for any more is not computed
 
 
 def test_answers_do_not_wait_for_acknowledgements() -> None:
