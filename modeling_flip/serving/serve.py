@@ -20,7 +20,7 @@ import math
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -197,6 +197,29 @@ def make_app(pipe: CtrPredictionPipeline, limits: Limits) -> FastAPI:
     user = {name: value for name, value in row.items() if sides[name] == "user"}
     item = {name: value for name, value in row.items() if name not in user}
 
+    def faults_of(rows: list[Row]) -> list[str | None]:
+        """Why each row cannot be read; None where it can."""
+        return [fault_of(partial(pipe.processor.encode, [row], strict=False)) for row in rows]
+
+    async def submit(run: Callable[[list], list], items: list, size: int) -> list:
+        try:
+            return await batcher.submit(run, items, size)
+        except QueueFullError:
+            raise _full() from None
+
+    async def answer(run: Callable[[list], list], items: list, name: str, rows: list[Row]) -> list:
+        """What `run` makes of the items; where it fails, the `rows` that cannot be read are named."""
+        try:
+            return await submit(run, items, len(rows))
+        except (TypeError, ValueError):
+            faults = await submit(faults_of, rows, len(rows))
+            found = [(i, fault) for i, fault in enumerate(faults) if fault is not None]
+            if not found:  # it is not the rows
+                raise
+            raise RequestValidationError(
+                [{"type": "row", "loc": ("body", name, i), "msg": fault} for i, fault in found]
+            ) from None
+
     @app.post(
         "/score",
         response_model=ScoreAnswer,
@@ -208,7 +231,7 @@ def make_app(pipe: CtrPredictionPipeline, limits: Limits) -> FastAPI:
         asked = await _read(request, ScoreRequest, limits.max_bytes)
         _check_number("rows", asked.rows, limits.max_rows)
         _check_rows(asked.rows, fields, "rows")
-        return {"scores": await _answer(batcher.submit(runs[asked.return_towers], asked.rows))}
+        return {"scores": await answer(runs[asked.return_towers], asked.rows, "rows", asked.rows)}
 
     @app.post(
         "/rank", response_model=RankAnswer, openapi_extra=_body_of(RankRequest, {"user": user, "candidates": [item]})
@@ -224,7 +247,8 @@ def make_app(pipe: CtrPredictionPipeline, limits: Limits) -> FastAPI:
         def run(_: list[None]) -> list[list[dict]]:
             return [pipe.rank(asked.user, asked.candidates, top_k=asked.top_k, batch_size=limits.max_batch_size)]
 
-        (ranked,) = await _answer(batcher.submit(run, [None], size=len(asked.candidates)))
+        rows = [{**asked.user, **candidate} for candidate in asked.candidates]
+        (ranked,) = await answer(run, [None], "candidates", rows)
         return {"ranked": ranked}
 
     @app.get("/health")
@@ -355,13 +379,13 @@ async def _unprocessable(request: Request, error: Exception) -> Response:
     return Response(json.dumps({"detail": detail}), 422, media_type="application/json")
 
 
-async def _answer(results: Awaitable[list[Any]]) -> list[Any]:
+def fault_of(read: Callable[[], Any]) -> str | None:
+    """The message of the error that `read` raises of what it is given; None where it raises none."""
     try:
-        return await results
-    except QueueFullError:
-        raise _full() from None
-    except (TypeError, ValueError) as error:  # from the pipeline, of these rows or settings
-        raise HTTPException(422, str(error)) from error
+        read()
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return None
 
 
 def _full() -> HTTPException:

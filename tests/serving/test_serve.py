@@ -262,6 +262,7 @@ BAD = {
     "an object": (b'{"rows": [{"user_id": 1}, {"title": {"a": 1}}]}', 422, '"rows", 1, "title"'),
     "a list": (b'{"rows": [{"user_id": [1]}]}', 422, "holds one value"),
     "a list of lists": (b'{"rows": [{"tags": ["a", ["b"]]}]}', 422, "in the list"),
+    "a list that is spelled in a list": (b'{"rows": [{"user_id": 1}, {"tags": "[[1]]"}]}', 422, '"rows", 1]'),
     "infinite": (b'{"rows": [{"price": 1e999}]}', 422, "64 bits"),
     "too many rows": (b'{"rows": [' + b'{"price":1},' * MAX_ROWS + b'{"price":1}]}', 413, str(MAX_ROWS)),
     "too many bytes": (b'{"rows": [' + b" " * MAX_BYTES + b"]}", 413, f"{MAX_BYTES:,} bytes"),
