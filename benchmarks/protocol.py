@@ -27,6 +27,10 @@ from modeling_flip.training.recipe import FREE_MODEL_KEYS, Recipe
 FIGURES = ("validation_auc", "validation_logloss", "test_auc", "test_logloss", "best_epoch", "epochs", "wall_time")
 
 
+# Of a recipe, what says where something lies, and nothing of what is computed.
+PLACES = ("output_dir", "raw_dir", "pretrained_model_name_or_path")
+
+
 @dataclass(frozen=True)
 class System:
     """What is measured.
@@ -105,6 +109,13 @@ class Bench:
         file = self.result_file(system, seed)
         return file.exists() and "search" in json.loads(file.read_text())
 
+    def changed(self, system: System, seed: int, figures: Mapping[str, Any]) -> list[str]:
+        """The settings with which a run was measured, and that would be others now."""
+        recipe = self.recipe(system, seed, *refit_of(figures["search"])).to_dict()
+        then, now = flat(figures["recipe"]), flat(json.loads(json.dumps(recipe)))
+        same = {*PLACES, *(key for key in then.keys() & now.keys() if then[key] == now[key])}
+        return [f"{key} {then[key]} (now {now[key]})" for key in sorted((then.keys() & now.keys()) - same)]
+
     def measure(self, system: System, seed: int) -> dict[str, Any]:
         """The figures of a system and a seed; a run is made where there are none yet.
 
@@ -115,6 +126,10 @@ class Bench:
         if self.is_measured(system, seed):
             figures: dict[str, Any] = json.loads(file.read_text())
             search = figures["search"]
+            if changed := self.changed(system, seed, figures):
+                print(
+                    f"{file.stem} is kept, though it was measured with {'; '.join(changed)}. Remove {file} to measure it again"
+                )
             for number, trial in enumerate(search["trials"]):
                 self.remember(self.recipe(system, search["seed"], *trial["settings"]), f"{system.name}-trial-{number}")
             self.remember(self.recipe(system, seed, *refit_of(search)), file.stem)
@@ -217,3 +232,16 @@ def pretraining_key(recipe: Recipe) -> str | None:
     refit = 1.0 if recipe.refit is not None else None  # pretraining reads the rows, not for how long finetuning does
     same = replace(recipe, output_dir="", towers="both", model=free, finetuning={}, refit=refit)
     return json.dumps(same.to_dict(), sort_keys=True)
+
+
+def flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names.
+
+    Example:
+        >>> flat({"seed": 1, "finetuning": {"bf16": True}})
+        {'seed': 1, 'finetuning.bf16': True}
+    """
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= flat(value, f"{before}{key}.") if isinstance(value, Mapping) else {f"{before}{key}": value}
+    return found

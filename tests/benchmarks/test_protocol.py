@@ -76,7 +76,9 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path / "results", tmp_path / "models")
 
 
-def test_the_best_trial_is_refitted_for_each_seed(bench: Bench, launched: list[Any]) -> None:
+def test_the_best_trial_is_refitted_for_each_seed(
+    bench: Bench, launched: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     half = ("--finetuning.learning_rate", "5e-4")
     system = System("mine", QUICKSTART, ("--towers", "tabular", "--pretraining", "null"), ((), half))
     figures = [bench.measure(system, seed) for seed in (1, 2)]
@@ -95,7 +97,13 @@ def test_the_best_trial_is_refitted_for_each_seed(bench: Bench, launched: list[A
     assert significance.read_users(kept / "predictions" / significance.USERS) is not None
     before = len(launched)
     again = Bench(bench.results, bench.output_dir)
-    assert again.measure(system, 2) == figures[1]
+    assert again.measure(system, 2) == figures[1] and "is kept" not in capsys.readouterr().out
+    half_as_long = System("mine", QUICKSTART, (*system.settings, "--finetuning.num_train_epochs", "1"), system.trials)
+    assert again.measure(half_as_long, 2) == figures[1]
+    assert (
+        "mine-2 is kept, though it was measured with finetuning.num_train_epochs 2.0 (now 1.0)"
+        in capsys.readouterr().out
+    )
     assert again.known_search(system, 3) == search and len(launched) == before
 
 
