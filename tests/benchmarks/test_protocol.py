@@ -101,7 +101,7 @@ def test_the_best_trial_is_refitted_for_each_seed(
     half_as_long = System("mine", QUICKSTART, (*system.settings, "--finetuning.num_train_epochs", "1"), system.trials)
     assert again.measure(half_as_long, 2) == figures[1]
     assert (
-        "mine-2 is kept, though it was measured with finetuning.num_train_epochs 2.0 (now 1.0)"
+        "mine-2 is kept, though it was measured with finetuning.num_train_epochs 4.0 (now 1.0)"
         in capsys.readouterr().out
     )
     assert again.known_search(system, 3) == search and len(launched) == before
