@@ -307,6 +307,21 @@ def cluster_fit() -> str:
     )
 
 
+def alignment() -> str:
+    """What figures 5 and 6 show, in numbers, of each pretraining that was looked at."""
+    rows = []
+    for name, title in {"demo": "demo", **DATASETS}.items():
+        file = RESULTS / f"alignment-{name}.json"
+        for variant, of in load(file.name)["checkpoints"].items() if file.exists() else ():
+            matrix, fields = of["mean_matrix"], len(of["fields"])
+            largest = [f"{matrix[f'largest_of_{side}'] * fields:.0f} of {fields}" for side in ("row", "column")]
+            means = [f"{matrix[f'mean_{where}_diagonal' if where else 'mean_diagonal']:.2f}" for where in ("", "off")]
+            rank = f"{of['effective_rank']:.1f} of {of['embedding_size']}"
+            rows.append([title, variant, *largest, *means, f"{of['mean_cosine']:.2f}", rank])
+    head = ["dataset", "pretraining", "diagonal largest of its row", "of its column", "mean on it", "off it"]
+    return table([*head, "embeddings' mean cosine", "their effective rank"], rows)
+
+
 def results_in_short() -> str:
     """For readers in a hurry: of each dataset with enough seeds, our systems and DCNv2, and what each is compared with."""
     rows, sentences = [], []
@@ -356,6 +371,7 @@ def render(text: str) -> str:
         cluster_fit,
         new_values,
         icl_layer_norm,
+        alignment,
         results,
         models,
         stage_settings,
