@@ -165,7 +165,7 @@ def test_a_measured_system_shares_the_pretraining_of_its_trials(tmp_path: Path) 
     search = {"seed": 1, "trials": [{"settings": [], "best_epoch": 2.0, "epochs": 3.0}], "chosen": 0}
     file = bench.result_file(flip_id, 1)
     file.parent.mkdir(parents=True)
-    file.write_text(json.dumps({"search": search}))
+    file.write_text(json.dumps({"search": search, "recipe": {}}))
     for name in ("flip-id-trial-0", "flip-id-1"):
         bench.folder("movielens-1m", name).joinpath("pretraining").mkdir(parents=True)
     bench.measure(flip_id, 1)
