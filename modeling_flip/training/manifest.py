@@ -33,6 +33,7 @@ from ..row_dataset import FlipDataset
 from ..version import __version__
 
 FOLDER = "manifests"
+KEYS = {"stage", "complete", "inputs", "outputs", "sha256"}
 PACKAGE = Path(__file__).parents[1]
 ROWS_AT_ONCE = 1 << 20
 TEXT_MODEL_PARTS = {
@@ -81,7 +82,7 @@ def recorded(run_folder: Path, stage: str, inputs: Mapping[str, Any]) -> Iterato
     """
     outputs, path = Outputs(), path_of(run_folder, stage)
     content = {"stage": stage, "complete": False, "inputs": dict(inputs)}
-    begun = _json(content)
+    begun = _sealed(content)
     if PartialState().is_main_process:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path, begun)
@@ -93,14 +94,14 @@ def recorded(run_folder: Path, stage: str, inputs: Mapping[str, Any]) -> Iterato
             file.relative_to(run_folder).as_posix(): {"size": file.stat().st_size, "sha256": sha256_of_file(file)}
             for file in sorted(outputs.files)
         }
-        write(path, _json(content | {"complete": True, "outputs": {"figures": outputs.figures, "files": made}}))
+        write(path, _sealed(content | {"complete": True, "outputs": {"figures": outputs.figures, "files": made}}))
 
 
 def is_complete(run_folder: Path, stage: str) -> bool:
     """Whether a stage was recorded as complete."""
     try:
-        return bool(json.loads(path_of(run_folder, stage).read_text())["complete"])
-    except (OSError, ValueError, TypeError, KeyError):
+        return bool(_read(path_of(run_folder, stage))["complete"])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return False
 
 
@@ -110,9 +111,9 @@ def check_outputs(run_folder: Path, stage: str) -> None:
     if not path.exists():
         return
     try:
-        content = json.loads(path.read_text())
+        content = _read(path)
         files = dict(content["outputs"]["files"]) if content["complete"] else {}
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} is not a manifest ({error!r})") from error
     for name, saved in files.items():
         file = run_folder / name
@@ -128,7 +129,7 @@ def check_same_inputs(run_folder: Path, stage: str, inputs: Mapping[str, Any]) -
     if not path.exists():
         return
     try:
-        before = json.loads(path.read_text())["inputs"]
+        before = _read(path)["inputs"]
         changed = [*_changes(before, json.loads(_json(inputs)))]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
@@ -153,6 +154,24 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]
     for key, what in TEXT_MODEL_PARTS.items():
         if theirs.get(key, ours.get(key)) != ours.get(key):
             yield f"the text model {ours.get('name')!r} had {what}"
+
+
+def _sealed(content: Mapping[str, Any]) -> str:
+    """A manifest, with the SHA-256 of its own content: most of it is compared with nothing, and a flipped bit would stay."""
+    return _json({**content, "sha256": _sha256_of_json(content)})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A manifest without its seal; older ones have none.
+
+    Raises:
+        ValueError: its content is not what was written.
+    """
+    content: dict[str, Any] = json.loads(path.read_text())
+    seal = content.pop("sha256", None)
+    if content.keys() - KEYS or seal not in (None, _sha256_of_json(content)):
+        raise ValueError("its content was changed")
+    return content
 
 
 def _json(content: Mapping[str, Any]) -> str:

@@ -476,7 +476,11 @@ def _lasting(path: Path) -> bytes:
         return b"\n".join(line for line in data.splitlines() if not PASSING_ROW.search(line.decode()))
     if path.suffix == ".json" and (path.name in REPORTS or path.parent.name == "manifests"):
         with suppress(ValueError):
-            return json.dumps(_without_passing(json.loads(data), path), sort_keys=True).encode()
+            content = json.loads(data)
+            if path.parent.name == "manifests":  # sealed with times in it
+                seal = content.pop("sha256", None)
+                content["is_sealed"] = seal == hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+            return json.dumps(_without_passing(content, path), sort_keys=True).encode()
     return data
 
 

@@ -34,17 +34,17 @@ def inputs(processor: FlipProcessor, **change: list) -> dict:
 def test_a_stage_is_complete_only_when_it_has_ended(tmp_path: Path) -> None:
     (tmp_path / "model.bin").write_bytes(b"abc")
     with manifest.recorded(tmp_path, "align", {"vocabulary": "v"}) as outputs:
-        begun = json.loads(manifest.path_of(tmp_path, "align").read_text())
+        begun = manifest._read(manifest.path_of(tmp_path, "align"))
         outputs.figures["auc"] = 0.5
         outputs.files.append(tmp_path / "model.bin")
     assert begun == {"stage": "align", "complete": False, "inputs": {"vocabulary": "v"}}
     sha256 = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # of "abc", FIPS 180-2, B.1
     outputs_written = {"figures": {"auc": 0.5}, "files": {"model.bin": {"size": 3, "sha256": sha256}}}
-    ended = json.loads(manifest.path_of(tmp_path, "align").read_text())
+    ended = manifest._read(manifest.path_of(tmp_path, "align"))
     assert ended == begun | {"complete": True, "outputs": outputs_written}
     with pytest.raises(KeyboardInterrupt), manifest.recorded(tmp_path, "align", {}):
         raise KeyboardInterrupt
-    assert json.loads(manifest.path_of(tmp_path, "align").read_text()) == {
+    assert manifest._read(manifest.path_of(tmp_path, "align")) == {
         "stage": "align",
         "complete": False,
         "inputs": {},
@@ -140,6 +140,25 @@ def test_a_manifest_that_is_none_is_one_error(processor: FlipProcessor, tmp_path
         manifest.path_of(tmp_path, "prepare").write_text(text)
         with pytest.raises(ValueError, match=r"prepare.json is not a manifest .* delete the folder"):
             manifest.check_same_inputs(tmp_path, "prepare", inputs(processor))
+
+
+def test_a_manifest_with_a_flipped_bit_is_none(processor: FlipProcessor, tmp_path: Path) -> None:
+    with manifest.recorded(tmp_path, "prepare", inputs(processor) | {"commit": "abc"}) as outputs:
+        outputs.figures["seconds"] = 1.5
+    path = manifest.path_of(tmp_path, "prepare")
+    written = path.read_bytes()
+    content = manifest._read(path)
+    for place, bit in ((place, bit) for place in range(len(written)) for bit in (1, 4, 32)):
+        path.write_bytes(written[:place] + bytes([written[place] ^ bit]) + written[place + 1 :])
+        try:
+            assert manifest._read(path) == content  # between its values
+        except ValueError:
+            assert not manifest.is_complete(tmp_path, "prepare")
+    path.write_text(json.dumps({"sha256": "0"} | content))
+    with pytest.raises(ValueError, match=r"is not a manifest .*its content was changed.* delete the folder"):
+        manifest.check_same_inputs(tmp_path, "prepare", inputs(processor))
+    path.write_text(json.dumps(content))  # of an older version
+    manifest.check_same_inputs(tmp_path, "prepare", inputs(processor))
 
 
 def test_texts_are_told_apart_wherever_they_lie_in_memory() -> None:
