@@ -315,7 +315,7 @@ def alignment() -> str:
         for variant, of in load(file.name)["checkpoints"].items() if file.exists() else ():
             matrix, fields = of["mean_matrix"], len(of["fields"])
             largest = [f"{matrix[f'largest_of_{side}'] * fields:.0f} of {fields}" for side in ("row", "column")]
-            means = [f"{matrix[f'mean_{where}_diagonal' if where else 'mean_diagonal']:.2f}" for where in ("", "off")]
+            means = [f"{matrix[key]:.2f}" for key in ("mean_diagonal", "mean_off_diagonal")]
             rank = f"{of['effective_rank']:.1f} of {of['embedding_size']}"
             rows.append([title, variant, *largest, *means, f"{of['mean_cosine']:.2f}", rank])
     head = ["dataset", "pretraining", "diagonal largest of its row", "of its column", "mean on it", "off it"]

@@ -177,7 +177,7 @@ def bootstrap_logloss(
         labels, logits_a, logits_b, clusters: (N,) each.
     """
     differences = row_logloss(labels, logits_a) - row_logloss(labels, logits_b)
-    sums, sizes = (differences, np.ones(len(differences)))
+    sums, sizes = differences, np.ones(len(differences))
     if clusters is not None:
         sums, sizes = np.bincount(clusters, differences), np.bincount(clusters).astype(np.float64)
     found = stats.bootstrap(

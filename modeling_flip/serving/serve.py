@@ -30,6 +30,7 @@ from transformers.utils import logging
 from ..commands import ends_in_order, exit_code, missing_extra
 from ..feature_vocabulary import FeatureVocabulary
 from ..pipeline_flip import BACKENDS, CtrPredictionPipeline
+from ..processing_flip import FlipProcessor
 from ..row_reader import MEMBER_SEPARATOR
 from ..table_files import each_key_once
 from ..version import __version__
@@ -199,7 +200,7 @@ def make_app(pipe: CtrPredictionPipeline, limits: Limits) -> FastAPI:
 
     def faults_of(rows: list[Row]) -> list[str | None]:
         """Why each row cannot be read; None where it can."""
-        return [fault_of(partial(pipe.processor.encode, [row], strict=False)) for row in rows]
+        return [_unreadable(pipe.processor, row) for row in rows]
 
     async def submit(run: Callable[[list], list], items: list, size: int) -> list:
         try:
@@ -379,10 +380,10 @@ async def _unprocessable(request: Request, error: Exception) -> Response:
     return Response(json.dumps({"detail": detail}), 422, media_type="application/json")
 
 
-def fault_of(read: Callable[[], Any]) -> str | None:
-    """The message of the error that `read` raises of what it is given; None where it raises none."""
+def _unreadable(processor: FlipProcessor, row: Row) -> str | None:
+    """Why a processor cannot read a row; None where it can."""
     try:
-        read()
+        processor.encode([row], strict=False)
     except (TypeError, ValueError) as error:
         return str(error)
     return None
