@@ -30,6 +30,7 @@ if __name__ == "__main__":  # run as a file, python looks for modules in the fil
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data_scripts import raw_files, registry
 from data_scripts.publishing import finished_folder, one_line_errors, parser_of, publish
+from modeling_flip.commands import installs
 from modeling_flip.training.splits import earlier_part
 
 BASE_URL = "https://mcauleylab.ucsd.edu/public_datasets/gdrive/goodreads"
@@ -145,7 +146,7 @@ def join(files: dict[str, Path], folder: Path) -> None:
     try:
         import duckdb
     except ImportError as error:
-        raise ImportError("GoodReads is joined by DuckDB: pip install -c constraints.txt -e '.[data]'") from error
+        raise ImportError(f"GoodReads is joined by DuckDB: {installs('data')}") from error
     scratch = folder / "scratch"
     scratch.mkdir()
     with duckdb.connect(str(scratch / "tables.duckdb")) as db:

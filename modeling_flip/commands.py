@@ -39,13 +39,23 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)  # those that end a command
 # ---- what is not installed
 
 
+def installs(extra: str) -> str:
+    """The command that installs an extra.
+
+    Example:
+        >>> installs("lora")
+        "pip install -c constraints.txt -e '.[lora]'"
+    """
+    return f"pip install -c constraints.txt -e '.[{extra}]'"
+
+
 def missing_extra(command: str, module: str, extra: str) -> ImportError:
     """What a command's module raises where it cannot import what its extra holds. Run as the command, it ends with one line.
 
     Args:
         module: its `__name__`.
     """
-    message = f"{command}: error: the extra {extra!r} is not installed: pip install -c constraints.txt -e '.[{extra}]'"
+    message = f"{command}: error: the extra {extra!r} is not installed: {installs(extra)}"
     if module == "__main__":
         print(message, file=sys.stderr)
         sys.exit(2)

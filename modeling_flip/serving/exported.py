@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 
 from ..checkpoint_files import LOCATION_KEYS, REMEDY, Part, Source, check_files
+from ..commands import installs
 from ..modeling_flip import FlipForCTROutput
 
 # The runtimes, and the model's file that each of them reads.
@@ -193,4 +194,4 @@ def imported(module: str, extra: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        raise ImportError(f"{module} is not installed: pip install -c constraints.txt -e '.[{extra}]'") from error
+        raise ImportError(f"{module} is not installed: {installs(extra)}") from error

@@ -32,7 +32,7 @@ from ..feature_vocabulary import FeatureVocabulary
 from ..pipeline_flip import BACKENDS, CtrPredictionPipeline
 from ..processing_flip import FlipProcessor
 from ..row_reader import MEMBER_SEPARATOR
-from ..table_files import each_key_once
+from ..table_files.json_lines import each_key_once
 from ..version import __version__
 from .batching import Batcher, QueueFullError
 from .score import load_pipeline, model_version, positive

@@ -10,6 +10,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
+from ..commands import installs
 from ..data_collator import check_masking
 from .lora import lora_settings
 
@@ -134,7 +135,7 @@ class FlipTrainingArguments(TrainingArguments):
         if package is not None and importlib.util.find_spec(package) is None:
             raise ImportError(
                 f"optim is {OptimizerNames(self.optim).value!r}, which needs {package}: "
-                "pip install -c constraints.txt -e '.[eight_bit]', and set optim to adamw_bnb_8bit"
+                f"{installs('eight_bit')}, and set optim to adamw_bnb_8bit"
             )
         if self.sparse_embeddings:
             self._check_sparse_embeddings()

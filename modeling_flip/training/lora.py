@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..commands import installs
 from ..modeling_flip import FlipPreTrainedModel
 
 
@@ -52,7 +53,7 @@ def lora_settings(given: Mapping[str, Any]) -> LoraSettings:
         raise ValueError(f"lora has no key {strangers[0]!r}; it takes {', '.join(LoraSettings.__dataclass_fields__)}")
     settings = LoraSettings(**given)
     if importlib.util.find_spec("peft") is None:
-        raise ImportError("lora needs peft: pip install -c constraints.txt -e '.[lora]'")
+        raise ImportError(f"lora needs peft: {installs('lora')}")
     return settings
 
 

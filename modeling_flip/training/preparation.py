@@ -56,7 +56,10 @@ CODE = (
         "fields",
         "row_reader",
         "quarantine",
-        "table_files",
+        *(
+            f"table_files/{name}"
+            for name in ("opening", "table_file", "text_stream", "csv_file", "json_lines", "columnar")
+        ),
         "field_inference",
         "feature_vocabulary",
         "token_table",

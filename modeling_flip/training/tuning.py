@@ -24,6 +24,7 @@ from accelerate import PartialState
 from transformers import set_seed
 from transformers.utils import logging
 
+from ..commands import installs
 from ..configuration_flip import FlipConfig
 from . import manifest
 from .checkpoints import decided_once
@@ -96,7 +97,7 @@ def check_tuning(recipe: Recipe, num_trials: int) -> None:
     try:
         import optuna  # noqa: F401
     except ImportError as error:
-        raise ValueError("--tune needs Optuna: pip install -c constraints.txt -e '.[tune]'") from error
+        raise ValueError(f"--tune needs Optuna: {installs('tune')}") from error
     if num_trials < 1:
         raise ValueError(f"--tune is {num_trials}; it is the number of trials, 1 or more")
     if recipe.refit is not None:

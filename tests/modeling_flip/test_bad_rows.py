@@ -17,9 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_flip import table_files
-from modeling_flip.quarantine import Quarantine
-from modeling_flip.table_files import open_table
+from modeling_flip.quarantine import NO_TEXT, Quarantine
+from modeling_flip.table_files import csv_file, open_table, text_stream
 
 BAD_CSV = [b"1", b"1,2", b"1,2,3,4", b"caf\xe9,2,3", b'"caf\xe9, ""x""",2,3', b"\xff"]
 BAD_JSON = [b"{", b"[1]", b"7", b'{"a": "caf\xe9"}', b'{"a": 1, "a": 2}', b'{"a": 1} {"b": 2}', b"\xff"]
@@ -59,7 +58,8 @@ def test_the_good_rows_come_out_in_order_and_the_bad_ones_are_counted(
     content = b"a,b,c\n" * (kind == "csv") + b"".join(line + b"\n" for line, _ in lines)
     numbers = [number for number, (_, is_good) in enumerate(lines, 1 + (kind == "csv")) if not is_good]
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        patch.setattr(table_files, "BLOCK", block)
+        for module in (csv_file, text_stream):
+            patch.setattr(module, "BLOCK", block)
         path = Path(folder) / f"rows.{kind}"
         path.write_bytes(content)
         quarantine = Quarantine()
@@ -90,7 +90,8 @@ def test_the_good_rows_come_out_in_order_and_the_bad_ones_are_counted(
 def test_a_bad_row_at_the_end_does_not_open_the_quote_before_it(
     block: int, good: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(table_files, "BLOCK", block)
+    for module in (csv_file, text_stream):
+        monkeypatch.setattr(module, "BLOCK", block)
     path = tmp_path / "rows.csv"
     path.write_bytes(b"a,b,c\n1\n" + b'"","",""\n' * good + b'"","","\n"\n1\n')
     table = open_table(path, encoding="utf-8", delimiter=",", quarantine=Quarantine())
@@ -189,7 +190,7 @@ def test_a_key_that_stands_twice_in_an_object_is_an_error(tmp_path: Path) -> Non
 
 
 def test_the_character_that_marks_bytes_is_text_where_all_is_text(tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").write_text(f'{{"a": "{table_files.NO_TEXT}"}}\n')
-    assert open_table(tmp_path / "rows.jsonl").to_table()["a"].to_pylist() == [table_files.NO_TEXT]
-    pq.write_table(pa.table({"a": [table_files.NO_TEXT]}), tmp_path / "rows.parquet")
+    (tmp_path / "rows.jsonl").write_text(f'{{"a": "{NO_TEXT}"}}\n')
+    assert open_table(tmp_path / "rows.jsonl").to_table()["a"].to_pylist() == [NO_TEXT]
+    pq.write_table(pa.table({"a": [NO_TEXT]}), tmp_path / "rows.parquet")
     assert open_table(tmp_path / "rows.parquet", quarantine=Quarantine()).to_table().num_rows == 1

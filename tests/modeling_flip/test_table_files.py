@@ -19,8 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeling_flip import table_files
-from modeling_flip.table_files import open_splits, open_table, split_of
+from modeling_flip.table_files import csv_file, json_lines, open_splits, open_table, split_of, text_stream
 
 NASTY = [
     "02897",
@@ -68,7 +67,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.sampl
         lambda n: not n[0].startswith("\ufeff")
     ),
     data=st.data(),
-    delimiter=st.sampled_from(table_files.DELIMITERS),
+    delimiter=st.sampled_from(csv_file.DELIMITERS),
     encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
     packed=st.booleans(),
 )
@@ -91,7 +90,8 @@ def test_any_cells_come_back(
 def test_quoted_cells_work_anywhere_in_a_file_of_many_blocks(
     columns: list[str] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(table_files, "BLOCK", 1 << 10)
+    for module in (csv_file, text_stream):
+        monkeypatch.setattr(module, "BLOCK", 1 << 10)
     rows = [{"a": str(i), "b": NASTY[i % len(NASTY)], "c": None if i % 7 else "x"} for i in range(3_000)]
     rows[1_000]["b"] = "a line\n" * 2_000  # longer than a block, so that the reader has to take larger ones
     path = tmp_path / "rows.csv"
@@ -108,7 +108,7 @@ def test_batches_can_be_read_again_and_are_small(tmp_path: Path) -> None:
     table = open_table(path)
     first, again = (sum(len(batch) for batch in table.batches()) for _ in range(2))
     assert first == again == 200_000
-    assert max(batch.nbytes for batch in table.batches()) < 4 * table_files.BLOCK
+    assert max(batch.nbytes for batch in table.batches()) < 4 * csv_file.BLOCK
 
 
 @pytest.mark.parametrize(
@@ -188,8 +188,9 @@ def test_broken_csv_is_named_by_its_line(text: str, message: str, tmp_path: Path
 
 
 def test_a_quote_that_is_never_closed_does_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table_files, "BLOCK", 1 << 10)
-    monkeypatch.setattr(table_files, "LONGEST_ROW", 1 << 16)
+    for module in (csv_file, text_stream):
+        monkeypatch.setattr(module, "BLOCK", 1 << 10)
+    monkeypatch.setattr(csv_file, "LONGEST_ROW", 1 << 16)
     path = write(tmp_path / "rows.csv", "a,b\n" + "1,2\n" * 5_000 + '"1,2\n' + "1,2\n" * 100_000)
     with pytest.raises(
         ValueError, match=r"rows\.csv, line 5002: a quote that opens in this row is not closed \(or a row is"
@@ -206,7 +207,7 @@ def test_bytes_of_another_encoding_are_named_by_line_and_offset(
         ValueError, match=r"rows.csv, line 500002 \(byte 2000007\): 0xe9 is not utf-8; set .* such as cp1252"
     ):
         open_table(path, encoding="utf-8").to_table()
-    monkeypatch.setattr(table_files, "ENCODING_SAMPLE", 1 << 20)  # what lies behind the sample is found in reading
+    monkeypatch.setattr(text_stream, "ENCODING_SAMPLE", 1 << 20)  # what lies behind the sample is found in reading
     with pytest.raises(ValueError, match="line 500002"):
         open_table(path).to_table()
     path.write_bytes("a,b\n1,2\n".encode("utf-16-le"))
@@ -273,7 +274,7 @@ def test_json_lines_keep_their_types(tmp_path: Path) -> None:
 def test_a_json_column_of_several_types_is_text_each_cell_as_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(table_files, "ROWS_PER_BATCH", 2)  # types hold for the whole file, not for a batch
+    monkeypatch.setattr(json_lines, "ROWS_PER_BATCH", 2)  # types hold for the whole file, not for a batch
     cells = [1, 2, 25.0, 0.1, float("nan"), True, "007", 2**70, None, ["a", 1], {"k": "é"}, 1e300]
     path = write(tmp_path / "rows.jsonl", "".join(json.dumps({"a": cell, "l": [cell]}) + "\n" for cell in cells))
     table = open_table(path).to_table()
@@ -297,7 +298,7 @@ def test_a_json_cell_is_the_same_value_or_its_text(rows: list[dict[str, Any]]) -
             alone = row.get(name)
             if isinstance(alone, str):
                 alone = alone.encode(errors="replace").decode()
-            assert cell == alone or cell == table_files._spelled(alone)
+            assert cell == alone or cell == json_lines._spelled(alone)
 
 
 @pytest.mark.parametrize(
