@@ -36,7 +36,8 @@ from modeling_flip.quarantine import Quarantine
 from modeling_flip.training.checks import check_data
 from modeling_flip.training.command_line import is_expected, parse_recipe, without_dry_run, without_tune
 from modeling_flip.training.data import read_labels
-from modeling_flip.training.dry_run import DryRun, inspect, show
+from modeling_flip.training.dry_run import DryRun, inspect
+from modeling_flip.training.dry_run_report import show
 from modeling_flip.training.phases import phase
 from modeling_flip.training.preparation import inspect_fields
 from modeling_flip.training.publishing import RECIPE_FILE, RESULTS_FILE

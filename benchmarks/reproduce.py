@@ -45,8 +45,9 @@ from benchmarks.paper_runs import (
     suffix_of,
 )
 from benchmarks.protocol import Bench, RunFailedError, System, pretraining_key, refit_of, split_arguments
-from modeling_flip.training.dry_run import StageFacts, inspect
+from modeling_flip.training.dry_run import inspect
 from modeling_flip.training.recipe import Recipe, needs_text
+from modeling_flip.training.timing import StageFacts
 from train import complete_recipe, kinds_of_columns, load_data, name_text_model
 
 

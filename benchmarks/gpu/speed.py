@@ -43,7 +43,7 @@ from modeling_flip import (
     FlipTrainingArguments,
     PretrainingCollator,
 )
-from modeling_flip.training.dry_run import FEW_STEPS, ShortTrainer
+from modeling_flip.training.timing import FEW_STEPS, ShortTrainer
 
 HAS_GPU = torch.cuda.is_available()
 GRID = {

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import train
-from modeling_flip.training import dry_run
+from modeling_flip.training import timing
 from modeling_flip.training.summary import python_command
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +33,7 @@ def command(recipe_file: Path, tmp_path: Path) -> list[str]:
 def test_nothing_is_left_on_disk(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(dry_run.FEW_STEPS, "max_steps", 2)
+    monkeypatch.setitem(timing.FEW_STEPS, "max_steps", 2)
     temporary, here = tmp_path / "temporary", tmp_path / "here"
     temporary.mkdir()
     here.mkdir()

@@ -14,18 +14,20 @@ import pytest
 import torch
 
 import train
-from modeling_flip.training import dry_run
+from modeling_flip.training import dry_run, timing
 from modeling_flip.training.command_line import parse_recipe, without_dry_run
-from modeling_flip.training.dry_run import DryRun, amount, duration, evaluations_of, inspect, show, steps_of
+from modeling_flip.training.dry_run import DryRun, inspect
+from modeling_flip.training.dry_run_report import amount, duration, show
 from modeling_flip.training.recipe import Recipe, stage_arguments
 from modeling_flip.training.stages import run
+from modeling_flip.training.timing import evaluations_of, steps_of
 
 MakeRecipe = Callable[..., Recipe]
 
 
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(dry_run.FEW_STEPS, "max_steps", 3)
+    monkeypatch.setitem(timing.FEW_STEPS, "max_steps", 3)
 
 
 def inspected(recipe: Recipe, tables: Any, scratch: Path) -> DryRun:
@@ -226,14 +228,14 @@ def test_nothing_is_trained(clicks: Any, tmp_path: Path, monkeypatch: pytest.Mon
     recipe, data = clicks
     seen = []
 
-    class Watched(dry_run.ShortTrainer):
+    class Watched(timing.ShortTrainer):
         def train(self, *args: Any, **kwargs: Any) -> Any:
             before = {name: weight.clone() for name, weight in self.model.named_parameters()}
             output = super().train(*args, **kwargs)
             seen.append(all(torch.equal(before[name], weight) for name, weight in self.model.named_parameters()))
             return output
 
-    monkeypatch.setattr(dry_run, "ShortTrainer", Watched)
+    monkeypatch.setattr(timing, "ShortTrainer", Watched)
     hot = {
         "learning_rate": 1e30,
         "weight_decay": 0.1,
@@ -247,14 +249,14 @@ def test_the_batches_are_from_all_over_an_epoch(clicks: Any, tmp_path: Path, mon
     recipe, data = clicks
     orders = []
 
-    class Watched(dry_run.ShortTrainer):
+    class Watched(timing.ShortTrainer):
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
             sampler = super()._get_train_sampler(train_dataset)
-            whole = list(dry_run.FlipTrainer._get_train_sampler(self, train_dataset))
+            whole = list(timing.FlipTrainer._get_train_sampler(self, train_dataset))
             orders.append(([*sampler], whole))
             return sampler
 
-    monkeypatch.setattr(dry_run, "ShortTrainer", Watched)
+    monkeypatch.setattr(timing, "ShortTrainer", Watched)
     inspected(replace(recipe, pretraining=None), data, tmp_path / "scratch")
     some, whole = orders[0]
     batches = [whole[i : i + 16] for i in range(0, 160, 16)]  # the last of the epoch has two rows alone

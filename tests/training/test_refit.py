@@ -20,7 +20,8 @@ from modeling_flip import FlipProcessor
 from modeling_flip.training import stages
 from modeling_flip.training.checks import check_recipe
 from modeling_flip.training.command_line import parse_recipe
-from modeling_flip.training.dry_run import inspect, show
+from modeling_flip.training.dry_run import inspect
+from modeling_flip.training.dry_run_report import show
 from modeling_flip.training.recipe import Recipe
 from modeling_flip.training.splits import RawSplits, load_splits
 from modeling_flip.training.stages import run
