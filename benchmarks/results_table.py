@@ -58,7 +58,7 @@ def quickstart() -> str:
         r = load("quickstart", f"{name}.json")
         figures = [f"{r[key]:.4f}" for key in ("test_auc", "test_logloss", "test_unseen_auc")]
         rows.append([TITLES[name], *figures])
-    return table(["", "test AUC", "test logloss", "AUC on rows with an unseen item"], rows)
+    return table(["", "test AUC", "test logloss", "AUC on rows with an unseen value"], rows)
 
 
 def speed() -> str:
@@ -157,11 +157,11 @@ def scale() -> str:
 
 
 NEW_VALUES = {
-    "FLIP_ID-unknown": "FLIP_ID of the old days goes on, new values unknown",
+    "FLIP_ID-unknown": "FLIP_ID of the old days, finetuned further; new values stay unknown",
     "FLIP_ID-mean": "FLIP_ID, `--init_from`, but starting from the mean",
     "FLIP_ID-text": "FLIP_ID, `--init_from`",
     "FLIP_ID-scratch": "FLIP_ID from scratch on all days, alignment included",
-    "FLIP-unknown": "FLIP of the old days goes on, new values unknown",
+    "FLIP-unknown": "FLIP of the old days, finetuned further; new values stay unknown",
     "FLIP-mean": "FLIP, `--init_from`, but starting from the mean",
     "FLIP-text": "FLIP, `--init_from`",
     "FLIP-text-scoring-text": 'FLIP, `--init_from`, and scored with `cold_start="text"`',

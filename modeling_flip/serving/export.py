@@ -414,10 +414,10 @@ def main(arguments: list[str] | None = None) -> int:
     args = make_parser().parse_args(arguments)
     try:
         if args.label_column is not None and args.rows is None:
-            raise ValueError("--label_column is of --rows, which is missing")
+            raise ValueError("--label_column names a column of --rows, but --rows is missing: add it")
         reading = {name: getattr(args, name) for name in ("positive_label", "positive_above", "delimiter", "encoding")}
         if args.label_column is None and (args.positive_label, args.positive_above) != (None, None):
-            raise ValueError("--positive_label and --positive_above are of --label_column, which is missing")
+            raise ValueError("--positive_label and --positive_above need --label_column, which is missing: add it")
         with ends_in_order(), sole_writer(args.output):
             towers = {} if args.towers is None else {"towers": args.towers}
             labelled = None if args.rows is None else read_rows(args.rows, args.label_column, **reading)

@@ -223,5 +223,6 @@ def _cast(column: pa.Array, field: pa.Field, path: Path) -> pa.Array:
         return column if column.type == field.type else column.cast(field.type)
     except pa.ArrowException as error:
         raise ValueError(
-            f"column {field.name!r} of {path} is {column.type} and cannot be {field.type}, as beside it: {one_line(error)}"
+            f"column {field.name!r} of {path} is {column.type} and cannot be converted to {field.type}, its type in the other "
+            f"files: {one_line(error)}"
         ) from error

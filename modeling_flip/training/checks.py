@@ -172,13 +172,13 @@ def check_text_tower(recipe: Recipe, text_config: PreTrainedConfig | None) -> No
         if arguments.lora is None:
             continue
         if not has_text:
-            raise ValueError(f"{stage}.lora is of the text tower, and this model has none: leave it out")
+            raise ValueError(f"{stage}.lora applies to the text tower, and this model has none: leave it out")
         if recipe.model.get("freeze_text_tower"):
             raise ValueError("lora trains the text tower, which model.freeze_text_tower freezes: leave out one of them")
         if recipe.push_to_hub and recipe.hub_strategy != "end":
             raise ValueError(
-                f"hub_strategy is {recipe.hub_strategy!r}, but checkpoints of a training with {stage}.lora hold no whole model: "
-                "set it to end"
+                f"hub_strategy is {recipe.hub_strategy!r}, but checkpoints saved while {stage}.lora trains do not hold the whole "
+                "model: set hub_strategy to end"
             )
 
 
@@ -186,7 +186,8 @@ def check_refit(recipe: Recipe) -> None:
     """Raises ValueError if the recipe asks for a refit that cannot be."""
     if recipe.pretraining is not None and stage_arguments(recipe, "pretraining").load_best_model_at_end:
         raise ValueError(
-            "refit aligns on all rows for as long as pretraining says: leave out pretraining.load_best_model_at_end, or refit"
+            "refit pretrains on all rows for the full length of pretraining, so there are no validation rows to choose a best "
+            "checkpoint with: leave out pretraining.load_best_model_at_end, or refit"
         )
     if not refits_now(recipe):
         return

@@ -59,7 +59,7 @@ def check_together(trainer: FlipTrainer, finds_size: bool) -> None:
             "mini_batch_tokens instead"
         )
     if "lora" in asked and not text_towers_of(model):
-        raise ValueError("lora is of the text tower, and this model has none: leave it out")
+        raise ValueError("lora applies to the text tower, and this model has none: leave it out")
     if "freeze_text_tower" in asked and getattr(trainer.train_dataset, "sentences", None) is None:
         raise ValueError(
             "freeze_text_tower needs rows that know what the text tower makes of them, as a run with a recipe makes them "

@@ -385,7 +385,7 @@ def test_an_int8_model_is_measured(checkpoint: Path, tmp_path: Path) -> None:
     ("arguments", "says"),
     [
         (("--precision", "int8"), "precision int8 may change the scores, so it is measured: give --rows"),
-        (("--label_column", "clicked"), "--label_column is of --rows, which is missing"),
+        (("--label_column", "clicked"), "--label_column names a column of --rows, but --rows is missing"),
         (("--rows", "{rows}", "--label_column", "clickd"), "no column 'clickd'"),
         (("--rows", "{rows}", "--label_column", "user_id"), "--positive_label u"),
         (("--rows", "{rows}", "--positive_above", "3"), "are of --label_column, which is missing"),
