@@ -133,8 +133,14 @@ def _arguments(recipe: Recipe) -> list[str]:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"towers": "tabular", "pretraining": None}, "finetuning.lora applies to the text tower, and this model has none"),
-        ({"push_to_hub": True}, "hub_strategy is 'every_save', but checkpoints saved while .*lora trains do not hold the whole model: set hub_strategy to end"),
+        (
+            {"towers": "tabular", "pretraining": None},
+            "finetuning.lora applies to the text tower, and this model has none",
+        ),
+        (
+            {"push_to_hub": True},
+            "hub_strategy is .every_save., but checkpoints .* do not hold the whole model: set hub_strategy to end",
+        ),
         ({"finetuning": {"lora": {"r": 0}}}, "^finetuning: lora.r is 0; it must be 1 or more$"),
         ({"finetuning": {"lora": {"rank": 8}}}, "lora has no key 'rank'; it takes r, alpha, dropout"),
         ({"finetuning": {"lora": {"dropout": 1}}}, "lora.dropout is 1; it must be at least 0 and below 1"),
