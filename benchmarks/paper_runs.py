@@ -48,6 +48,13 @@ ABLATIONS = {
     "token-masking": ("w/o field-level masking", ("--pretraining.text_masking", "token")),
     "without-joint-reconstruction": ("w/o joint reconstruction", ("--model.joint_reconstruction", "false")),
 }
+# Beside them for FLIP_ID, though not in the paper: is it the words that help, or the longer training?
+CONTROLS = {
+    "without-text": (
+        "MTM alone, without the sentence",
+        ("--model.mlm_weight", "0", "--model.icl_weight", "0", "--model.joint_reconstruction", "false"),
+    ),
+}
 TOWERS = ("dcnv2", "autoint", "deepfm")  # table 3
 # Table 4, beside the recipe's text tower. MiniLM's first layers are made as docs/results.md says; the demo's by `reproduce`.
 DEMO_TEXT_MODELS = {"bert-2x32": "outputs/text-models/demo-bert-2x32"}
@@ -70,14 +77,23 @@ TRIALS = {
 }
 
 
-def suffix_of(dataset: str, size: str) -> str:
-    """What the names of a size end with. The demo has one size."""
-    return "" if dataset == "demo" else SIZES[size]
+def recipe_of(dataset: str, size: str, name: str) -> tuple[Path, str] | None:
+    """A system's recipe, and what the names of its runs end with. Where a dataset has none of the system's own, it is FLIP's, to
+    which SETTINGS are added; where it has none of the size, it is the paper's. None where there are no recipes."""
+    folder = ROOT / "configuration" / dataset
+    endings = dict.fromkeys((SIZES[size], ""))
+    found = [(folder / f"{one}{ending}.yaml", ending) for one in (name, "flip") for ending in endings]
+    if dataset == "demo":
+        found = [(ROOT / "configuration" / "quickstart.yaml", "")]
+    return next(((path, ending) for path, ending in found if path.exists()), None)
 
 
-def name_of_runs(name: str, variant: str = "", suffix: str = "") -> str:
+def name_of_runs(dataset: str, size: str, name: str, variant: str = "") -> str:
     """What the results of a system, or of a variant of it, are called."""
-    return f"{name}-{variant}{suffix}" if variant else f"{name}{suffix}"
+    if (name, variant) == ("flip-id", "without-pretraining"):  # FLIP_ID that was never aligned is its tower
+        name, variant = "dcnv2", ""
+    _, ending = recipe_of(dataset, size, name) or (None, "")
+    return f"{name}-{variant}{ending}" if variant else f"{name}{ending}"
 
 
 def system(dataset: str, size: str, name: str, *settings: str, variant: str = "", num_trials: int = 1) -> System:
@@ -86,16 +102,15 @@ def system(dataset: str, size: str, name: str, *settings: str, variant: str = ""
     Raises:
         ValueError: the dataset has no recipe for it.
     """
-    suffix, folder = suffix_of(dataset, size), ROOT / "configuration" / dataset
-    trials = TRIALS[KINDS[name]][:num_trials]
-    for ending in (suffix, ""):
-        if (recipe := folder / f"{name}{ending}.yaml").exists():
-            return System(name_of_runs(name, variant, ending), str(recipe), settings, trials)
-    base = ROOT / "configuration" / "quickstart.yaml" if dataset == "demo" else folder / f"flip{suffix}.yaml"
-    if not base.exists():
-        raise ValueError(f"there is no recipe for {name} on {dataset}: neither {folder / name}.yaml nor {base}")
+    if (found := recipe_of(dataset, size, name)) is None:
+        raise ValueError(
+            f"there is no recipe for {name} on {dataset}: configuration/{dataset} has no {name}.yaml, and no flip.yaml"
+        )
+    recipe, ending = found
+    added = () if recipe.stem == f"{name}{ending}" else SETTINGS[name]
     t5 = ("--text_model_name_or_path", DEMO_T5) if (name, dataset) == ("p5", "demo") else ()
-    return System(name_of_runs(name, variant, suffix), str(base), (*SETTINGS[name], *t5, *settings), trials)
+    title = name_of_runs(dataset, size, name, variant)
+    return System(title, str(recipe), (*added, *t5, *settings), TRIALS[KINDS[name]][:num_trials])
 
 
 def systems_of(target: str, dataset: str, size: str, num_trials: int = 1) -> list[System]:
@@ -125,8 +140,8 @@ def systems_of(target: str, dataset: str, size: str, num_trials: int = 1) -> lis
         found = []
         for name in ("flip-id", "flip"):
             found.append(one(name))
-            for variant, (_, given) in ABLATIONS.items():
-                is_tower = (name, variant) == ("flip-id", "without-pretraining")  # FLIP_ID that was never aligned
+            for variant, (_, given) in parts_of(name).items():
+                is_tower = (name, variant) == ("flip-id", "without-pretraining")
                 found.append(one("dcnv2") if is_tower else one(name, *given, variant=variant))
         return found
     if target == "figure3":
@@ -144,6 +159,11 @@ def systems_of(target: str, dataset: str, size: str, num_trials: int = 1) -> lis
     if target == "figure6":
         return [one(studied, *(ABLATIONS[v][1] if v else ()), variant=v) for v in EMBEDDINGS]
     raise ValueError(f"{target!r} is no table or figure; it must be one of {', '.join(TARGETS)}")
+
+
+def parts_of(name: str) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """The variants of FLIP, or of FLIP_ID, in Table 5: what they are called, and their settings."""
+    return ABLATIONS | CONTROLS if name == "flip-id" else ABLATIONS
 
 
 def text_models(dataset: str, size: str) -> dict[str, str]:

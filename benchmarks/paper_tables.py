@@ -20,7 +20,6 @@ import numpy as np
 
 from benchmarks import significance
 from benchmarks.paper_runs import (
-    ABLATIONS,
     KINDS,
     MASK_RATIOS,
     SIZES,
@@ -28,7 +27,7 @@ from benchmarks.paper_runs import (
     TOWERS,
     figure_system,
     name_of_runs,
-    suffix_of,
+    parts_of,
     text_models,
 )
 from benchmarks.protocol import chosen_epochs, chosen_trial
@@ -95,13 +94,6 @@ def base_name(system: str) -> str:
     return system.removesuffix(SIZES["small"])
 
 
-def ablated(name: str, variant: str, suffix: str) -> str:
-    """The name of FLIP's, or FLIP_ID's, runs without a part of pretraining: without all of it, FLIP_ID is its tower."""
-    if (name, variant) == ("flip-id", "without-pretraining"):
-        return "dcnv2"
-    return name_of_runs(name, variant, suffix)
-
-
 # ---- comparisons
 
 
@@ -115,7 +107,7 @@ def compare_all(folder: Path) -> dict[str, Any]:
     of all; in Table 5 FLIP with each ablation. The best baseline is the one of the highest mean AUC in test. p values are
     corrected within each table. Writes comparisons.json."""
     runs = load_runs(folder)
-    suffix = suffix_of(folder.name, size_of(runs))
+    size = size_of(runs)
     named = {base_name(system): system for system in runs if base_name(system) in KINDS}
     pairs: dict[str, dict[str, str]] = {"table2": {}, "table5": {}}
     best_of: dict[str, int] = {}
@@ -127,9 +119,10 @@ def compare_all(folder: Path) -> dict[str, Any]:
             pairs["table2"][named[name]] = named[best]
             best_of[named[name]] = len(baselines)
     for name in ("flip", "flip-id"):
-        for variant in ABLATIONS:
-            if (other := ablated(name, variant, suffix)) in runs and f"{name}{suffix}" in runs:
-                pairs["table5"][other] = f"{name}{suffix}"
+        for variant in parts_of(name):
+            whole, other = (name_of_runs(folder.name, size, name, given) for given in ("", variant))
+            if whole in runs and other in runs:
+                pairs["table5"][other] = whole
     users = significance.read_users(folder / "predictions" / significance.USERS)
     comparisons: dict[str, Any] = {}
     for table, of_table in pairs.items():
@@ -196,10 +189,11 @@ def before_refit(folder: Path) -> Table:
 def table3(folder: Path, size: str) -> Table:
     """FLIP with other tabular towers: each tower alone, and as FLIP_ID, FLIP_PLM and FLIP."""
     runs, published = load_runs(folder), paper(folder.name, "table3")
-    suffix, rows = suffix_of(folder.name, size), []
+    rows = []
     for tower in TOWERS:
         for name in ("N/A", "flip-id", "flip-plm", "flip"):
-            system = tower if name == "N/A" else name_of_runs(name, "" if tower == "dcnv2" else tower, suffix)
+            given = (tower,) if name == "N/A" else (name, "" if tower == "dcnv2" else tower)
+            system = name_of_runs(folder.name, size, *given)
             title = "alone" if name == "N/A" else TITLES[name]
             theirs = published.get(tower, {}).get("alone" if name == "N/A" else name)
             rows.append([TITLES[tower], title, *figures_of(runs.get(system, {})), *published_of(theirs)])
@@ -209,26 +203,26 @@ def table3(folder: Path, size: str) -> Table:
 def table4(folder: Path, size: str) -> Table:
     """FLIP with other text towers."""
     runs, published = load_runs(folder), paper(folder.name, "table4")
-    suffix, rows = suffix_of(folder.name, size), []
+    rows = []
     for variant in ("", *text_models(folder.name, size)):
         for name in ("flip-id", "flip-plm", "flip"):
-            of = runs.get(name_of_runs(name, variant, suffix), {})
+            of = runs.get(name_of_runs(folder.name, size, name, variant), {})
             theirs = published.get(variant or "tinybert", {}).get(name) if size == "paper" else None
-            text_model = variant or text_tower_of(runs.get(f"flip{suffix}", {}))
+            text_model = variant or text_tower_of(runs.get(name_of_runs(folder.name, size, "flip"), {}))
             rows.append([text_model, TITLES[name], *figures_of(of), *published_of(theirs)])
     return Table([["text tower", "", "seeds", "test AUC", "test logloss", "paper AUC", "paper logloss"], *rows])
 
 
 def table5(folder: Path, size: str) -> Table:
     """Pretraining without one of its parts. The difference is that of the ablation from FLIP with all of them."""
-    runs, published, suffix = load_runs(folder), paper(folder.name, "table5"), suffix_of(folder.name, size)
+    runs, published = load_runs(folder), paper(folder.name, "table5")
     comparisons = comparisons_of(folder).get("table5", {})
     head = ["system", "pretraining", "seeds", "test AUC", "test logloss", "paper AUC", "paper logloss"]
     rows = []
     for name in ("flip", "flip-id"):
-        titles = {"": "all of it"} | {variant: ablation[0] for variant, ablation in ABLATIONS.items()}
+        titles = {"": "all of it"} | {variant: title for variant, (title, _) in parts_of(name).items()}
         for variant, title in titles.items():
-            system = ablated(name, variant, suffix)
+            system = name_of_runs(folder.name, size, name, variant)
             theirs = published.get(variant or "flip") if name == "flip" else None
             cells = [TITLES[name], title, *figures_of(runs.get(system, {})), *published_of(theirs)]
             rows.append([*cells, *against(comparisons.get(system))[:3]])
@@ -272,19 +266,23 @@ def all_runs(results: Path) -> Table:
 
 def figure3(folder: Path, size: str) -> dict[str, dict[float, dict[int, dict[str, Any]]]]:
     """The runs by mask ratio, for each side."""
-    runs, name, suffix = load_runs(folder), figure_system(size), suffix_of(folder.name, size)
     return {
-        f"{side} mask ratio": {0.15: runs.get(f"{name}{suffix}", {})}
-        | {ratio: runs.get(name_of_runs(name, f"{side}-mask-{ratio:g}", suffix), {}) for ratio in MASK_RATIOS}
+        f"{side} mask ratio": sweep(
+            folder, size, {0.15: ""} | {ratio: f"{side}-mask-{ratio:g}" for ratio in MASK_RATIOS}
+        )
         for side in ("text", "tabular")
     }
 
 
 def figure4(folder: Path, size: str) -> dict[str, dict[float, dict[int, dict[str, Any]]]]:
     """The runs by temperature."""
-    runs, name, suffix = load_runs(folder), figure_system(size), suffix_of(folder.name, size)
-    of = {tau: runs.get(name_of_runs(name, f"temperature-{tau:g}", suffix), {}) for tau in TEMPERATURES}
-    return {"temperature": of | {0.7: runs.get(f"{name}{suffix}", {})}}
+    return {"temperature": sweep(folder, size, {tau: f"temperature-{tau:g}" for tau in TEMPERATURES} | {0.7: ""})}
+
+
+def sweep(folder: Path, size: str, variants: Mapping[float, str]) -> dict[float, dict[int, dict[str, Any]]]:
+    """The runs of each variant of the system that figures 3 and 4 show."""
+    runs, name = load_runs(folder), figure_system(size)
+    return {value: runs.get(name_of_runs(folder.name, size, name, variant), {}) for value, variant in variants.items()}
 
 
 def draw_sweep(panels: Mapping[str, Mapping[float, Mapping[int, Mapping[str, Any]]]], title: str, path: Path) -> None:

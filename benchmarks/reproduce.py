@@ -42,7 +42,6 @@ from benchmarks.paper_runs import (
     figure_system,
     name_of_runs,
     runs_of,
-    suffix_of,
 )
 from benchmarks.protocol import Bench, RunFailedError, System, pretraining_key, refit_of, split_arguments
 from modeling_flip.training.dry_run import inspect
@@ -143,7 +142,7 @@ def make_demo_text_models() -> None:
 
 def draw(target: str, bench: Bench, dataset: str, size: str, output_dir: Path) -> None:
     """Writes a table as Markdown and CSV, a figure as PNG and SVG, from the runs that there are."""
-    folder, suffix = bench.results / dataset, suffix_of(dataset, size)
+    folder = bench.results / dataset
     tables: dict[str, Callable[[], paper_tables.Table]] = {
         "table2": lambda: paper_tables.table2(folder),
         "table3": lambda: paper_tables.table3(folder, size),
@@ -163,7 +162,7 @@ def draw(target: str, bench: Bench, dataset: str, size: str, output_dir: Path) -
         return
     checkpoints = {}
     for variant in [""] if target == "figure5" else EMBEDDINGS:
-        name = name_of_runs(studied, variant, suffix)
+        name = name_of_runs(dataset, size, studied, variant)
         for file in sorted(folder.glob(f"{name}-[0-9]*.json")):
             if (found := bench.pretraining_of(json.loads(file.read_text()), file.stem)) is not None:
                 checkpoints[ABLATIONS[variant][0] if variant else "FLIP"] = str(found)

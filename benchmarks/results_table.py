@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.paper_runs import ABLATIONS, KINDS
+from benchmarks.paper_runs import ABLATIONS, CONTROLS, KINDS
 from benchmarks.paper_tables import (
     TITLES,
     Table,
@@ -350,7 +350,7 @@ def results() -> str:
         folder, tables = RESULTS / name, {}
         if runs := load_runs(folder):
             tables["all systems (Table 2)"] = table2(folder)
-            if any(base_name(system).endswith(tuple(ABLATIONS)) for system in runs):
+            if any(base_name(system).endswith((*ABLATIONS, *CONTROLS)) for system in runs):
                 tables["parts of the pretraining (Table 5)"] = table5(folder, size_of(runs))
             tables["what was chosen on validation"] = searches(folder)
         if load_runs(folder, is_refitted=False):

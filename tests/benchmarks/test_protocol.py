@@ -279,6 +279,27 @@ def test_the_papers_figures_are_probabilities_of_known_systems() -> None:
     assert all(0.5 < auc < 1 and 0 < logloss < 0.7 for auc, logloss in found)
 
 
+@pytest.mark.parametrize("size", paper_runs.SIZES)
+@pytest.mark.parametrize("dataset", [*results_table.DATASETS, "demo"])
+def test_tables_and_figures_find_the_runs_that_were_made_for_them(dataset: str, size: str, tmp_path: Path) -> None:
+    run = {"test_auc": 0.7, "test_logloss": 0.5, "text_model": "tiny", "search": {}}
+    tables = reproduce.paper_tables
+
+    def folder_of(target: str) -> Path:
+        folder = tmp_path / target / dataset
+        folder.mkdir(parents=True)
+        for system in paper_runs.systems_of(target, dataset, size):
+            (folder / f"{system.name}-1.json").write_text(json.dumps(run))
+        return folder
+
+    for target in ("table3", "table4", "table5"):
+        head, *rows = getattr(tables, target)(folder_of(target), size).rows
+        assert rows and {row[head.index("seeds")] for row in rows} == {"1"}, target
+    for target in ("figure3", "figure4"):
+        for by_value in getattr(tables, target)(folder_of(target), size).values():
+            assert len(by_value) > 2 and all(by_value.values()), target
+
+
 def test_a_dataset_without_recipes_is_said() -> None:
     with pytest.raises(ValueError, match="there is no recipe for flip on nowhere"):
         paper_runs.system("nowhere", "small", "flip")
