@@ -27,8 +27,8 @@ from modeling_flip.training.recipe import FREE_MODEL_KEYS, Recipe
 FIGURES = ("validation_auc", "validation_logloss", "test_auc", "test_logloss", "best_epoch", "epochs", "wall_time")
 
 
-# Of a recipe, what says where something lies, and nothing of what is computed.
-PLACES = ("output_dir", "raw_dir", "pretrained_model_name_or_path")
+# Of a recipe, what says nothing of what is computed: where things lie, and what is shown.
+NOT_COMPUTED = ("output_dir", "raw_dir", "pretrained_model_name_or_path", "disable_tqdm")
 
 
 @dataclass(frozen=True)
@@ -109,13 +109,6 @@ class Bench:
         file = self.result_file(system, seed)
         return file.exists() and "search" in json.loads(file.read_text())
 
-    def changed(self, system: System, seed: int, figures: Mapping[str, Any]) -> list[str]:
-        """The settings with which a run was measured, and that would be others now."""
-        recipe = self.recipe(system, seed, *refit_of(figures["search"])).to_dict()
-        then, now = flat(figures["recipe"]), flat(json.loads(json.dumps(recipe)))
-        same = {*PLACES, *(key for key in then.keys() & now.keys() if then[key] == now[key])}
-        return [f"{key} {then[key]} (now {now[key]})" for key in sorted((then.keys() & now.keys()) - same)]
-
     def measure(self, system: System, seed: int) -> dict[str, Any]:
         """The figures of a system and a seed; a run is made where there are none yet.
 
@@ -126,9 +119,10 @@ class Bench:
         if self.is_measured(system, seed):
             figures: dict[str, Any] = json.loads(file.read_text())
             search = figures["search"]
-            if changed := self.changed(system, seed, figures):
+            if changed := changes(figures["recipe"], self.recipe(system, seed, *refit_of(search))):
                 print(
-                    f"{file.stem} is kept, though it was measured with {'; '.join(changed)}. Remove {file} to measure it again"
+                    f"{file.stem} is kept, though it was measured with {'; '.join(changed)}. To measure it again remove {file} "
+                    f"and, where they are, the models {self.folder(figures['recipe']['dataset_name'], system.name)}-*"
                 )
             for number, trial in enumerate(search["trials"]):
                 self.remember(self.recipe(system, search["seed"], *trial["settings"]), f"{system.name}-trial-{number}")
@@ -155,7 +149,12 @@ class Bench:
             write_users(group_codes(rows["user_id"], "user_id"), file)
 
     def run(self, system: System, seed: int, settings: Sequence[str], name: str) -> dict[str, Any]:
-        """One run of train.py, or what an earlier one has left; its all_results.json."""
+        """One run of train.py, or what an earlier one has left; its all_results.json.
+
+        Raises:
+            RunFailedError: the run fails.
+            ValueError: an earlier one had other settings.
+        """
         recipe = self.recipe(system, seed, *settings)
         folder = self.folder(recipe.dataset_name, name)
         given = [*self.given(system, seed, *settings), "--output_dir", str(folder)]
@@ -166,8 +165,11 @@ class Bench:
             print(f"=== {recipe.dataset_name}, {name}: {' '.join(given)}", flush=True)
             if train(system.recipe, *given) != 0:
                 raise RunFailedError(f"{recipe.dataset_name}, {name}: train.py {system.recipe} {' '.join(given)}")
+        figures = dict(json.loads((folder / RESULTS_FILE).read_text()))
+        if changed := changes(figures["recipe"], recipe):
+            raise ValueError(f"{folder} holds a run with {'; '.join(changed)}: remove it to train again")
         self.remember(recipe, name)
-        return dict(json.loads((folder / RESULTS_FILE).read_text()))
+        return figures
 
     def pretraining_of(self, figures: Mapping[str, Any], name: str) -> Path | None:
         """The pretraining checkpoint of a run, its own or a shared one; None where it is not here."""
@@ -232,6 +234,15 @@ def pretraining_key(recipe: Recipe) -> str | None:
     refit = 1.0 if recipe.refit is not None else None  # pretraining reads the rows, not for how long finetuning does
     same = replace(recipe, output_dir="", towers="both", model=free, finetuning={}, refit=refit)
     return json.dumps(same.to_dict(), sort_keys=True)
+
+
+def changes(recorded: Mapping[str, Any], recipe: Recipe) -> list[str]:
+    """What of a run's recorded recipe would be otherwise now. Outside the sections only keys that both have are compared: what
+    is given to every run, such as a text model, may be of no use to this one."""
+    then, now = flat(recorded), flat(json.loads(json.dumps(recipe.to_dict())))
+    keys = [key for key in sorted(then.keys() | now.keys()) if "." in key or (key in then and key in now)]
+    changed = [key for key in keys if key.rpartition(".")[2] not in NOT_COMPUTED and then.get(key) != now.get(key)]
+    return [f"{key} {then.get(key, 'not set')} (now {now.get(key, 'not set')})" for key in changed]
 
 
 def flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:

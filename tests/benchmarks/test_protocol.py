@@ -104,7 +104,27 @@ def test_the_best_trial_is_refitted_for_each_seed(
         "mine-2 is kept, though it was measured with finetuning.num_train_epochs 4.0 (now 1.0)"
         in capsys.readouterr().out
     )
+    more = System("mine", QUICKSTART, (*system.settings, "--model.embedding_l2", "0.5"), system.trials)
+    assert again.measure(more, 2) == figures[1]
+    assert "mine-2 is kept, though it was measured with model.embedding_l2 not set (now 0.5)" in capsys.readouterr().out
     assert again.known_search(system, 3) == search and len(launched) == before
+
+
+def test_a_model_with_other_settings_is_not_taken_for_a_new_run(bench: Bench, launched: list[Any]) -> None:
+    system = System("mine", QUICKSTART, ("--towers", "tabular", "--pretraining", "null"))
+    bench.measure(system, 1)
+    bench.result_file(system, 1).unlink()
+    before = len(launched)
+    bench.measure(system, 1)  # the model is there
+    assert len(launched) == before
+    for file in bench.result_file(system, 1).parent.glob("*.json"):
+        file.unlink()
+    more = System("mine", QUICKSTART, (*system.settings, "--model.embedding_l2", "0.5"))
+    with pytest.raises(
+        ValueError, match=r"mine-trial-0 holds a run with model\.embedding_l2 not set \(now 0\.5\): remove it"
+    ):
+        bench.measure(more, 1)
+    assert not bench.result_file(more, 1).exists()
 
 
 def test_a_run_of_another_protocol_is_made_again(bench: Bench, launched: list[Any]) -> None:
