@@ -388,7 +388,7 @@ def test_an_int8_model_is_measured(checkpoint: Path, tmp_path: Path) -> None:
         (("--label_column", "clicked"), "--label_column names a column of --rows, but --rows is missing"),
         (("--rows", "{rows}", "--label_column", "clickd"), "no column 'clickd'"),
         (("--rows", "{rows}", "--label_column", "user_id"), "--positive_label u"),
-        (("--rows", "{rows}", "--positive_above", "3"), "are of --label_column, which is missing"),
+        (("--rows", "{rows}", "--positive_above", "3"), "need --label_column, which is missing"),
         (("--rows", "{empty}"), "has no rows; give a file with some"),
         (
             ("--rows", "{rows}", "--label_column", "user_id", "--positive_label", "u99"),

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -310,6 +310,79 @@ def test_a_large_request_is_computed_in_batches(pipe: CtrPredictionPipeline) -> 
     finally:
         hook.remove()
     assert sizes == [4, 4, 1, 4, 4, 1]
+
+
+def test_it_is_ready_while_there_is_room_and_healthy_while_it_works(
+    pipe: CtrPredictionPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    hook = pipe.model.register_forward_pre_hook(lambda model, given: go_on.wait(60) and None)
+    app = serve.make_app(pipe, serve.Limits(max_rows=2, max_waiting_rows=2, max_batch_size=2))
+    body = {"rows": [{"title": "Toy Story"}] * 2}
+
+    async def ask() -> None:
+        async with (
+            app.router.lifespan_context(app),
+            httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://x", timeout=60) as client,
+        ):
+            assert [(await client.get(route)).status_code for route in ("/ready", "/health")] == [200, 200]
+            computed = asyncio.create_task(client.post("/score", json=body))
+            await asyncio.sleep(0.5)
+            waiting = asyncio.create_task(client.post("/score", json=body))
+            await asyncio.sleep(0.5)
+            assert [(await client.get(route)).status_code for route in ("/ready", "/health")] == [503, 200]
+            refused = await client.post("/score", json=body)
+            assert refused.status_code == 503 and refused.headers["retry-after"] == "1"
+            go_on.set()
+            assert [(await task).status_code for task in (computed, waiting)] == [200, 200]
+            assert (await client.get("/ready")).status_code == 200
+            monkeypatch.setattr(Batcher, "is_alive", False)
+            assert [(await client.get(route)).status_code for route in ("/ready", "/health")] == [503, 503]
+
+    try:
+        asyncio.run(ask())
+    finally:
+        go_on.set()
+        hook.remove()
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(
+    pipe: CtrPredictionPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "SECONDS_FOR_A_BODY", 0.2)
+    app = serve.make_app(pipe, serve.Limits())
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield b'{"rows": '
+        await asyncio.sleep(60)
+
+    async def ask() -> None:
+        async with (
+            app.router.lifespan_context(app),
+            httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://x") as client,
+        ):
+            answer = await asyncio.wait_for(client.post("/score", content=slowly(), headers=JSON), 30)
+            assert answer.status_code == 408 and "the body was not there after 0.2 seconds" in answer.text
+
+    asyncio.run(ask())
+
+
+def test_the_command_loads_what_it_is_told_to(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded: list[Any] = []
+
+    def load(*args: Any, **given: Any) -> Any:
+        loaded.append((args[:2], given))
+        raise ValueError("enough")
+
+    monkeypatch.setattr(serve, "load_pipeline", load)
+    monkeypatch.setattr(serve, "model_version", lambda model, revision: {"revision": f"commit of {revision}"})
+    options = ["--revision", "v2", "--towers", "tabular", "--backend", "onnx", "--cold_start", "text"]
+    assert serve.main(["--model", "me/mine", "--port", "0", *options]) == 2
+    assert capsys.readouterr().err == "serve: error: enough\n"
+    given = {"return_towers": False, "towers": "tabular", "backend": "onnx", "cold_start": "text"}
+    assert loaded == [(("me/mine", "commit of v2"), given)]
 
 
 def test_other_bad_requests(server: Server) -> None:
