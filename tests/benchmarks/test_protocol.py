@@ -397,7 +397,7 @@ def test_tables_and_figures_of_runs(bench: Bench, tmp_path: Path) -> None:
     assert comparisons == json.loads((bench.results / "demo" / "comparisons.json").read_text())
 
 
-def test_all_runs_are_a_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_runs_are_a_dataset() -> None:
     written = (results_table.RESULTS / results_table.RUNS_FILE).read_text()
     assert written == reproduce.paper_tables.all_runs(results_table.RESULTS).csv()
     rows = datasets.load_dataset(str(results_table.RESULTS), split="train")

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_flip.quarantine import NO_TEXT, Quarantine
-from modeling_flip.table_files import csv_file, open_table, text_stream
+from modeling_flip.table_files import csv_file, json_lines, open_table, text_stream
 
 BAD_CSV = [b"1", b"1,2", b"1,2,3,4", b"caf\xe9,2,3", b'"caf\xe9, ""x""",2,3', b"\xff"]
 BAD_JSON = [b"{", b"[1]", b"7", b'{"a": "caf\xe9"}', b'{"a": 1, "a": 2}', b'{"a": 1} {"b": 2}', b"\xff"]
@@ -187,6 +187,24 @@ def test_a_key_that_stands_twice_in_an_object_is_an_error(tmp_path: Path) -> Non
     (tmp_path / "rows.jsonl").write_text('{"a": 1}\n{"a": 1, "b": 2, "a": 3}\n')
     with pytest.raises(ValueError, match=r"line 2: .* is not a JSON object \(it has more than one key 'a'\)"):
         open_table(tmp_path / "rows.jsonl")
+
+
+@pytest.mark.parametrize("end", ["\n", ""])
+def test_a_json_line_that_is_too_long_is_named_or_left_out_alone(
+    end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_lines, "LONGEST_ROW", 1 << 10)
+    lines = ['{"a": "before"}', json.dumps({"a": "x" * 5_000}), '{"a": "after"}', json.dumps({"a": "y" * 3_000})]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(lines) + end)
+    with pytest.raises(ValueError, match=r"rows\.jsonl, line 2: longer than .* MiB; write one object a line"):
+        open_table(path)
+    quarantine = Quarantine()
+    assert open_table(path, quarantine=quarantine).to_table().to_pylist() == [{"a": "before"}, {"a": "after"}]
+    assert [(row["place"], row["reason"]) for row in listed(quarantine, tmp_path)] == [
+        ("line 2", "too long"),
+        ("line 4", "too long"),
+    ]
 
 
 def test_the_character_that_marks_bytes_is_text_where_all_is_text(tmp_path: Path) -> None:

@@ -62,16 +62,22 @@ def model(processor: FlipProcessor, tiny_text_model: Path) -> FlipForCTR:
 # ---- the regression
 
 
-def test_a_linear_map_is_found_and_weights_count_like_repeated_rows() -> None:
+def test_a_linear_map_is_found_and_rows_count_by_their_weights() -> None:
     generator = torch.Generator().manual_seed(0)
     x, weight = torch.randn(200, 5, generator=generator), torch.randn(5, 3, generator=generator)
     y = x @ weight + torch.tensor([1.0, -2.0, 0.5])
     found = Ridge.fit(x, y, torch.ones(200))
     torch.testing.assert_close(found(x), y, atol=1e-3, rtol=1e-3)
-    noisy = y + torch.randn(200, 3, generator=generator)
-    twice = Ridge.fit(x, noisy, torch.cat([torch.ones(100), torch.zeros(100)]))
-    assert not torch.allclose(twice(x), Ridge.fit(x, noisy, torch.ones(200))(x), atol=1e-3)
-    torch.testing.assert_close(twice.bias + x[:100].double().mean(0) @ twice.weight, noisy[:100].double().mean(0))
+    # Two maps, one in each half: the rows' weights decide which is found.
+    x = torch.randn(4000, 5, generator=generator).double()
+    y = torch.cat([x[:2000], -x[2000:]]) @ weight.double() + 0.1 * torch.randn(4000, 3, generator=generator).double()
+    weights = torch.cat([torch.full((2000,), 9.0), torch.ones(2000)]).double()
+    ones = torch.cat([x, torch.ones(4000, 1).double()], dim=1)
+    exact = torch.linalg.solve(ones.T @ (weights[:, None] * ones), ones.T @ (weights[:, None] * y))
+    found = Ridge.fit(x.float(), y.float(), weights.float())
+    torch.testing.assert_close(found.weight, exact[:5], atol=0.02, rtol=0.02)
+    torch.testing.assert_close(found.bias, exact[5], atol=0.02, rtol=0.02)
+    torch.testing.assert_close(exact[:5], 0.8 * weight.double(), atol=0.1, rtol=0.1)
 
 
 def test_words_that_say_nothing_give_the_mean() -> None:

@@ -103,7 +103,7 @@ def test_the_tokens_of_a_field_are_those_of_its_value_alone(
     for row, ids, fields in zip(rows, encoded["input_ids"], encoded["token_field_ids"], strict=True):
         for i, field in enumerate(FIELDS):
             # What separates a list's members is a comma in every sentence.
-            value = row[field] or "unknown".replace(MEMBER_SEPARATOR, ", ")
+            value = (row[field] or "unknown").replace(MEMBER_SEPARATOR, ", ")
             alone = wordpiece(value, add_special_tokens=False, split_special_tokens=True)["input_ids"]
             assert ids[fields == i].tolist() == alone or (ids != wordpiece.pad_token_id).sum() == 128
 

@@ -326,7 +326,7 @@ def test_broken_json_is_named_by_its_line(text: str, message: str, tmp_path: Pat
 # ---- Parquet
 
 
-def test_parquet_keeps_its_types_and_is_read_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parquet_keeps_its_types(tmp_path: Path) -> None:
     table = pa.table(
         {
             "a.b": pa.array([1, None, 3], pa.int8()),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -42,8 +40,9 @@ def test_platt_makes_nothing_certain_of_a_model_that_is_never_wrong() -> None:
     assert shift == pytest.approx(0, abs=1e-3)
 
 
-def test_logits_that_rank_worse_than_chance_are_left_as_they_are(caplog: Any) -> None:
+def test_logits_that_rank_worse_than_chance_are_left_as_they_are(caplog: pytest.LogCaptureFixture) -> None:
     assert platt(np.array([2.0, 1.0, -1.0, -2.0] * 9), np.array([0, 0, 1, 1] * 9)) == (1.0, 0.0)
+    assert "not calibrated: on the validation rows, higher logits do not mean more clicks" in caplog.text
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.1, 0.5, 1.0])

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from modeling_flip import FlipTrainer
+from modeling_flip.training.compatibility import OF_WHOLE_MODELS
 from modeling_flip.training.recipe import Recipe
 from modeling_flip.training.resume import restore_checkpoints
 
@@ -31,10 +32,14 @@ def launched_with(monkeypatch: pytest.MonkeyPatch) -> Launch:
     return launch
 
 
+OF_EACH: dict[str, Any] = {"mini_batch_tokens": 9, "lora": {}}
+
+
 @pytest.mark.parametrize("engine", ["fsdp", "deepspeed"])
 @pytest.mark.parametrize(
     "settings",
-    [{"sparse_embeddings": True}, {"shard_embeddings": True}, {"mini_batch_tokens": 9}, {"auto_find_batch_size": True}],
+    [{name: OF_EACH.get(name, True)} for name in OF_WHOLE_MODELS],
+    ids=OF_WHOLE_MODELS,
 )
 def test_what_needs_whole_models_is_refused_in_parts(
     engine: str, settings: dict[str, Any], make: Callable[..., FlipTrainer], launched_with: Launch

@@ -32,7 +32,9 @@ def make(wordpiece: PreTrainedTokenizerFast, tiny_text_model: Path, tmp_path: Pa
     def trainer(model_class: Any, settings: dict[str, Any] | None = None, **kwargs: Any) -> FlipTrainer:
         torch.manual_seed(0)
         sizes = {"tabular_tower": "deepfm", "embedding_size": 4, "hidden_sizes": [8], "projection_size": 4}
-        model = model_class.from_text_pretrained(tiny_text_model, processor, towers="both", **sizes | (settings or {}))
+        model = model_class.from_text_pretrained(
+            tiny_text_model, processor, **{"towers": "both"} | sizes | (settings or {})
+        )
         no_dropout = {module for module in model.modules() if isinstance(module, torch.nn.Dropout)}
         for module in no_dropout:
             module.p = 0.0
@@ -109,3 +111,5 @@ def test_a_batch_is_split_into_at_least_one_part(rows: int) -> None:
 def test_mini_batches_need_sentences_and_a_number(make: Make) -> None:
     with pytest.raises(ValueError, match="mini_batch_tokens is 0; it must be 1 or more, or null"):
         FlipTrainingArguments(mini_batch_tokens=0)
+    with pytest.raises(ValueError, match="mini_batch_tokens is for FLIP with a text tower: set it to null"):
+        make(FlipForCTR, {"towers": "tabular"}, mini_batch_tokens=9)

@@ -15,7 +15,15 @@ import train
 from modeling_flip import FlipTrainer
 from modeling_flip.training.checks import check_recipe
 from modeling_flip.training.recipe import Recipe
-from modeling_flip.training.watching import end_logs, line
+from modeling_flip.training.watching import end_logs, keep_logs, line
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop = state.global_step >= self.step
 
 
 def test_both_stages_stay_in_tensorboard_and_run_json_says_how_to_repeat_them(
@@ -46,6 +54,24 @@ def test_both_stages_stay_in_tensorboard_and_run_json_says_how_to_repeat_them(
     prepared = json.loads((tmp_path / "out" / "manifests" / "prepare.json").read_text())["inputs"]
     assert all(found[key] == prepared[key] for key in ("data", "vocabulary", "text_model", "commit"))
     assert found["hardware"]["processes"] == 1 and found["packages"]["torch"] and found["command"] and found["ended"]
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_each_stage_has_a_folder_of_its_own_and_a_resumed_run_adds_to_it(
+    elsewhere: bool, make: Callable[..., FlipTrainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
+    if elsewhere:
+        monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "elsewhere"))
+    folder = tmp_path / ("elsewhere" if elsewhere else "run/runs")
+    for stop in (2, 4):
+        trainer = make(report_to="tensorboard", max_steps=4, save_steps=1, save_strategy="steps", logging_steps=1)
+        keep_logs(trainer, tmp_path / "run", "finetuning")
+        trainer.add_callback(StopAt(stop))
+        trainer.train(resume_from_checkpoint=stop > 2)
+    log = accumulator.EventAccumulator(str(folder / "finetuning")).Reload()
+    assert [event.step for event in log.Scalars("train/loss")] == [1, 2, 3, 4]
 
 
 def test_reporters_are_told_nothing_of_what_is_scored_after_their_stage(
