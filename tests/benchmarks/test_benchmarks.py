@@ -44,7 +44,7 @@ from modeling_flip.serving import score
 from modeling_flip.training.command_line import parse_recipe
 
 
-def test_the_published_step_computes_our_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_published_step_computes_our_losses() -> None:
     """Padding and extra passes change no loss; MLM's average alone is over tokens, not rows."""
     model, processor, rows = pretraining_step.build(4)
     model.eval()

@@ -112,7 +112,7 @@ def without_times(figures: Any) -> Any:
 
 
 def test_slices_end_with_what_one_run_would(
-    carried: Path, in_this_process: None, interrupt: Callable[[], None], capsys: pytest.CaptureFixture[str]
+    carried: Path, in_this_process: None, interrupt: Callable[[], None]
 ) -> None:
     result, trial = Path("work/results/movielens-1m/dcnv2-1.json"), Path("work/models/movielens-1m/dcnv2-trial-0")
     summary = run_slice(carried, "whole")

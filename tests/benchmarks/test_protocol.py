@@ -412,9 +412,9 @@ def test_all_runs_are_a_dataset() -> None:
 
 
 def test_figures_of_a_run_are_those_of_its_predictions() -> None:
-    for path in results_table.RESULTS.glob("*/predictions/*.parquet"):
-        if path.name == significance.USERS:
-            continue
+    paths = [path for path in results_table.RESULTS.glob("*/predictions/*.parquet") if path.name != significance.USERS]
+    assert len(paths) > 40
+    for path in paths:
         figures = json.loads((path.parents[1] / f"{path.stem}.json").read_text())
         rows = significance.read_predictions(path)
         assert roc_auc_score(rows.labels, rows.logits) == pytest.approx(figures["test_auc"], abs=1e-5)

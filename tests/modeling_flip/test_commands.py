@@ -153,7 +153,7 @@ def test_sigterm_ends_as_an_interrupt_with_its_own_code() -> None:
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_what_is_ignored_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_ignored_stays_ignored() -> None:
     """As a shell has it for Ctrl-C in what it starts in the background."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

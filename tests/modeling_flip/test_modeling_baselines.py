@@ -643,14 +643,12 @@ def test_p5_needs_an_encoder_decoder(processors: dict[str, FlipProcessor], tiny_
         P5ForCTR.from_text_pretrained(tiny_bert, processors["ctr_bert"])
 
 
-def test_p5_needs_prompts_and_answers(tiny_t5: Path) -> None:
+def test_p5_needs_prompts_and_answers() -> None:
     with pytest.raises(ValueError, match=r"prompt_ids and answer_ids are missing; P5ForCTR.from_text_pretrained"):
         P5ForCTR(P5Config(text_config=T5Config()))
 
 
-def test_a_mask_token_that_p5s_tokenizer_lacked_gets_a_row_of_its_own(
-    tokenizers: dict[str, PreTrainedTokenizerFast], tiny_t5: Path, tmp_path: Path
-) -> None:
+def test_a_mask_token_that_p5s_tokenizer_lacked_gets_a_row_of_its_own(tiny_t5: Path, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_t5)
     old_size = len(tokenizer)
     tokenizer.add_special_tokens({"mask_token": "<a new mask>"})

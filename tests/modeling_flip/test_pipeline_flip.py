@@ -252,9 +252,7 @@ def test_a_generator_is_read_a_bounded_number_of_rows_ahead(pipe: CtrPredictionP
     assert probabilities([*first, *scores]) == pytest.approx(expected, **EXACT)
 
 
-def test_an_absent_field_is_reported_once(
-    pipe: CtrPredictionPipeline, model: FlipForCTR, processor: FlipProcessor, warnings_of_processor: list[str]
-) -> None:
+def test_an_absent_field_is_reported_once(pipe: CtrPredictionPipeline, warnings_of_processor: list[str]) -> None:
     rows = [{"user_id": row["user_id"], "title": row["title"]} for row in ROWS]
     scores = probabilities(pipe(rows, batch_size=2))
     assert warnings_of_processor == ["no column 'gender' in the rows: scored as missing"]
@@ -560,9 +558,7 @@ def test_weights_that_were_never_trained_are_refused(
     assert probabilities(CtrPredictionPipeline(whole, processor)(ROWS))
 
 
-def test_a_tensor_missing_from_the_weights_is_refused(
-    checkpoint: Path, processor: FlipProcessor, tmp_path: Path
-) -> None:
+def test_a_tensor_missing_from_the_weights_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     shutil.copytree(checkpoint, tmp_path / "cut")
     weights = load_file(tmp_path / "cut/model.safetensors")
     name = next(key for key in weights if key.endswith("text_classifier.weight"))

@@ -348,7 +348,7 @@ def test_an_exported_model_is_refused(folders: dict[str, Path], tmp_path: Path, 
     assert "is exported, and has kept neither α nor calibration: give its checkpoint" in capsys.readouterr().err
 
 
-def test_too_many_items_to_rank_are_refused(folders: dict[str, Path], score: Any) -> None:
+def test_too_many_items_to_rank_are_refused(score: Any) -> None:
     for candidates in ([], [{"title": None}], [{"title": "x"}] * 1_001):
         with pytest.raises(gr.Error, match="items to rank; give 1 to 1,000"):
             demo.ranked_of(score("both"), ROWS[0], candidates, 5)

@@ -432,7 +432,7 @@ def test_a_pretraining_checkpoint_is_refused(
 # ---- OpenVINO
 
 
-def test_openvino_reads_both_formats(exported: Path, checkpoint: Path, rows_file: Path, tmp_path: Path) -> None:
+def test_openvino_reads_both_formats(exported: Path, checkpoint: Path, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     command = ["--model", str(checkpoint), "--output", str(tmp_path / "ov"), "--format", "openvino"]
     assert export_command(command) == 0

@@ -111,9 +111,7 @@ def test_what_goes_on_from_the_one_before_ends_with_the_same_bits(
     assert same(weights(again), weights(straight))
 
 
-def test_where_no_checkpoint_is_whole_training_begins_anew(
-    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_where_no_checkpoint_is_whole_training_begins_anew(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     folder = killed_at(2, make, save_total_limit=1)
     for checkpoint in folder.glob("checkpoint-*"):
         removed(checkpoint / "scheduler.pt")
@@ -205,9 +203,7 @@ def test_a_damaged_best_checkpoint_is_never_the_final_model(
     assert same(weights(again), weights(straight))
 
 
-def test_a_best_checkpoint_that_is_damaged_while_training_goes_on_ends_it(
-    make: Make, processor: FlipProcessor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_best_checkpoint_that_is_damaged_while_training_goes_on_ends_it(make: Make, processor: FlipProcessor) -> None:
     class Damage(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step == 8:

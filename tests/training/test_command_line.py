@@ -186,9 +186,7 @@ def test_a_wrong_key_or_value_is_one_line_that_names_the_right_one(
     assert re.search(message.replace("?", r"\?"), printed), printed
 
 
-def test_a_recipe_that_does_not_exist_or_lacks_the_essentials(
-    capsys: pytest.CaptureFixture[str], recipe_file: Path
-) -> None:
+def test_a_recipe_that_does_not_exist_or_lacks_the_essentials(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse_recipe(["nowhere.yaml"])
     assert "recipe nowhere.yaml does not exist" in capsys.readouterr().err

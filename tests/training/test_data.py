@@ -260,7 +260,7 @@ def test_dates_alone(values: list[Any]) -> None:
     assert read_times(pa.array(values)).astype("datetime64[D]").tolist() == [m.date() for m in MOMENTS]
 
 
-def test_far_dates_and_none(caplog: pytest.LogCaptureFixture) -> None:
+def test_far_dates_and_none() -> None:
     assert read_times(pa.array(["2024-01-01", "9999-12-31"])).astype(str)[1].startswith("9999-12-31")
     for kind in (pa.string(), pa.int64(), pa.float64(), pa.timestamp("s"), pa.date32()):
         assert len(read_times(pa.array([], kind))) == 0
