@@ -104,12 +104,13 @@ def size_of(runs: Runs) -> str:
 
 def compare_all(folder: Path) -> dict[str, Any]:
     """Compares, of a dataset's runs, in Table 2 FLIP_ID and FLIP_PLM with the best baseline of their kind, and FLIP with the best
-    of all; in Table 5 FLIP with each ablation. The best baseline is the one of the highest mean AUC in test. p values are
-    corrected within each table. Writes comparisons.json."""
+    of all; FLIP_ID also with CTRL, which is served as the same tower alone; in Table 5 FLIP and FLIP_ID with each ablation. The
+    best baseline is the one of the highest mean AUC in test. p values are corrected within each table, CTRL's with those of Table
+    2. Writes comparisons.json."""
     runs = load_runs(folder)
     size = size_of(runs)
     named = {base_name(system): system for system in runs if base_name(system) in KINDS}
-    pairs: dict[str, dict[str, str]] = {"table2": {}, "table5": {}}
+    pairs: dict[str, dict[str, str]] = {"table2": {}, "ctrl": {}, "table5": {}}
     best_of: dict[str, int] = {}
     for name in (name for name in OURS if name in named):
         kinds = KINDS.values() if name == "flip" else [KINDS[name]]
@@ -118,25 +119,28 @@ def compare_all(folder: Path) -> dict[str, Any]:
             best = max(baselines, key=lambda other: mean_of(runs[named[other]], "test_auc"))
             pairs["table2"][named[name]] = named[best]
             best_of[named[name]] = len(baselines)
+    if {"flip-id", "ctrl"} <= named.keys():
+        pairs["ctrl"][named["flip-id"]] = named["ctrl"]
     for name in ("flip", "flip-id"):
         for variant in parts_of(name):
             whole, other = (name_of_runs(folder.name, size, name, given) for given in ("", variant))
             if whole in runs and other in runs:
                 pairs["table5"][other] = whole
     users = significance.read_users(folder / "predictions" / significance.USERS)
-    comparisons: dict[str, Any] = {}
-    for table, of_table in pairs.items():
-        records = {}
-        for system, other in of_table.items():
+    comparisons: dict[str, dict[str, Any]] = {table: {} for table in pairs}
+    for tables in (("table2", "ctrl"), ("table5",)):
+        family = []
+        for table, system, other in [(one, *pair) for one in tables for pair in pairs[one].items()]:
             a, b = (with_predictions(folder, one, runs[one]) for one in (system, other))
-            records[system] = {"against": other, "best_of": best_of.get(system)} | significance.compare_systems(
-                a, b, users=users
-            )
-        corrected = significance.holm([record["auc"]["p_seeds"] for record in records.values()])
-        for record, p in zip(records.values(), corrected, strict=True):
+            record = {"against": other} | significance.compare_systems(a, b, users=users)
+            if table == "table2":
+                record["best_of"] = best_of[system]
+            comparisons[table][system] = record
+            family.append(record)
+        corrected = significance.holm([record["auc"]["p_seeds"] for record in family])
+        for record, p in zip(family, corrected, strict=True):
             record["p_holm"] = None if np.isnan(p) else float(p)
             record["is_better"] = significance.is_better(record, p)
-        comparisons[table] = records
     manifest.write(folder / COMPARISONS, json.dumps(comparisons, indent=2) + "\n")
     return comparisons
 

@@ -323,24 +323,35 @@ def alignment() -> str:
 
 
 def results_in_short() -> str:
-    """For readers in a hurry: of each dataset with enough seeds, our systems and DCNv2, and what each is compared with."""
+    """For readers in a hurry: of each dataset with enough seeds, our systems and what each is compared with."""
     rows, sentences = [], []
     for name, title in DATASETS.items():
         runs, compared = load_runs(RESULTS / name), comparisons_of(RESULTS / name).get("table2", {})
         if max((len(runs[system]) for system in compared), default=0) < MIN_SEEDS:
             continue
-        for system in ("dcnv2", *compared):
+        for system in dict.fromkeys([*(record["against"] for record in compared.values()), *compared]):
             rows.append([title, TITLES[base_name(system)], *figures_of(runs[system])])
-        for system, record in compared.items():
-            (difference, p), others = against(record)[:2], TITLES[base_name(record["against"])]
-            kind = "ID models" if KINDS[base_name(system)] == "ID" else "baselines"
-            verdict = "better" if record["is_better"] else "not shown to be better"
-            logloss = f"{record['logloss']['difference']:+.4f}"
-            sentences.append(
-                f"- {title}, {TITLES[base_name(system)]} against {others}, the best of {record['best_of']} {kind}: AUC "
-                f"{difference}, logloss {logloss}, p = {p} over {len(record['seeds_a'])} seeds: {verdict}."
-            )
+        sentences += verdicts(name)
     return table(["", "", "seeds", "test AUC", "test logloss"], rows) + "\n\n" + "\n".join(sentences)
+
+
+def verdicts(name: str) -> list[str]:
+    """What Table 2 of a dataset says of our systems, a line for each comparison."""
+    lines, comparisons = [], comparisons_of(RESULTS / name)
+    for group in ("table2", "ctrl"):
+        for system, record in comparisons.get(group, {}).items():
+            difference, p = against(record)[:2]
+            kind = "ID models" if KINDS[base_name(system)] == "ID" else "baselines"
+            what = (
+                f"the best of {record['best_of']} {kind}" if group == "table2" else "which is served as the same tower"
+            )
+            verdict = "better" if record["is_better"] else "not shown to be better"
+            lines.append(
+                f"- {DATASETS[name]}, {TITLES[base_name(system)]} against {TITLES[base_name(record['against'])]}, {what}: AUC "
+                f"{difference}, logloss {record['logloss']['difference']:+.4f}, p = {p} over {len(record['seeds_a'])} seeds: "
+                f"{verdict}."
+            )
+    return lines
 
 
 def results() -> str:
@@ -349,13 +360,13 @@ def results() -> str:
     for name, title in DATASETS.items():
         folder, tables = RESULTS / name, {}
         if runs := load_runs(folder):
-            tables["all systems (Table 2)"] = table2(folder)
+            tables["all systems (Table 2)"] = table2(folder).markdown() + "\n\n" + "\n".join(verdicts(name))
             if any(base_name(system).endswith((*ABLATIONS, *CONTROLS)) for system in runs):
-                tables["parts of the pretraining (Table 5)"] = table5(folder, size_of(runs))
-            tables["what was chosen on validation"] = searches(folder)
+                tables["parts of the pretraining (Table 5)"] = table5(folder, size_of(runs)).markdown()
+            tables["what was chosen on validation"] = searches(folder).markdown()
         if load_runs(folder, is_refitted=False):
-            tables["before the refit"] = before_refit(folder)
-        parts += [f"**{title}: {what}**\n\n{of.markdown()}" for what, of in tables.items()]
+            tables["before the refit"] = before_refit(folder).markdown()
+        parts += [f"**{title}: {what}**\n\n{of}" for what, of in tables.items()]
     return "\n\n".join(parts)
 
 

@@ -362,12 +362,14 @@ def test_tables_and_figures_of_runs(bench: Bench, tmp_path: Path) -> None:
     aucs = {
         "dcnv2": near(0.70),
         "deepfm": lambda seed: 0.69 + 0.0007 * seed,
+        "ctrl": near(0.68),
         "flip-id": lambda seed: 0.78 + 0.001 * seed,
         "flip": lambda seed: 0.8 + 0.02 * (seed % 2),
     }
     aucs |= {"flip-id-without-mlm": near(0.72), "flip-id-temperature-0.1": near(0.71)}
     fake_runs(bench, aucs, range(1, 4))
     comparisons = reproduce.paper_tables.compare_all(bench.results / "demo")
+    assert {name: record["against"] for name, record in comparisons["ctrl"].items()} == {"flip-id": "ctrl"}
     assert {name: record["against"] for name, record in comparisons["table2"].items()} == {
         "flip-id": "dcnv2",
         "flip": "dcnv2",
