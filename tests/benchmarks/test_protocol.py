@@ -388,7 +388,7 @@ def test_tables_and_figures_of_runs(bench: Bench, tmp_path: Path) -> None:
         *("figure4.png", "figure4.svg"),
     }
     lines = (out / "table2.md").read_text().splitlines()
-    assert [line.split(" | ")[1] for line in lines[2:]] == ["FLIP_ID", "DCNv2", "DeepFM", "FLIP"]
+    assert [line.split(" | ")[1] for line in lines[2:]] == ["FLIP_ID", "DCNv2", "DeepFM", "FLIP", "CTRL"]
     flip_id = lines[2].strip("| ").split(" | ")
     assert flip_id[:6] == ["ID", "FLIP_ID", "–", "3", "0.7820 ± 0.0010", "0.6000 ± 0.0000"]
     assert flip_id[9].startswith("+0.0815 [")
