@@ -13,6 +13,7 @@ from .table_file import ROWS_PER_BATCH, TableFile, as_arrow, check_names, in_mem
 
 
 def open_parquet(path: Path) -> TableFile:
+    """A Parquet file; raises ValueError where it is not whole."""
     try:
         with pq.ParquetFile(path) as file:
             schema, num_rows = file.schema_arrow.remove_metadata(), file.metadata.num_rows

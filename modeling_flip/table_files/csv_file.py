@@ -23,6 +23,7 @@ DELIMITERS = ",;\t|"
 
 
 def known_delimiter(delimiter: str | None) -> str | None:
+    """A delimiter as one character, tab by its name too; raises ValueError where it cannot be one."""
     delimiter = {"\\t": "\t", "tab": "\t"}.get(delimiter or "", delimiter)
     if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n\0' or not delimiter.isascii()):
         raise ValueError(f"delimiter is {delimiter!r}; it must be one ASCII character, such as , ; | or tab")
@@ -35,6 +36,11 @@ def open_csv(
     encoding: str | None,
     quarantine: Quarantine | None,
 ) -> TableFile:
+    """A CSV file. Its beginning is read for the header and, where they are not given, delimiter and encoding.
+
+    Raises:
+        ValueError: it is empty, or its header cannot be read.
+    """
     encoding = encoding or detect_encoding(path)
     with utf8_stream(path, encoding, quarantine is not None) as (stream, _):
         head = stream.read(BLOCK)

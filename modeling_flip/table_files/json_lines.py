@@ -16,7 +16,8 @@ from .text_stream import LONGEST_ROW, detect_encoding, utf8_stream
 
 
 def open_json_lines(files: list[Path], path: Path, encoding: str | None, quarantine: Quarantine | None) -> TableFile:
-    """Reads the files once for their columns' types: a type must not depend on where in a file a batch begins."""
+    """Files of JSON lines as one table. They are read once for their columns' types: a type must not depend on where in a file a
+    batch begins."""
     encodings = [encoding or detect_encoding(file) for file in files]
     types: dict[str, pa.DataType] = {}
     count = 0

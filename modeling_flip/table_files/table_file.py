@@ -89,6 +89,7 @@ def one_line(error: Exception) -> str:
 
 
 def check_names(names: Sequence[str], path: Path) -> None:
+    """Raises ValueError where two columns have one name."""
     seen: set[str] = set()
     for name in names:
         if name in seen:

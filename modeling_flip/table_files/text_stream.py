@@ -29,6 +29,7 @@ ENCODING_SAMPLE = 1 << 24
 
 
 def known_encoding(encoding: str | None) -> str | None:
+    """Python's name of an encoding; raises ValueError where there is none for text."""
     try:
         "a".encode(encoding or "utf-8")  # looked up alone, there is base64 too, which is none of text
         return encoding and codecs.lookup(encoding).name
@@ -150,6 +151,7 @@ class Utf8Stream(io.RawIOBase):
 
 @contextmanager
 def utf8_stream(path: Path, encoding: str, marks: bool = False) -> Iterator[tuple[io.BufferedReader, Utf8Stream]]:
+    """A file's text as a stream of UTF-8, and what makes it, which knows what has been read."""
     with _bytes_of(path) as file:
         raw = Utf8Stream(path, file, encoding, marks)
         yield io.BufferedReader(raw, BLOCK), raw
