@@ -119,14 +119,15 @@ class Bench:
         if self.is_measured(system, seed):
             figures: dict[str, Any] = json.loads(file.read_text())
             search = figures["search"]
-            if changed := changes(figures["recipe"], self.recipe(system, seed, *refit_of(search))):
+            recipe = self.recipe(system, seed, *refit_of(search))
+            if changed := changes(figures["recipe"], recipe):
                 print(
                     f"{file.stem} is kept, though it was measured with {'; '.join(changed)}. To measure it again remove {file} "
-                    f"and, where they are, the models {self.folder(figures['recipe']['dataset_name'], system.name)}-*"
+                    f"and, where they are, the models {self.folder(recipe.dataset_name, system.name)}-*"
                 )
             for number, trial in enumerate(search["trials"]):
                 self.remember(self.recipe(system, search["seed"], *trial["settings"]), f"{system.name}-trial-{number}")
-            self.remember(self.recipe(system, seed, *refit_of(search)), file.stem)
+            self.remember(recipe, file.stem)
             return figures
         search = self.search(system, seed)
         figures = self.run(system, seed, refit_of(search), file.stem)
