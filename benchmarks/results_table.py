@@ -343,7 +343,9 @@ def verdicts(name: str) -> list[str]:
             difference, p = against(record)[:2]
             kind = "ID models" if KINDS[base_name(system)] == "ID" else "baselines"
             what = (
-                f"the best of {record['best_of']} {kind}" if group == "table2" else "which also serves the tabular tower alone"
+                f"the best of {record['best_of']} {kind}"
+                if group == "table2"
+                else "which also serves the tabular tower alone"
             )
             verdict = "better" if record["is_better"] else "not shown to be better"
             lines.append(
