@@ -52,19 +52,8 @@ KEYS = (
     *("fields", "exclude_fields", "item_fields", "min_count", "max_length"),
 )
 CODE = (
-    *(
-        "fields",
-        "row_reader",
-        "quarantine",
-        *(
-            f"table_files/{name}"
-            for name in ("opening", "table_file", "text_stream", "csv_file", "json_lines", "columnar")
-        ),
-        "field_inference",
-        "feature_vocabulary",
-        "token_table",
-        "row_dataset",
-    ),
+    *("fields", "row_reader", "quarantine", "field_inference", "feature_vocabulary", "token_table", "row_dataset"),
+    *(f"table_files/{path.stem}" for path in sorted((manifest.PACKAGE / "table_files").glob("*.py"))),
     *("processing_flip", "training/splits", "training/data", "training/checks", "training/encoded_rows"),
     "training/preparation",
 )

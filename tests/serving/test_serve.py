@@ -315,8 +315,13 @@ def test_a_large_request_is_computed_in_batches(pipe: CtrPredictionPipeline) -> 
 def test_it_is_ready_while_there_is_room_and_healthy_while_it_works(
     pipe: CtrPredictionPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    go_on = threading.Event()
-    hook = pipe.model.register_forward_pre_hook(lambda model, given: go_on.wait(60) and None)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def wait(*_: Any) -> None:
+        begun.set()
+        go_on.wait(60)
+
+    hook = pipe.model.register_forward_pre_hook(wait)
     app = serve.make_app(pipe, serve.Limits(max_rows=2, max_waiting_rows=2, max_batch_size=2))
     body = {"rows": [{"title": "Toy Story"}] * 2}
 
@@ -327,9 +332,11 @@ def test_it_is_ready_while_there_is_room_and_healthy_while_it_works(
         ):
             assert [(await client.get(route)).status_code for route in ("/ready", "/health")] == [200, 200]
             computed = asyncio.create_task(client.post("/score", json=body))
-            await asyncio.sleep(0.5)
+            assert await asyncio.to_thread(begun.wait, 60)
             waiting = asyncio.create_task(client.post("/score", json=body))
-            await asyncio.sleep(0.5)
+            async with asyncio.timeout(60):
+                while (await client.get("/ready")).status_code == 200:
+                    await asyncio.sleep(0.01)
             assert [(await client.get(route)).status_code for route in ("/ready", "/health")] == [503, 200]
             refused = await client.post("/score", json=body)
             assert refused.status_code == 503 and refused.headers["retry-after"] == "1"
