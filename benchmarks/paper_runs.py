@@ -55,6 +55,7 @@ CONTROLS = {
         ("--model.mlm_weight", "0", "--model.icl_weight", "0", "--model.joint_reconstruction", "false"),
     ),
 }
+NEVER_ALIGNED = ("flip-id", "without-pretraining")  # which is its tower, DCNv2
 TOWERS = ("dcnv2", "autoint", "deepfm")  # table 3
 # Table 4, beside the recipe's text tower. MiniLM's first layers are made as docs/results.md says; the demo's by `reproduce`.
 DEMO_TEXT_MODELS = {"bert-2x32": "outputs/text-models/demo-bert-2x32"}
@@ -90,8 +91,8 @@ def recipe_of(dataset: str, size: str, name: str) -> tuple[Path, str] | None:
 
 def name_of_runs(dataset: str, size: str, name: str, variant: str = "") -> str:
     """What the results of a system, or of a variant of it, are called."""
-    if (name, variant) == ("flip-id", "without-pretraining"):  # FLIP_ID that was never aligned is its tower
-        name, variant = "dcnv2", ""
+    if (name, variant) == NEVER_ALIGNED:
+        return name_of_runs(dataset, size, "dcnv2")
     _, ending = recipe_of(dataset, size, name) or (None, "")
     return f"{name}-{variant}{ending}" if variant else f"{name}{ending}"
 
@@ -102,6 +103,8 @@ def system(dataset: str, size: str, name: str, *settings: str, variant: str = ""
     Raises:
         ValueError: the dataset has no recipe for it.
     """
+    if (name, variant) == NEVER_ALIGNED:
+        return system(dataset, size, "dcnv2", num_trials=num_trials)
     if (found := recipe_of(dataset, size, name)) is None:
         raise ValueError(
             f"there is no recipe for {name} on {dataset}: configuration/{dataset} has no {name}.yaml, and no flip.yaml"
@@ -140,9 +143,7 @@ def systems_of(target: str, dataset: str, size: str, num_trials: int = 1) -> lis
         found = []
         for name in ("flip-id", "flip"):
             found.append(one(name))
-            for variant, (_, given) in parts_of(name).items():
-                is_tower = (name, variant) == ("flip-id", "without-pretraining")
-                found.append(one("dcnv2") if is_tower else one(name, *given, variant=variant))
+            found += [one(name, *given, variant=variant) for variant, (_, given) in parts_of(name).items()]
         return found
     if target == "figure3":
         return [one(studied)] + [
