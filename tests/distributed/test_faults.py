@@ -6,14 +6,13 @@ import os
 import re
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.processes import environment, launch
+from tests.processes import environment, launch, wait_until
 
 MINUTE = 60
 
@@ -25,19 +24,12 @@ def begun(recipe_file: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[
     command = launch(recipe_file, *long, "--output_dir", tmp_path / "out", processes=2)
     with open(tmp_path / "log", "w") as log:
         launcher = subprocess.Popen(command, env=environment(), stdout=log, stderr=log, start_new_session=True)
-    wait_until(lambda: bool([*(tmp_path / "out").glob("checkpoints/pretraining/*/state.sha256")]), 240)
+    wait_until(lambda: any((tmp_path / "out").glob("checkpoints/pretraining/*/state.sha256")), 240)
     yield launcher, tmp_path / "log"
     if launcher.poll() is None:
         for child in children(launcher.pid):
             os.kill(child, signal.SIGKILL)
         launcher.kill()
-
-
-def wait_until(holds: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def children(pid: int) -> list[int]:
@@ -46,7 +38,7 @@ def children(pid: int) -> list[int]:
 
 def ended(launcher: subprocess.Popen[bytes], ranks: list[int]) -> None:
     launcher.wait(MINUTE)
-    wait_until(lambda: not [rank for rank in ranks if Path(f"/proc/{rank}").exists()], MINUTE)
+    wait_until(lambda: not any(Path(f"/proc/{rank}").exists() for rank in ranks), MINUTE)
     assert launcher.returncode
 
 

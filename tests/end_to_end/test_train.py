@@ -11,7 +11,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +31,7 @@ from modeling_flip.training.command_line import parse_recipe
 from modeling_flip.training.publishing import RECIPE_FILE, RESULTS_FILE
 from modeling_flip.training.recipe import Recipe
 from modeling_flip.training.stages import run
-from tests.processes import ROOT, environment, launch, weights
+from tests.processes import ROOT, environment, launch, wait_until, weights
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -274,9 +273,7 @@ def test_a_killed_run_continues_and_ends_as_if_nothing_had_happened(recipe_file:
     train.main([*arguments, "--output_dir", str(straight)])
     command = [sys.executable, str(ROOT / "train.py"), *arguments, "--output_dir", str(killed)]
     process = subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list(killed.glob("checkpoints/pretraining/*/trainer_state.json")) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: any(killed.glob("checkpoints/pretraining/*/trainer_state.json")))
     process.kill()
     process.wait()
     assert not (killed / RESULTS_FILE).exists()
@@ -314,13 +311,6 @@ def test_a_run_ends_with_its_launcher_and_lets_no_other_into_its_folder(recipe_f
     told = "\ntrain.py: interrupted; run the same command again to "
     wait_until(lambda: told in log.read_text())
     assert "Traceback" not in log.read_text() and not lock.exists()
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

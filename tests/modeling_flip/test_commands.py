@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 
 from modeling_flip import commands
 from modeling_flip.commands import Terminated, end_with, ends_in_order, exit_code, lost_process, no_space, sole_writer
+from tests.processes import wait_until
 
 
 def forked(work: Callable[[], object]) -> int:
@@ -30,13 +31,6 @@ def forked(work: Callable[[], object]) -> int:
 
 def exit_of(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 60
-    while not path.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 # ---- one writer
@@ -177,10 +171,10 @@ def test_a_process_ends_with_its_launcher(tmp_path: Path) -> None:
     def launcher() -> None:
         parent = os.getpid()
         forked(lambda: launched(parent))
-        wait_for(tmp_path / "begun")
+        wait_until((tmp_path / "begun").exists)
 
     assert exit_of(forked(launcher)) == 0
-    wait_for(tmp_path / "ended")
+    wait_until((tmp_path / "ended").exists)
 
 
 # ---- another process that is no more

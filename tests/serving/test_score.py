@@ -15,7 +15,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from modeling_flip import CtrPredictionPipeline, FlipForCTR, FlipForPreTraining,
 from modeling_flip.pipeline_flip import BATCHES_PER_CHUNK
 from modeling_flip.serving import score
 from modeling_flip.table_files import in_parts, open_table
+from tests.processes import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 FIELDS = ["user_id", "title", "zipcode"]
@@ -529,10 +529,8 @@ sys.exit(score.main(sys.argv[1:]))
     command = [sys.executable, "-c", slow, *arguments, "--batch_size", "4", "--device", "cpu"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     folder = tmp_path / "scores.parquet.parts"
-    deadline = time.monotonic() + 120
-    while not (folder / "part-00001.parquet").exists() and time.monotonic() < deadline:
-        assert process.poll() is None
-        time.sleep(0.05)
+    wait_until((folder / "part-00001.parquet").exists)
+    assert process.poll() is None
     process.send_signal(signal.SIGKILL)
     process.wait()
     finished = len(list(folder.glob("part-*.parquet")))
