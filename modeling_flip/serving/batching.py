@@ -56,6 +56,7 @@ class Batcher:
 
         Raises:
             QueueFullError: too many rows wait already.
+            CancelledError: nobody wants the results any more; if the job still waits, it is not computed.
             Exception: whatever `run` raises for these items alone.
         """
         job = Job(run, items, len(items) if size is None else size)
@@ -64,7 +65,13 @@ class Batcher:
         self._waiting.append(job)
         self.waiting_rows += job.size
         self._arrival.set()
-        return await job.done
+        try:
+            return await job.done
+        except asyncio.CancelledError:
+            if job in self._waiting:
+                self._waiting.remove(job)
+                self.waiting_rows -= job.size
+            raise
 
     @property
     def is_alive(self) -> bool:

@@ -202,18 +202,27 @@ def make_app(pipe: CtrPredictionPipeline, limits: Limits) -> FastAPI:
         """Why each row cannot be read; None where it can."""
         return [_unreadable(pipe.processor, row) for row in rows]
 
-    async def submit(run: Callable[[list], list], items: list, size: int) -> list:
+    async def submit(request: Request, run: Callable[[list], list], items: list, size: int) -> list:
+        """What `run` makes of the items, unless the client leaves before."""
+        job = asyncio.create_task(batcher.submit(run, items, size))
+        gone = asyncio.create_task(_disconnected(request))
         try:
-            return await batcher.submit(run, items, size)
+            await asyncio.wait((job, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not job.done():  # for the metrics: nobody is there to read it
+                raise HTTPException(499, "the client closed the connection before its rows were scored")
+            return await job
         except QueueFullError:
             raise _full() from None
+        finally:
+            job.cancel()
+            gone.cancel()
 
-    async def answer(run: Callable[[list], list], items: list, name: str, rows: list[Row]) -> list:
+    async def answer(request: Request, run: Callable[[list], list], items: list, name: str, rows: list[Row]) -> list:
         """What `run` makes of the items; where it fails, the `rows` that cannot be read are named."""
         try:
-            return await submit(run, items, len(rows))
+            return await submit(request, run, items, len(rows))
         except (TypeError, ValueError):
-            faults = await submit(faults_of, rows, len(rows))
+            faults = await submit(request, faults_of, rows, len(rows))
             found = [(i, fault) for i, fault in enumerate(faults) if fault is not None]
             if not found:  # it is not the rows
                 raise
@@ -232,7 +241,7 @@ def make_app(pipe: CtrPredictionPipeline, limits: Limits) -> FastAPI:
         asked = await _read(request, ScoreRequest, limits.max_bytes)
         _check_number("rows", asked.rows, limits.max_rows)
         _check_rows(asked.rows, fields, "rows")
-        return {"scores": await answer(runs[asked.return_towers], asked.rows, "rows", asked.rows)}
+        return {"scores": await answer(request, runs[asked.return_towers], asked.rows, "rows", asked.rows)}
 
     @app.post(
         "/rank", response_model=RankAnswer, openapi_extra=_body_of(RankRequest, {"user": user, "candidates": [item]})
@@ -249,7 +258,7 @@ def make_app(pipe: CtrPredictionPipeline, limits: Limits) -> FastAPI:
             return [pipe.rank(asked.user, asked.candidates, top_k=asked.top_k, batch_size=limits.max_batch_size)]
 
         rows = [{**asked.user, **candidate} for candidate in asked.candidates]
-        (ranked,) = await answer(run, [None], "candidates", rows)
+        (ranked,) = await answer(request, run, [None], "candidates", rows)
         return {"ranked": ranked}
 
     @app.get("/health")
@@ -326,6 +335,12 @@ async def _read(request: Request, kind: type[Asked], max_bytes: int) -> Asked:
         raise RequestValidationError(
             [{**each, "loc": ("body", *each["loc"])} for each in error.errors(include_url=False, include_input=False)]
         ) from None
+
+
+async def _disconnected(request: Request) -> None:
+    """Ends when the client has closed the connection. The request's body has been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _check_number(name: str, rows: Sequence[Row], at_most: int) -> None:

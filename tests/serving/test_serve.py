@@ -21,6 +21,7 @@ import httpx2
 import pyarrow.parquet as pq
 import pytest
 import torch
+import uvicorn
 from fastapi.exceptions import RequestValidationError
 from transformers import PreTrainedTokenizerFast, set_seed
 
@@ -372,6 +373,56 @@ def test_a_body_that_does_not_come_is_not_waited_for(
             assert answer.status_code == 408 and "the body was not there after 0.2 seconds" in answer.text
 
     asyncio.run(ask())
+
+
+def test_rows_of_a_client_that_has_gone_are_not_scored(pipe: CtrPredictionPipeline) -> None:
+    """A real connection that is closed while its rows wait behind others."""
+    begun, go_on, scored = threading.Event(), threading.Event(), list[int]()
+
+    def wait(_: Any, __: Any, given: dict[str, Any]) -> None:
+        scored.append(len(given["input_ids"]))
+        begun.set()
+        go_on.wait(60)
+
+    hook = pipe.model.register_forward_pre_hook(wait, with_kwargs=True)
+    listener = serve._bound("127.0.0.1", 0)
+    listener.listen()
+    port = listener.getsockname()[1]
+    config = uvicorn.Config(serve.make_app(pipe, serve.Limits()), log_level="warning", http="h11", ws="none")
+    server = uvicorn.Server(config)
+
+    async def metric(client: httpx2.AsyncClient, name: str) -> float:
+        (value,) = re.findall(rf"^{re.escape(name)} (.*)$", (await client.get("/metrics")).text, re.MULTILINE) or ["0"]
+        return float(value)
+
+    async def ask() -> None:
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            first = asyncio.create_task(client.post("/score", json={"rows": [{"title": "Toy Story"}]}))
+            assert await asyncio.to_thread(begun.wait, 60)
+            body = json.dumps({"rows": [{"title": "Toy Story"}] * 5}).encode()
+            _, leaving = await asyncio.open_connection("127.0.0.1", port)
+            head = f"POST /score HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+            leaving.write(head.encode() + b"\r\n\r\n" + body)
+            async with asyncio.timeout(60):
+                while await metric(client, "flip_waiting_rows") != 5:
+                    await asyncio.sleep(0.01)
+                leaving.close()
+                while await metric(client, "flip_waiting_rows") != 0:
+                    await asyncio.sleep(0.01)
+            go_on.set()
+            assert (await first).status_code == 200
+            assert (await client.post("/score", json={"rows": [{"title": "Toy Story"}] * 2})).status_code == 200
+            assert await metric(client, 'flip_requests_total{route="/score",status="499"}') == 1
+        server.should_exit = True
+        await serving
+
+    try:
+        asyncio.run(ask())
+    finally:
+        go_on.set()
+        hook.remove()
+    assert scored == [1, 2]
 
 
 def test_the_command_loads_what_it_is_told_to(
