@@ -66,7 +66,7 @@ def published_loss(model: FlipForPreTraining, batch: Batch) -> torch.Tensor:
     masked_text = model.flip(None, batch["masked_input_ids"], mask).text_hidden_states
     table = clean_table.tabular_representation[:, None].expand(-1, masked_text.shape[1], -1)
     hidden = F.gelu(model.mlm.hidden(torch.cat([masked_text, table], dim=-1)))
-    vocabulary: torch.Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
+    vocabulary = model.get_input_embeddings().weight
     logits = F.linear(hidden, vocabulary, model.mlm.bias)  # (B, L, V)
     mlm = F.cross_entropy(logits.flatten(0, 1), batch["mlm_labels"].flatten(), ignore_index=-100)
 

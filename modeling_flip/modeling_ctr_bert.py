@@ -53,7 +53,7 @@ class CTRBertForCTR(FlipPreTrainedModel):
             embeddings = tower.resize_token_embeddings(*args, **kwargs)
         return embeddings
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> nn.Embedding:
         return self.user_text_tower.get_input_embeddings()
 
     def forward(

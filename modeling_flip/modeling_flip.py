@@ -186,7 +186,7 @@ class FlipPreTrainedModel(CheckpointMixin, PreTrainedModel):
         if text_towers:
             super()._set_gradient_checkpointing(enable, *args, **kwargs)
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> nn.Embedding:
         if self.config.towers == "tabular":
             return self.base_model.feature_embeddings.embedding
         return self.base_model.text_tower.get_input_embeddings()

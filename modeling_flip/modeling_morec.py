@@ -93,7 +93,7 @@ class MoRecForCTR(FlipPreTrainedModel):
         self.post_init()
         self.train(self.training)
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> nn.Embedding:
         return self.text_tower.get_input_embeddings()
 
     def train(self, mode: bool = True) -> Self:

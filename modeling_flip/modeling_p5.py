@@ -91,7 +91,7 @@ class P5ForCTR(FlipPreTrainedModel):
         model.text_tower.has_random_weights = False
         return model
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> nn.Embedding:
         return self.text_tower.get_input_embeddings()
 
     def forward(

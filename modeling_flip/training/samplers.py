@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -81,7 +81,12 @@ class ShareOfBatches(Sampler[list[int]]):
     """
 
     def __init__(
-        self, order: Sampler[int], batch_size: int, process: int = 0, processes: int = 1, drop_last: bool = False
+        self,
+        order: Sampler[int] | Sequence[int],
+        batch_size: int,
+        process: int = 0,
+        processes: int = 1,
+        drop_last: bool = False,
     ):
         self.batches = BatchSampler(order, batch_size * processes, drop_last)
         self.batch_size, self.drop_last, self.process, self.processes = batch_size, drop_last, process, processes

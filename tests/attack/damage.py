@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -80,7 +79,7 @@ def remove(folder: Path, file: str) -> None:
     (folder / file).unlink()
 
 
-DAMAGES: dict[str, Callable[[Path, str], None]] = {
+DAMAGES = {
     "cut": cut,
     "emptied": empty,
     "one bit flipped": flip_a_bit,

@@ -142,9 +142,7 @@ SCALARS: dict[str, Callable[[Rng], Any]] = {
     "uint64": lambda rng: np.uint64(rng.choice(np.array([0, 7, 2**53 + 1, 2**64 - 1], np.uint64))),
     "bool_": lambda rng: np.bool_(rng.integers(2)),
     "str_": lambda rng: np.str_(WORDS[rng.integers(14)]),
-    "datetime64": lambda rng: np.datetime64(
-        int(rng.choice([0, 1, 54, 19753, -1, 2**40, -(2**63)])), str(rng.choice(UNITS))
-    ),
+    "datetime64": lambda rng: np.datetime64(int(rng.choice([0, 1, 54, 19753, -1, 2**40, -(2**63)])), rng.choice(UNITS)),
     "date": lambda rng: _moment(rng).date(),
     "datetime": _moment,
     "time": lambda rng: _moment(rng).time() if rng.integers(3) else _moment(rng).timetz(),
@@ -282,9 +280,9 @@ def arrow_array(rng: Rng, kind: pa.DataType, rows: int) -> pa.Array:
             return pa.array(rng.choice(FLOATS, rows).astype(kind.to_pandas_dtype()), kind, mask=mask)
     if pa.types.is_decimal(kind):
         some = [int("9" * int(rng.integers(0, kind.precision + 1)) or 0) // divisor for divisor in (1, 7, 10)]
-        numbers = [decimal.Decimal(some[i]).scaleb(-kind.scale, CONTEXT) for i in rng.integers(3, size=rows)]
+        decimals = [decimal.Decimal(some[i]).scaleb(-kind.scale, CONTEXT) for i in rng.integers(3, size=rows)]
         try:
-            return pa.array([None if m else n for m, n in zip(mask, numbers, strict=True)], kind)
+            return pa.array([None if m else n for m, n in zip(mask, decimals, strict=True)], kind)
         except pa.ArrowException:
             return pa.nulls(rows, kind)
     if isinstance(kind, pa.UuidType):

@@ -73,9 +73,12 @@ def make_rows(draw: random.Random) -> list[dict[str, Any]]:
 
 def as_csv(draw: random.Random, rows: list[dict[str, Any]], delimiter: str) -> bytes:
     file = io.StringIO(newline="")
-    ending = draw.choice(["\n", "\r\n"])
-    quoting = draw.choice([csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
-    writer = csv.writer(file, delimiter=delimiter, lineterminator=ending, quoting=quoting)
+    writer = csv.writer(
+        file,
+        delimiter=delimiter,
+        lineterminator=draw.choice(["\n", "\r\n"]),
+        quoting=draw.choice([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
+    )
     writer.writerow(rows[0])
     writer.writerows(row.values() for row in rows)
     return file.getvalue().encode()

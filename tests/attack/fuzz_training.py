@@ -52,7 +52,7 @@ COLUMNS = (
     "on",
     "null",
 )
-SMALL = {
+SMALL: dict[str, Any] = {
     "output_dir": "",
     "dataset_name": "",
     "towers": "tabular",

@@ -30,8 +30,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 600  # seconds until a run counts as hanging: on a busy machine a run takes minutes
@@ -57,12 +58,12 @@ class Scenario:
 
 
 IN_EPOCHS = ("--seed", "1")  # with which the best epoch is not the last
-IN_STEPS = ("--pretraining.save_strategy", "steps", "--pretraining.save_steps", "3")
+IN_STEPS: tuple[str, ...] = ("--pretraining.save_strategy", "steps", "--pretraining.save_steps", "3")
 IN_STEPS += ("--finetuning.save_strategy", "steps", "--finetuning.save_steps", "3")
 IN_STEPS += ("--finetuning.eval_strategy", "steps", "--finetuning.eval_steps", "3")
 IN_STEPS += ("--finetuning.early_stopping_patience", "9")
 SMALL_BATCHES = ("--pretraining.per_device_train_batch_size", "24", "--finetuning.per_device_train_batch_size", "24")
-STOPS = ("--finetuning.num_train_epochs", "8", "--finetuning.early_stopping_patience", "1")
+STOPS: tuple[str, ...] = ("--finetuning.num_train_epochs", "8", "--finetuning.early_stopping_patience", "1")
 STOPS += ("--finetuning.learning_rate", "0.05", "--pretraining.num_train_epochs", "1")
 STOPS += ("--finetuning.save_total_limit", "3")  # so that the checkpoint of the stop stays
 SCENARIOS = {
@@ -171,9 +172,9 @@ def in_child(task: Callable[[], Any]) -> None:
         raise RuntimeError(f"a child ended with {os.waitstatus_to_exitcode(status)}")
 
 
-def train_py(  # type: ignore[misc]
+def train_py(
     folder: Path, scenario: Scenario, rank: int, port: int, hook: Hook | None, first: Callable[[int], Any] | None
-) -> NoReturn:
+) -> None:
     """What a process of a run does: `python train.py recipe.yaml …`, there."""
     os.chdir(folder)
     (folder / LOGS).mkdir(exist_ok=True)
@@ -238,7 +239,7 @@ def run(folder: Path, scenario: Scenario, hook: Hook | None = None, first: Calla
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     ranks = range(scenario.processes)
-    pids = {fork(lambda rank=rank: train_py(folder, scenario, rank, port, hook, first)): rank for rank in ranks}  # type: ignore[misc]
+    pids = {fork(partial(train_py, folder, scenario, rank, port, hook, first)): rank for rank in ranks}
     began, ended = time.monotonic(), Ended(0)
 
     def kill(number: int) -> None:
@@ -336,7 +337,7 @@ def announce_other_writers() -> None:
 
     torch.save = announced(torch.save, 1)
     safetensors.torch.serialize_file = announced(safetensors.torch.serialize_file, 1)
-    pq.ParquetWriter.__init__ = announced(pq.ParquetWriter.__init__, 1)  # type: ignore[method-assign]
+    pq.ParquetWriter.__init__ = announced(pq.ParquetWriter.__init__, 1)
 
 
 # ---- the states of a run
@@ -361,7 +362,7 @@ class State:
 
 def stamps(folder: Path) -> dict[str, tuple[int, ...]]:
     """Of each file and folder in a folder what changes when it is written."""
-    found = {}
+    found: dict[str, tuple[int, ...]] = {}
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if name != LOGS]
         for name in (*folders, *files):
@@ -655,7 +656,7 @@ def evenly(cases: Sequence[Case], most: int) -> list[Case]:
 def attack(cases: Sequence[Case], jobs: int) -> list[tuple[Case, Verdict]]:
     """The verdict of each case; those that did not end with the same bits are printed as they come."""
     found: list[tuple[Case, Verdict]] = []
-    tasks = [lambda case=case: dataclasses.astuple(case.verdict()) for case in cases]  # type: ignore[misc]
+    tasks = [lambda case=case: dataclasses.astuple(case.verdict()) for case in cases]
     for number, result in iterate(tasks, jobs):
         case, verdict = cases[number], Verdict(*(result or (UNCLEAR, "the harness itself failed")))
         found.append((case, verdict))

@@ -19,8 +19,8 @@ from benchmarks import alignment
 from data_scripts import demo
 from modeling_flip import FlipConfig, FlipForCTR, FlipForPreTraining, FlipProcessor
 
-FIELDS = [{"name": "review", "kind": "text"}, "user", {"name": "genres", "kind": "list"}]
-ROWS = {
+FIELDS: list[str | dict[str, str]] = [{"name": "review", "kind": "text"}, "user", {"name": "genres", "kind": "list"}]
+ROWS: dict[str, list[Any]] = {
     "review": ["a wonderful life", "toy story"],
     "user": ["anna", "ben"],
     "genres": [["drama", "comedy"], ["action"]],
@@ -49,7 +49,8 @@ def make(processor: FlipProcessor, tiny_text_model: Path) -> Make:
 def similarity_by_hand(model: FlipForPreTraining, processor: FlipProcessor, row: dict[str, Any]) -> list[list[float]]:
     """Of one row, one pair of fields at a time: user and genres, which are 1 and 2 of the sentence, 0 and 1 of the table."""
     inputs = processor({name: [value] for name, value in row.items()})
-    mask, matrix = processor.vocabulary.mask_feature_id, []
+    mask = processor.vocabulary.mask_feature_id
+    matrix: list[list[float]] = []
     assert processor.tokenizer is not None
     for of_text in (1, 2):
         is_masked = inputs["token_field_ids"] == of_text

@@ -30,7 +30,7 @@ def leave_results(recipe: Any, auc: float, best_epoch: float = 2.0) -> None:
     """What a run leaves in its folder."""
     folder = Path(recipe.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    figures = {"validation_auc": auc, "validation_logloss": 0.5} if recipe.refit is None else {}
+    figures: dict[str, Any] = {"validation_auc": auc, "validation_logloss": 0.5} if recipe.refit is None else {}
     figures |= {
         "test_auc": auc,
         "test_logloss": 0.6,

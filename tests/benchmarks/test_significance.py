@@ -183,7 +183,7 @@ def test_rows_that_are_repeated_tell_nothing_new_of_their_user() -> None:
     labels, noise = rng.random(size) < 0.5, rng.normal(size=(2, 2, size))
     runs_a, runs_b = noise[0] + 0.9 * labels, noise[1] + 0.5 * labels
     users = np.repeat(np.arange(size), times)
-    again = [np.repeat(x, times, axis=-1) for x in (labels, runs_a, runs_b)]
+    labels_again, a_again, b_again = (np.repeat(x, times, axis=-1) for x in (labels, runs_a, runs_b))
 
     def all_of(labels: np.ndarray, a: np.ndarray, b: np.ndarray, users: np.ndarray | None) -> list[float]:
         tests = [significance.delong(labels, a[0], b[0], users)]
@@ -195,9 +195,9 @@ def test_rows_that_are_repeated_tell_nothing_new_of_their_user() -> None:
         return [figure for test in tests for figure in (test.difference, test.standard_error, test.p)]
 
     once = all_of(labels, runs_a, runs_b, np.arange(size))
-    assert all_of(*again, users) == pytest.approx(once)
+    assert all_of(labels_again, a_again, b_again, users) == pytest.approx(once)
     assert all_of(labels, runs_a, runs_b, None) == pytest.approx(once, rel=0.02)
-    assert significance.delong(*(x if x.ndim == 1 else x[0] for x in again)).standard_error < 0.5 * once[1]
+    assert significance.delong(labels_again, a_again[0], b_again[0]).standard_error < 0.5 * once[1]
 
 
 def test_users_are_numbered_as_they_come(tmp_path: Path) -> None:
@@ -315,9 +315,10 @@ def test_a_row_of_a_better_system() -> None:
     assert auc["low"] < auc["difference"] < auc["high"]
     assert logloss["low"] < logloss["difference"] < logloss["high"] < 0
     assert auc["p_hierarchical"] == logloss["p_hierarchical"] == 2 / 100
-    labels, ensembles = a[1][1].labels, [np.mean([runs[s][1].logits for s in (1, 2, 3)], axis=0) for runs in (a, b)]
-    assert auc["p_rows"] == significance.delong(labels, *ensembles).p
-    assert logloss["p_rows"] == significance.bootstrap_logloss(labels, *ensembles, 99, 0).p
+    labels = a[1][1].labels
+    mean_a, mean_b = (np.mean([runs[s][1].logits for s in (1, 2, 3)], axis=0) for runs in (a, b))
+    assert auc["p_rows"] == significance.delong(labels, mean_a, mean_b).p
+    assert logloss["p_rows"] == significance.bootstrap_logloss(labels, mean_a, mean_b, 99, 0).p
     unseen = record["unseen_auc"]
     mask = a[1][1].is_unseen
     assert unseen["a"] == [roc_auc_score(labels[mask], a[seed][1].logits[mask]) for seed in (1, 2, 3)]

@@ -68,8 +68,8 @@ def test_in_shards_or_saved_again_it_scores_the_same(folder: Path, shard_size: s
     assert not (report["missing_keys"] or report["unexpected_keys"])
     shutil.copytree(folder, again, ignore=shutil.ignore_patterns("model*", "config.json"))
     model.save_pretrained(again, max_shard_size=shard_size)
-    names = {name for file in again.glob("model*.safetensors") for name in load_file(file)}
-    assert names == set(model.state_dict())
+    saved = {name for file in again.glob("model*.safetensors") for name in load_file(file)}
+    assert saved == set(model.state_dict())
     assert scores(again) == expected
 
 

@@ -375,7 +375,9 @@ class NotingHub:
     """In place of HfApi: its one dataset is private or not, and `fault` is raised when something is pushed."""
 
     def __init__(self, private: bool = True, fault: Exception | None = None):
-        self.private, self.fault, self.created, self.commits = private, fault, [], []
+        self.private, self.fault = private, fault
+        self.created: list[tuple[str, dict[str, Any]]] = []
+        self.commits: list[dict[str, Any]] = []
 
     def __call__(self) -> "NotingHub":
         return self

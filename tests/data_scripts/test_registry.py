@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,8 +77,8 @@ def test_a_recipe_is_completed_not_edited(tmp_path: Path) -> None:
         ({"dataset_name": "rows.csv"}, None),
     ],
 )
-def test_the_recipe_goes_before_the_dataset(settings: dict[str, object], item_fields: list[str] | None) -> None:
-    fixed = {"dataset_name": "movielens-1m", "output_dir": "out", "model_type": "ctr_bert"}
+def test_the_recipe_goes_before_the_dataset(settings: dict[str, Any], item_fields: list[str] | None) -> None:
+    fixed: dict[str, Any] = {"dataset_name": "movielens-1m", "output_dir": "out", "model_type": "ctr_bert"}
     completed = train.complete_recipe(Recipe(**(fixed | settings)))
     assert completed.item_fields == item_fields
     assert completed.text_model_name_or_path is None

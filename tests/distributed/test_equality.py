@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def test_processes_compute_together_what_one_does_alone(
         expected, found = weights(one / stage), weights(tmp_path / stage)
         for name in expected:
             torch.testing.assert_close(
-                found[name], expected[name], atol=2e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+                found[name], expected[name], atol=2e-5, rtol=1e-4, msg=partial("{}: {}".format, name)
             )
     for name in ("test_auc", "test_logloss", "validation_auc", "test_text_logloss"):
         assert together[name] == pytest.approx(alone[name], abs=1e-4), name

@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -30,9 +31,9 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     """The folder of the three runs, their figures, and how often metrics of a prediction were computed after training."""
     folder = tmp_path_factory.mktemp("calibration")
     with pytest.MonkeyPatch.context() as patch:
-        calls = []
-        patch.setattr(evaluation, "ctr_metrics", lambda *args, **more: calls.append(args) or ctr_metrics(*args, **more))
-        return folder, measure(120_000, RATE, folder, VARIANTS), len(calls)
+        counted = Mock(wraps=ctr_metrics)
+        patch.setattr(evaluation, "ctr_metrics", counted)
+        return folder, measure(120_000, RATE, folder, VARIANTS), counted.call_count
 
 
 def results_of(folder: Path, name: str) -> dict[str, Any]:

@@ -75,7 +75,7 @@ class Bench:
 
     def trained(self, model: Any, **settings: Any) -> FlipTrainer:
         settings = {"num_train_epochs": 2, "learning_rate": 5e-3, "per_device_train_batch_size": 128} | settings
-        quiet = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True}
+        quiet: dict[str, Any] = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True}
         arguments = FlipTrainingArguments(output_dir=str(self.folder / "run"), use_cpu=True, **settings, **quiet)
         trainer = FlipTrainer(model, arguments, self.processor, self.train, self.test)
         trainer.train()

@@ -142,7 +142,12 @@ def test_while_training_so_many_validation_rows_are_scored(
     asked = replace(recipe("--towers", "tabular", "--max_eval_samples", 9), pretraining=None)
     trainers: list[Any] = []
     original = stages.FlipTrainer
-    monkeypatch.setattr(stages, "FlipTrainer", lambda *given: trainers.append(original(*given)) or trainers[-1])
+
+    def noted(*given: Any) -> Any:
+        trainers.append(original(*given))
+        return trainers[-1]
+
+    monkeypatch.setattr(stages, "FlipTrainer", noted)
     results = run_recipe(asked)
     assert "during training, 9 of 18 validation rows are scored, drawn at random with seed 42" in caplog.text
     (trainer,) = trainers
@@ -477,7 +482,7 @@ def test_a_killed_finetuning_is_as_patient_as_an_uninterrupted_one(recipe: MakeR
             raise Killed
 
     killed = replace(patient, output_dir=str(tmp_path / "killed"))
-    original = stages.FlipTrainer
+    original: Any = stages.FlipTrainer
     for _ in range(int(epochs) - 1):
         with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Killed):
             patch.setattr(stages, "FlipTrainer", lambda *a: original(*a[:-1], [*a[-1], KillAtSave()]))

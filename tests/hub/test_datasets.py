@@ -6,8 +6,9 @@ import hashlib
 import json
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -15,7 +16,7 @@ import yaml
 from data_scripts import demo
 from tests.data_scripts.test_movielens import RATINGS, files_1m, write_files
 from tests.hub.card_rules import check_card
-from tests.hub.loopback_hub import LoopbackHub
+from tests.hub.loopback_hub import Failure, LoopbackHub
 
 pytestmark = pytest.mark.slow
 SPLITS = ["train", "validation", "test"]
@@ -26,7 +27,7 @@ def digest(rows: list[dict[str, str | int]]) -> str:
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
-def last_line(done: subprocess.CompletedProcess[str]) -> dict[str, object]:
+def last_line(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -75,7 +76,7 @@ def test_data_and_card_are_one_commit_that_the_hub_finds_valid(hub: LoopbackHub,
 
 
 def test_a_push_tries_again_where_the_hub_fails(hub: LoopbackHub, pushed: Path, run_forked: RunPython) -> None:
-    failures = iter([503, "drop"])
+    failures: Iterator[Failure] = iter([503, "drop"])
     hub.fail = lambda method, path: next(failures, None) if "/commit/" in path else None
     code = f"""
 from pathlib import Path

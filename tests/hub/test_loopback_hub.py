@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.hub.card_rules import check_card
-from tests.hub.loopback_hub import LoopbackHub
+from tests.hub.loopback_hub import Failure, LoopbackHub
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 CARD = """---
@@ -245,7 +245,7 @@ print(json.dumps(out))
 
 
 def test_failures_are_answered_when_told(hub: LoopbackHub, run_python: Run) -> None:
-    faults = {  # of which requests the how manieth fails, and how
+    faults: dict[str, dict[int, Failure]] = {  # of which requests the how manieth fails, and how
         r"POST .*/commit/": {1: 500, 4: "drop"},
         r"/preupload/": {3: 503},
         r"PUT /_lfs/": {1: "drop"},
@@ -254,7 +254,7 @@ def test_failures_are_answered_when_told(hub: LoopbackHub, run_python: Run) -> N
     }
     asked: Counter[str] = Counter()
 
-    def fail(method: str, path: str) -> Any:
+    def fail(method: str, path: str) -> Failure:
         pattern = next((pattern for pattern in faults if re.search(pattern, f"{method} {path}")), "")
         asked[pattern] += 1
         return faults.get(pattern, {}).get(asked[pattern])

@@ -17,11 +17,12 @@ import yaml
 
 from tests.hub.card_rules import check_card
 from tests.hub.forked import Forked
-from tests.hub.loopback_hub import LoopbackHub
+from tests.hub.loopback_hub import Failure, LoopbackHub
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
-Run, Begin = Callable[..., subprocess.CompletedProcess[str]], Callable[..., Forked]
+Run = Callable[..., subprocess.CompletedProcess[str]]
+Begin = Callable[..., Forked]
 REPO = {
     *(
         "config.json",
@@ -171,7 +172,7 @@ def test_the_card_is_valid_and_says_what_was_measured(run: Path, hub: LoopbackHu
     for row in ("this model", "its tabular tower alone", "its text tower alone"):
         assert f"| test | {row} |" in card
     assert f"{results['test_text_auc']:.4f}" in card
-    recipe = yaml.safe_load(re.search(r"```yaml\n(.*?)```", card, re.DOTALL).group(1))  # type: ignore[union-attr]
+    recipe = yaml.safe_load(re.search(r"```yaml\n(.*?)```", card, re.DOTALL).group(1))
     assert recipe == yaml.safe_load((run / "recipe.yaml").read_text())
     assert (run / "training_curve.png").read_bytes().startswith(b"\x89PNG")
 
@@ -239,10 +240,10 @@ def test_no_failure_of_the_hub_costs_a_run(
 ) -> None:
     """The Hub fails throughout; the model is whole on disk, the log says so, and the same command pushes it later."""
 
-    def fail(method: str, path: str) -> int | float | str | None:
-        if "/commit/" not in path:
-            return None
-        return {"500": 500, "drop": "drop", "slow": 1.5}[fault]
+    failures: dict[str, Failure] = {"500": 500, "drop": "drop", "slow": 1.5}
+
+    def fail(method: str, path: str) -> Failure:
+        return failures[fault] if "/commit/" in path else None
 
     hub.fail = fail
     name = f"me/{fault}"
@@ -270,7 +271,7 @@ def test_no_failure_of_the_hub_costs_a_run(
 def test_one_lost_request_is_sent_again(
     hub: LoopbackHub, run_training: Run, tabular_recipe_file: Path, tmp_path: Path
 ) -> None:
-    lost = []
+    lost: list[str] = []
 
     def fail(method: str, path: str) -> int | None:
         if "/commit/" in path and len(lost) < 2:

@@ -430,7 +430,12 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Files that torch is asked to unpickle."""
     files: list[str] = []
     unpickle = torch.load
-    monkeypatch.setattr(torch, "load", lambda file, *a, **k: (files.append(str(file)), unpickle(file, *a, **k))[1])
+
+    def noted(file: Any, *args: Any, **kwargs: Any) -> Any:
+        files.append(str(file))
+        return unpickle(file, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "load", noted)
     return files
 
 
@@ -524,13 +529,10 @@ def forbidden(tree: ast.AST) -> Any:
     modules = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
     calls = {"eval", "exec", "compile", "__import__"}
     for node in ast.walk(tree):
-        names: list[str] = []
-        if isinstance(node, ast.Import):
-            names = [alias.name.split(".")[0] for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names = [(node.module or "").split(".")[0]]
-        if modules & set(names):
-            yield node.lineno
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            if modules & {name.split(".")[0] for name in names}:
+                yield node.lineno
         if isinstance(node, ast.Call):
             name, owner = "", ""
             if isinstance(node.func, ast.Name):

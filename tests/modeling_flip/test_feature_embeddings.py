@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from modeling_flip.configuration_flip import FlipConfig
-from modeling_flip.feature_embeddings import FeatureEmbeddings
+from modeling_flip.feature_embeddings import FeatureEmbeddings, FeatureTable
 
 NUM_FEATURES, SIZE = 12, 3
 # Four fields; the first and the third are lists: [1, 2, 2] and [8], [3] and [7, 8].
@@ -40,7 +40,7 @@ def test_a_field_gives_its_features_row_and_a_list_the_mean_of_its_members() -> 
 def test_the_linear_term_is_the_sum_over_fields_of_their_means() -> None:
     features = make_features()
     weight = features.first_order.weight
-    expected = [sum(mean(weight, members) for members in fields).item() for fields in MEMBERS]
+    expected = [float(sum(mean(weight, members) for members in fields)) for fields in MEMBERS]
     torch.testing.assert_close(features.linear_term(ROWS, LISTS), torch.tensor(expected))
 
 
@@ -73,17 +73,17 @@ def test_the_norm_is_of_all_features_or_with_sparse_gradients_of_each_that_is_lo
     first_order: bool, sparse: bool
 ) -> None:
     features = make_features(first_order)
-    tables = [features.embedding.weight] + ([features.first_order.weight] if first_order else [])
+    weights = [features.embedding.weight] + ([features.first_order.weight] if first_order else [])
     for table in features.tables:
         table.sparse = sparse
-    rows = LOOKED_UP if sparse else list(range(len(tables[0])))
+    rows = LOOKED_UP if sparse else list(range(len(weights[0])))
     norm = features.squared_norm(ROWS, LISTS)
-    torch.testing.assert_close(norm, sum((table[rows] ** 2).sum() for table in tables))
+    torch.testing.assert_close(norm, sum((weight[rows] ** 2).sum() for weight in weights))
     norm.backward()
-    for table in tables:
-        by_hand = torch.zeros_like(table)
-        by_hand[rows] = 2 * table.detach()[rows]
-        torch.testing.assert_close(table.grad.to_dense(), by_hand)
+    for weight in weights:
+        by_hand = torch.zeros_like(weight)
+        by_hand[rows] = 2 * weight.detach()[rows]
+        torch.testing.assert_close(weight.grad.to_dense(), by_hand)
 
 
 def test_more_padding_changes_nothing() -> None:
@@ -95,10 +95,10 @@ def test_more_padding_changes_nothing() -> None:
 
 
 def test_a_table_is_looked_up_once_and_only_where_the_batch_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[torch.nn.Embedding, set[int]]] = []
+    asked: list[tuple[FeatureTable, set[int]]] = []
     rows = FeatureEmbeddings._rows
 
-    def spy(table: torch.nn.Embedding, ids: torch.Tensor) -> torch.Tensor:
+    def spy(table: FeatureTable, ids: torch.Tensor) -> torch.Tensor:
         asked.append((table, set(ids.flatten().tolist())))
         return rows(table, ids)
 

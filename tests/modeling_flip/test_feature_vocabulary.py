@@ -118,7 +118,7 @@ def test_merge_refuses_other_fields_or_min_count(other: FeatureVocabulary) -> No
 
 
 def test_min_count_is_each_fields_own_where_it_says_so() -> None:
-    schema = [Field(name="gender", min_count=2), "city"]
+    schema: list[str | Field] = [Field(name="gender", min_count=2), "city"]
     vocabulary = FeatureVocabulary.fit(COLUMNS, schema)
     assert vocabulary.value_features.tolist() == [0, 1, 0, 2, 3, 4, 5]
     assert FeatureVocabulary.fit(COLUMNS, schema, min_count=3).value_features.tolist() == [0, 1, 0, 2, 2, 2, 2]
@@ -481,7 +481,7 @@ def test_the_fingerprint_changes_with_a_bound() -> None:
 
 
 @pytest.mark.parametrize("change", [{"words": "film"}, {"side": "item"}, {"reason": "said so"}], ids=str)
-def test_the_fingerprint_does_not_change_with_what_decides_no_feature(change: dict[str, str]) -> None:
+def test_the_fingerprint_does_not_change_with_what_decides_no_feature(change: dict[str, Any]) -> None:
     other = [replace(MOVIES[0], **change), *MOVIES[1:]]
     assert FeatureVocabulary.fit(MOVIE_ROWS, other).fingerprint == FeatureVocabulary.fit(MOVIE_ROWS, MOVIES).fingerprint
 

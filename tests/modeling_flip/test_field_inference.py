@@ -63,6 +63,7 @@ def ignored(values: Any, name: str = "x", labels: np.ndarray | None = LABELS) ->
 
 
 def test_all_missing() -> None:
+    nothing: Any
     for nothing in ([None] * N, [""] * N, ["NA"] * N, [float("nan")] * N, [pd.NA] * N, [[]] * N, pa.nulls(N)):
         assert ignored(nothing) == "no row has a value"
     assert ignored([None] * (N - 2) + ["a", "b"]) == ""
@@ -411,8 +412,7 @@ def test_the_side_that_a_name_tells(name: str, side: str | None) -> None:
 def test_what_is_declared_is_taken_as_it_is() -> None:
     report = infer(COUNTS, "x", kind="categorical", min_count=2, words="views", side="item")
     assert report.field == Field(
-        **{"name": "x", "kind": "categorical", "type": "integer", "min_count": 2, "words": "views", "side": "item"},
-        reason="declared",
+        name="x", kind="categorical", type="integer", min_count=2, words="views", side="item", reason="declared"
     )
     assert found(["1", "2"], kind="numeric", type="number") == ("numeric", "number")
     assert found(["1", "2"], type="string") == ("categorical", "string")
@@ -539,7 +539,7 @@ def test_the_printed_table() -> None:
         "two\nlines": ["a", "b"] * (N // 2),
         "click": LABELS.astype(int).tolist(),
     }
-    declared = [name for name in rows if name != "click"]
+    declared: list[str | dict[str, str]] = [name for name in rows if name != "click"]
     declared[5] = {"name": "session", "kind": "categorical"}
     table = field_table(infer_fields(rows, declared, labels=LABELS, exclude={"click": "the label"}))
     assert table == GOLDEN.strip("\n")

@@ -162,7 +162,7 @@ def test_a_field_without_a_name_is_refused(declared: dict[str, Any]) -> None:
     [(kind, o) for kind in KINDS for o in OTHER_VALUES if o not in OPTIONS_OF_KIND[kind]],
 )
 def test_an_option_of_another_kind_is_refused(kind: str, option: str) -> None:
-    kept = {"type": "number"} if kind == "numeric" else {}
+    kept: dict[str, Any] = {"type": "number"} if kind == "numeric" else {}
     with pytest.raises(ValueError, match=f"field 'a' is {kind}: {option} is not an option of that kind; leave it out"):
         Field(name="a", kind=kind, **kept, **{option: OTHER_VALUES[option]})
 

@@ -49,11 +49,11 @@ MODELS = {"ctr_bert": CTRBertForCTR, "morec": MoRecForCTR, "p5": P5ForCTR}
 ALL_MODELS = pytest.mark.parametrize("name", MODELS)
 ITEMS = [("Toy Story (1995)", "Action"), ("東京物語", "Drama"), ("It's a Wonderful Life", "Drama"), ("x", None)]
 USERS = [(1, "female"), (2, "male"), (3, None)]
-ROWS = [  # users and items come back, pairs do not
+ROWS: list[dict[str, Any]] = [  # users and items come back, pairs do not
     {"user_id": USERS[u][0], "gender": USERS[u][1], "title": ITEMS[i][0], "genre": ITEMS[i][1], "label": label}
     for u, i, label in [(0, 0, 1), (1, 0, 0), (0, 1, 0), (2, 3, 1), (1, 2, 1), (0, 2, 0), (2, 0, 1)]
 ]
-UNKNOWN = [
+UNKNOWN: list[dict[str, Any]] = [
     {"user_id": 77, "gender": "?", "title": "never seen", "genre": "Western"},
     {"user_id": None, "gender": None, "title": None, "genre": None},
 ]

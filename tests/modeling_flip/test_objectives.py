@@ -110,7 +110,8 @@ def test_mlm_is_the_cross_entropy_of_each_rows_masked_tokens(joint: bool) -> Non
             if label != -100:
                 hidden = gelu(linear(mlm.hidden, np.concatenate([w_l, v]) if joint else w_l))
                 if not joint:
-                    hidden = (hidden - hidden.mean()) / hidden.std() * numpy(mlm.norm.weight) + numpy(mlm.norm.bias)
+                    weight, bias = map(numpy, mlm.norm.parameters())
+                    hidden = (hidden - hidden.mean()) / hidden.std() * weight + bias
                 q = numpy(embeddings) @ hidden + numpy(mlm.bias)
                 token_losses.append(-np.log(softmax(q)[label]))
         row_losses.append(sum(token_losses) / len(token_losses) if token_losses else 0.0)
@@ -182,7 +183,7 @@ def test_mtm_is_the_noise_contrastive_loss_of_each_rows_masked_fields(joint: boo
             query = numpy(mtm.query.weight) @ x
             attention = softmax(np.array([query @ w for w in tokens]) / math.sqrt(D_TEXT))
             x = sum(a * w for a, w in zip(attention, tokens, strict=True))
-        field_losses = []
+        field_losses: list[float] = []
         for f, label in enumerate(MTM_LABELS[b].tolist()):
             if label == -100:
                 continue

@@ -189,6 +189,6 @@ def test_an_index_beyond_the_rows_is_a_row_of_a_later_epoch(processor: FlipProce
     assert (later.epoch, later.row_ids.tolist()) == (2, [0, 1])
     assert dataset.epoch == 0
     assert dataset[-1].row_ids.tolist() == [rows - 1]
-    assert [row.row_ids.item() for row in dataset] == list(range(rows))  # it ends
+    assert [row.row_ids.item() for row in iter(dataset)] == list(range(rows))  # it ends
     with pytest.raises(IndexError, match=f"row {rows} of {rows}"):
         dataset[rows]

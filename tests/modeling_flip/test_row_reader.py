@@ -12,7 +12,7 @@ import json
 import math
 import random
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import datasets
@@ -89,7 +89,7 @@ NUMPY_SCALARS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def each(values: list[Any], of: Callable[[Any], Any]) -> list[Any]:
+def each(values: Sequence[Any], of: Callable[[Any], Any]) -> list[Any]:
     """`of` each value of a column, or of each member of its lists."""
     return [None if v is None else each(v, of) if isinstance(v, (list, tuple)) else of(v) for v in values]
 
@@ -115,6 +115,10 @@ def arrow(values: list[Any], kind: pa.DataType) -> pa.Array:
         moments = each(values, lambda v: v if isinstance(v, dt.datetime) else dt.datetime.combine(v, dt.time()))
         return pa.array(moments, pa.timestamp("us")).cast(pa.timestamp(kind.unit)).cast(kind)
     return pa.array(values, kind)
+
+
+def arrow_table(values: list[Any], kind: pa.DataType) -> pa.Table:
+    return pa.table({"a": arrow(values, kind)})
 
 
 def as_csv(values: list[Any]) -> list[dict[str, str]]:
@@ -188,7 +192,7 @@ def containers(kind: str, values: list[Any]) -> dict[str, Callable[[], Any]]:
         "Dataset, selected": lambda: backwards_and_back(column),
         "Dataset, torch": lambda: datasets.Dataset(pa.table({"a": column})).with_format("torch"),
     }
-    made |= {f"Arrow {t}": lambda t=t: pa.table({"a": arrow(values, t)}) for t in ARROW_TYPES[kind]}
+    made |= {f"Arrow {t}": functools.partial(arrow_table, values, t) for t in ARROW_TYPES[kind]}
     if kind in ("integer", "number"):
         made["dicts of Decimal"] = lambda: [{"a": v} for v in each(values, lambda v: D(str(v)).quantize(D("0.000")))]
     if kind == "integer":
@@ -203,14 +207,15 @@ def containers(kind: str, values: list[Any]) -> dict[str, Callable[[], Any]]:
             {"a": v} for v in each(values, lambda v: f"+{v:.6f}" if v > 0 else f"{v:e}")
         ]
     if kind == "boolean":
+
+        def said(*words: Any) -> Callable[[], Any]:
+            return lambda: [{"a": v} for v in each(values, lambda v: words[v])]
+
         made |= {
-            f"words {true}": lambda words=(false, true): [{"a": v} for v in each(values, lambda v: words[v])]
+            f"words {true}": said(false, true)
             for false, true in (("no", "yes"), ("N", "Y"), ("FALSE", "TRUE"), ("f", "t"), ("0", "1"), ("0.0", "1.0"))
         }
-        made |= {
-            f"numbers {true!r}": lambda words=(false, true): [{"a": v} for v in each(values, lambda v: words[v])]
-            for false, true in ((0, 1), (0.0, 1.0), (D(0), D("1.0")))
-        }
+        made |= {f"numbers {true!r}": said(false, true) for false, true in ((0, 1), (0.0, 1.0), (D(0), D("1.0")))}
     if kind in ("date", "timestamp"):
         made["Timestamps"] = lambda: [{"a": v} for v in each(values, pd.Timestamp)]
         made["Timestamps of objects"] = lambda: pd.DataFrame({"a": pd.Series(each(values, pd.Timestamp), dtype=object)})
@@ -226,8 +231,9 @@ def containers(kind: str, values: list[Any]) -> dict[str, Callable[[], Any]]:
         made["Z"] = lambda: [{"a": v} for v in each(values, lambda v: v.isoformat() + "Z")]
         made["DataFrame of a zone"] = lambda: pd.DataFrame({"a": pd.Series(in_utc).dt.tz_convert("Asia/Tokyo")})
         late = each(values, lambda v: v if v.year > 1980 else None)
+        seconds = each(late, lambda v: int(v.replace(tzinfo=UTC).timestamp()))
         for name, unit in (("seconds", 1), ("milliseconds", 10**3), ("microseconds", 10**6), ("nanoseconds", 10**9)):
-            since = each(late, lambda v, unit=unit: int(v.replace(tzinfo=UTC).timestamp()) * unit)
+            since = [None if s is None else s * unit for s in seconds]
             for spelled in (since, each(since, str), each(since, float)):
                 assert texts_of(spelled, kind) == texts_of(late, kind), name
     return made
@@ -278,7 +284,7 @@ def list_containers(kind: str, values: list[Any]) -> dict[str, Callable[[], Any]
         "Parquet through pandas": lambda: as_parquet(column).to_pandas(),
         "Dataset": lambda: datasets.Dataset(pa.table({"a": column})),
         "Dataset, selected": lambda: backwards_and_back(column),
-    } | {f"Arrow {t}": lambda t=t: pa.table({"a": arrow(values, t)}) for t in ARROW_TYPES[kind]}
+    } | {f"Arrow {t}": functools.partial(arrow_table, values, t) for t in ARROW_TYPES[kind]}
 
 
 def masked_lists(values: list[Any], kind: pa.DataType) -> pa.Array:
@@ -317,8 +323,8 @@ CROSSED = [
 
 
 def field_of(kind: str, type: str) -> Field:
-    options: dict[str, Any] = {"list": {"separator": "|", "min_count": 2}, "numeric": {"num_buckets": 3}}.get(kind, {})
-    return Field(name="a", kind=kind, type=type, **options)
+    options: dict[str, dict[str, Any]] = {"list": {"separator": "|", "min_count": 2}, "numeric": {"num_buckets": 3}}
+    return Field(name="a", kind=kind, type=type, **options.get(kind, {}))
 
 
 @pytest.fixture(scope="module")

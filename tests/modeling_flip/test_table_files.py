@@ -489,7 +489,7 @@ def test_text_of_parquet_that_is_not_utf_8_is_named_by_its_file(tmp_path: Path) 
     ids=str,
 )
 def test_encodings_and_delimiters_that_are_none_are_named(
-    options: dict[str, str], message: str, tmp_path: Path
+    options: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=message):
         open_table(write(tmp_path / "rows.csv", "a,b\n1,2\n"), **options).to_table()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -23,13 +23,15 @@ from modeling_flip.tabular_layers import (
     pairwise_interactions,
 )
 
+Layer = TypeVar("Layer", bound=torch.nn.Module)
+
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
 
 
-def randomised(module: torch.nn.Module) -> torch.nn.Module:
+def randomised(module: Layer) -> Layer:
     """Every parameter drawn anew, for some layers leave theirs to the model that holds them, and running statistics too."""
     for parameter in module.parameters():
         parameter.data.normal_()
@@ -42,6 +44,10 @@ def randomised(module: torch.nn.Module) -> torch.nn.Module:
 
 def numpy(x: torch.Tensor) -> np.ndarray:
     return x.detach().double().numpy()
+
+
+def weight_of(layer: torch.nn.Module) -> np.ndarray:
+    return numpy(layer.get_parameter("weight"))
 
 
 def normalised(norm: torch.nn.BatchNorm1d, channel: int, x: np.ndarray) -> np.ndarray:
@@ -140,7 +146,7 @@ def test_vector_cross_network(num_layers: int) -> None:
     for x0, actual in zip(numpy(batch), numpy(cross(batch)), strict=True):
         x = x0
         for layer in range(num_layers):
-            w, b = numpy(cross.layers[layer].weight)[0], numpy(cross.biases[layer])
+            w, b = weight_of(cross.layers[layer])[0], numpy(cross.biases[layer])
             product = sum(x[i] * w[i] for i in range(4))
             x = np.array([x0[i] * product + b[i] + x[i] for i in range(4)])
         np.testing.assert_allclose(actual, x, rtol=1e-4, atol=1e-5)
@@ -154,7 +160,8 @@ def test_cross_network(num_layers: int) -> None:
     for x0, actual in zip(numpy(batch), numpy(cross(batch)), strict=True):
         x = x0
         for layer in cross.layers:
-            crossed = [x0[i] * (numpy(layer.weight)[i] @ x + numpy(layer.bias)[i]) for i in range(4)]
+            weight, bias = map(numpy, layer.parameters())
+            crossed = [x0[i] * (weight[i] @ x + bias[i]) for i in range(4)]
             x = x + np.array(crossed)
         np.testing.assert_allclose(actual, x, rtol=1e-4)
 
@@ -168,13 +175,13 @@ def test_mixture_cross_network(num_layers: int, num_experts: int) -> None:
     for x0, actual in zip(numpy(batch), numpy(cross(batch)), strict=True):
         x = x0
         for layer in range(num_layers):
-            gates = np.exp(numpy(cross.gates[layer].weight) @ x)
+            gates = np.exp(weight_of(cross.gates[layer]) @ x)
             gates /= gates.sum()
-            bias, mixture = numpy(cross.up[layer].bias), np.zeros(size)
+            bias, mixture = numpy(cross.up[layer].get_parameter("bias")), np.zeros(size)
             for i in range(num_experts):
                 part = slice(i * rank, (i + 1) * rank)
-                v, u = numpy(cross.down[layer].weight)[part].T, numpy(cross.up[layer].weight)[:, part]
-                c = numpy(cross.inner[layer].weight)[i].T
+                v, u = weight_of(cross.down[layer])[part].T, weight_of(cross.up[layer])[:, part]
+                c = weight_of(cross.inner[layer])[i].T
                 mixture += gates[i] * x0 * (u @ np.tanh(c @ np.tanh(v.T @ x)) + bias)
             x = mixture + x
         np.testing.assert_allclose(actual, x, rtol=1e-4, atol=1e-5)
@@ -191,7 +198,7 @@ def test_compressed_interaction_network(layer_sizes: list[int]) -> None:
     for x0, pooled in zip(numpy(embeddings), actual, strict=True):
         x, expected = x0, []
         for layer, num_maps in zip(cin.layers, layer_sizes, strict=True):
-            weight = numpy(layer.weight).reshape(num_maps, len(x), num_fields)
+            weight = weight_of(layer).reshape(num_maps, len(x), num_fields)
             maps = np.zeros((num_maps, size))
             for h in range(num_maps):
                 for i in range(len(x)):

@@ -279,7 +279,7 @@ def test_pnn_is_an_mlp_over_embeddings_and_their_products(product: str) -> None:
                 sum(e[i][d] * e[j][d] for d in range(size)) for i in range(NUM_FIELDS) for j in range(i + 1, NUM_FIELDS)
             ]
         else:  # f fᵀ = Σ_i Σ_j e_i e_jᵀ
-            matrix = sum(np.outer(e[i], e[j]) for i in range(NUM_FIELDS) for j in range(NUM_FIELDS))
+            matrix = np.sum([np.outer(e[i], e[j]) for i in range(NUM_FIELDS) for j in range(NUM_FIELDS)], axis=0)
             products = [matrix[k, d] for k in range(size) for d in range(size)]
         representations.append(deep_by_hand(weights, np.concatenate([*e, products])))
         logits.append(weights["output.weight"][0] @ representations[-1] + weights["output.bias"][0])
@@ -641,7 +641,7 @@ def register_scaled_sum() -> type[TabularTower]:
 def test_a_tower_from_elsewhere_has_settings_of_its_own(tmp_path: Path) -> None:
     register_scaled_sum()
     model = FlipForCTR(config_of("scaled_sum", tower_settings={"scale": 3.0}))
-    assert (model.flip.tabular_tower.scale == 3).all()
+    assert (model.flip.tabular_tower.get_parameter("scale") == 3).all()
     features = model.flip.feature_embeddings
     by_hand = 3 * features(ROWS).sum((1, 2)) + features.first_order(ROWS).sum((1, 2))
     torch.testing.assert_close(model(feature_ids=ROWS).logits, by_hand)
@@ -657,8 +657,9 @@ def test_a_tower_from_elsewhere_has_settings_of_its_own(tmp_path: Path) -> None:
 def test_a_tower_from_elsewhere_initialises_what_a_checkpoint_lacks_and_keeps_what_it_has(tmp_path: Path) -> None:
     register_scaled_sum()
     model = FlipForCTR(config_of("scaled_sum"))
-    assert (model.flip.tabular_tower.scale == 2).all()
-    model.flip.tabular_tower.scale.data.fill_(7.0)
+    scale = model.flip.tabular_tower.get_parameter("scale")
+    assert (scale == 2).all()
+    scale.data.fill_(7.0)
     model.save_pretrained(tmp_path / "with")
     model.save_pretrained(
         tmp_path / "without", state_dict={k: v for k, v in model.state_dict().items() if not k.endswith("scale")}
@@ -668,8 +669,8 @@ def test_a_tower_from_elsewhere_initialises_what_a_checkpoint_lacks_and_keeps_wh
         kept, fresh = (FlipForCTR.from_pretrained(tmp_path / folder) for folder in ("with", "without"))
     finally:
         torch.use_deterministic_algorithms(False)
-    assert (kept.flip.tabular_tower.scale == 7).all()
-    assert (fresh.flip.tabular_tower.scale == 2).all()
+    assert (kept.flip.tabular_tower.get_parameter("scale") == 7).all()
+    assert (fresh.flip.tabular_tower.get_parameter("scale") == 2).all()
 
 
 def test_a_taken_name_is_refused() -> None:

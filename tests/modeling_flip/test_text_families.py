@@ -563,9 +563,7 @@ def test_without_padding_losses_and_gradients_are_those_of_padded_batches(
         assert tokens == [batch["attention_mask"].sum() * (2 if model_class is FlipForPreTraining else 1)]
         torch.testing.assert_close(actual, loss, rtol=1e-5, atol=1e-6)
         for name, gradient in expected.items():
-            torch.testing.assert_close(
-                found[name], gradient, rtol=1e-3, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}"
-            )
+            torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-5, msg=f"{name}: ".__add__)
 
 
 def test_a_family_that_reads_only_padded_rows_is_given_them(text_model: Callable[[str], TextModel]) -> None:

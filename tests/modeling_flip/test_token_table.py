@@ -111,11 +111,11 @@ def test_sentences_are_those_of_a_loop(
         expected.append([(CLS, -1), *tokens[: max_length - 2], (SEP, -1)])
     width = max(map(len, expected), default=2)
     assert made["input_ids"].shape == (len(ids), width)
-    for r, row in enumerate(expected):
-        padded = [*row, *[(PAD, -1)] * (width - len(row))]
+    for r, sentence in enumerate(expected):
+        padded = [*sentence, *[(PAD, -1)] * (width - len(sentence))]
         assert made["input_ids"][r].tolist() == [token for token, _ in padded]
         assert made["token_field_ids"][r].tolist() == [field for _, field in padded]
-        assert made["attention_mask"][r].tolist() == [1] * len(row) + [0] * (width - len(row))
+        assert made["attention_mask"][r].tolist() == [1] * len(sentence) + [0] * (width - len(sentence))
 
 
 @given(st.lists(segments, max_size=4))

@@ -118,8 +118,8 @@ def note_states(rank: int) -> None:
         callbacks = [callback.state() for callback in handlers if isinstance(callback, ExportableState)]
         found = {
             "parameters": digest(self.model.state_dict()),
-            "optimizer": digest(self.optimizer.state_dict()),  # type: ignore[union-attr]
-            "schedule": digest(self.lr_scheduler.state_dict()),  # type: ignore[union-attr]
+            "optimizer": digest(self.optimizer.state_dict()),
+            "schedule": digest(self.lr_scheduler.state_dict()),
             "log": log,
             "callbacks": callbacks,
             "step": state.global_step,

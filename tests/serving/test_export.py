@@ -133,7 +133,7 @@ MODELS: dict[str, Callable[[Path, Path, FlipProcessor], Any]] = {
     ),
     "P5": lambda bert, t5, p: P5ForCTR.from_text_pretrained(t5, p),
 } | {
-    f"FLIP_ID, {tower}": lambda bert, t5, p, tower=tower: FlipForCTR.from_text_pretrained(  # type: ignore[misc]
+    f"FLIP_ID, {tower}": lambda bert, t5, p, tower=tower: FlipForCTR.from_text_pretrained(
         None, p, **SIZES, towers="tabular", tabular_tower=tower
     )
     for tower in TABULAR_TOWERS

@@ -236,7 +236,7 @@ TYPES = {
     "genre": "string",
     "title": "string",
 }
-DECLARED = [
+DECLARED: list[str | dict[str, Any]] = [
     *("age", "visits", "price", "member", "zipcode"),
     {"name": "country", "missing_words": False},  # where NA is Namibia
     *("born", {"name": "seen", "kind": "numeric"}, "genre", {"name": "title", "kind": "text"}),
@@ -486,23 +486,23 @@ def test_interrupted_at_the_end_the_output_is_never_half_written(
         if stage == "ParquetWriter":
             write, calls = pq.ParquetWriter.write_table, 0
 
-            def interrupted(self: Any, *args: Any, **kwargs: Any) -> None:
+            def write_interrupted(self: Any, *args: Any, **kwargs: Any) -> None:
                 nonlocal calls
                 calls += 1
                 if calls > NUM_PARTS + 3:  # each part is written by a writer of its own
                     raise KeyboardInterrupt
                 write(self, *args, **kwargs)
 
-            patch.setattr(pq.ParquetWriter, "write_table", interrupted)
+            patch.setattr(pq.ParquetWriter, "write_table", write_interrupted)
         else:
             replace = Path.replace
 
-            def interrupted(self: Path, target: Path) -> Path:
+            def replace_interrupted(self: Path, target: Path) -> Path:
                 if Path(target).name == "scores.parquet":
                     raise KeyboardInterrupt
                 return replace(self, target)
 
-            patch.setattr(Path, "replace", interrupted)
+            patch.setattr(Path, "replace", replace_interrupted)
         assert run() == 130
     assert not (tmp_path / "scores.parquet").exists()
     assert len(scored_rows) == NUM_PARTS

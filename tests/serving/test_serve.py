@@ -39,7 +39,7 @@ ADDRESS = "http://127.0.0.1:8000"  # on the page
 MAX_ROWS, MAX_BYTES, MAX_WAITING = 64, 50_000, 256
 BIG = 1_234_567_890_123_456_780  # as a float, the ten ids from here are one
 
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"user_id": BIG, "title": "Joyful Harbor", "price": 3.0, "tags": ["a", "b"], "is_new": True},
     {"user_id": BIG + 1, "title": "Toy Story", "price": 3, "tags": ["b"], "is_new": False},
     {"user_id": str(BIG + 2), "title": "東京物語 \U0001f600", "price": "3.0", "tags": "a", "is_new": None},

@@ -30,9 +30,10 @@ def make(processor: FlipProcessor, tmp_path: Path) -> Callable[..., FlipTrainer]
         config = FlipConfig(
             towers="tabular", embedding_size=4, hidden_sizes=[8], dropout=0.5, **processor.config_settings
         )
-        saving = {f"{what}_strategy": "steps" for what in ("eval", "save", "logging")} | {"logging_steps": 3}
-        saving |= {"eval_steps": 1, "save_steps": 1, "load_best_model_at_end": True, "metric_for_best_model": "auc"}
-        settings = {"output_dir": str(tmp_path / "run"), "num_train_epochs": 2, "learning_rate": 0.01}
+        saving: dict[str, Any] = {f"{what}_strategy": "steps" for what in ("eval", "save", "logging")}
+        saving |= {"logging_steps": 3, "eval_steps": 1, "save_steps": 1}
+        saving |= {"load_best_model_at_end": True, "metric_for_best_model": "auc"}
+        settings: dict[str, Any] = {"output_dir": str(tmp_path / "run"), "num_train_epochs": 2, "learning_rate": 0.01}
         settings |= {"per_device_train_batch_size": 8, "restore_callback_states_from_checkpoint": True}
         arguments = FlipTrainingArguments(use_cpu=True, disable_tqdm=True, **settings | saving | kwargs)
         return FlipTrainer(FlipForCTR(config), arguments, processor, data, evaluated_on or data, list(callbacks))

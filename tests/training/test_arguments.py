@@ -47,7 +47,7 @@ def test_an_optimizer_that_moves_every_row_is_refused_for_sparse_embeddings(
 
 
 def test_rates_of_this_field_where_nothing_is_said(tmp_path: Path) -> None:
-    def rates(**given: float) -> tuple[float, float | None]:
+    def rates(**given: Any) -> tuple[float, float | None]:
         arguments = FlipTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **given)
         return arguments.learning_rate, arguments.text_learning_rate
 

@@ -19,7 +19,8 @@ from modeling_flip.training.splits import SPLITS
 
 
 def make_recipe(**settings: Any) -> Recipe:
-    return Recipe(**{"dataset_name": "demo", "output_dir": "out", "use_cpu": True} | settings)
+    defaults: dict[str, Any] = {"dataset_name": "demo", "output_dir": "out", "use_cpu": True}
+    return Recipe(**defaults | settings)
 
 
 def make_data() -> dict[str, pa.Table]:

@@ -29,9 +29,10 @@ def test_of_one_step_the_loss_is_named() -> None:
 
 
 def test_a_bad_weight_or_statistic_is_named() -> None:
-    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    linear, norm = nn.Linear(2, 2), nn.BatchNorm1d(2)
+    model = nn.Sequential(linear, norm)
     assert bad_weight(model) is None
-    model[1].running_mean[1] = NAN
+    norm.running_mean[1] = NAN
     assert bad_weight(model) == "1.running_mean"
-    model[0].bias.data[0] = INFINITE
+    linear.bias.data[0] = INFINITE
     assert bad_weight(model) == "0.bias"

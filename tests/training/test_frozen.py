@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def test_each_row_is_read_once_and_the_model_is_that_of_reading_it_in_every_epoc
     each = run(given, "--output_dir", given.output_dir)
     assert sum(passes) == 2 * (162 + 15) + 18 + 20
     for name, weight in weights(each).items():
-        torch.testing.assert_close(after[name], weight, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(after[name], weight, atol=1e-5, rtol=1e-4, msg=partial("{}: {}".format, name))
 
 
 def test_vectors_of_other_weights_are_others(recipe: Callable[..., Recipe], tmp_path: Path, passes: list[int]) -> None:

@@ -15,9 +15,8 @@ from modeling_flip.training import hub
 
 
 def refusal(status: int) -> HfHubHTTPError:
-    return HfHubHTTPError(
-        f"{status} Client Error", response=SimpleNamespace(status_code=status, headers={}, request=None)
-    )
+    response: Any = SimpleNamespace(status_code=status, headers={}, request=None)
+    return HfHubHTTPError(f"{status} Client Error", response=response)
 
 
 def from_cause(error: Exception, cause: Exception) -> Exception:

@@ -71,7 +71,7 @@ def test_what_a_field_is_worth_is_what_shuffling_it_costs(score: CtrPredictionPi
     own = np.array([WEIGHTS["strong"][value] for value in COLUMNS["strong"]])
     for _ in range(30):
         drops.append(before["auc"] - ctr_metrics(LOGITS - own + rng.permutation(own), CLICKS)["auc"])
-    assert strong.auc_drop == pytest.approx(np.mean(drops), abs=3 * np.std(drops))
+    assert strong.auc_drop == pytest.approx(np.mean(drops), abs=3 * float(np.std(drops)))
     assert 0 < strong.auc_drop_std < 3 * np.std(drops)
 
 

@@ -37,8 +37,8 @@ def make(wordpiece: Any, tiny_text_model: Path, tmp_path: Path) -> Make:
         torch.manual_seed(0)
         sizes = {"tabular_tower": "deepfm", "embedding_size": 4, "hidden_sizes": [8], "projection_size": 4}
         model = model_class.from_text_pretrained(tiny_text_model, processor, towers="both", **sizes)
-        given = {"output_dir": str(tmp_path), "use_cpu": True, "disable_tqdm": True, "save_strategy": "no"}
-        given |= {"per_device_train_batch_size": 8, "num_train_epochs": 2, "lora": {"r": 2}}
+        given: dict[str, Any] = {"output_dir": str(tmp_path), "use_cpu": True, "disable_tqdm": True}
+        given |= {"save_strategy": "no", "per_device_train_batch_size": 8, "num_train_epochs": 2, "lora": {"r": 2}}
         return FlipTrainer(model, FlipTrainingArguments(**given | kwargs), processor, data, data)
 
     return trainer

@@ -174,8 +174,8 @@ def test_the_value_that_nobody_has_seen_is_of_a_field_that_can_hold_it(
 
 
 def test_a_pretraining_checkpoint_promises_no_clicks(processor: FlipProcessor, tiny_text_model: Path) -> None:
-    model, own = make(FlipForPreTraining, processor, tiny_text_model), {"recipe": {"output_dir": "outputs/mine"}}
-    own |= {"text_model": "outputs/mine-text-model"}
+    model = make(FlipForPreTraining, processor, tiny_text_model)
+    own = {"recipe": {"output_dir": "outputs/mine"}, "text_model": "outputs/mine-text-model"}
     settings = {"lr_scheduler_type": SchedulerType.LINEAR}
     card = model_card(model, processor, "outputs/.pretraining", own, settings, ["training_curve.png"])
     assert "\n# pretraining\n" in card
@@ -297,10 +297,14 @@ def test_names_values_and_recipes_add_nothing_to_the_page(
     blocks = {token.info: token.content for token in HTML.parse(body) if token.type == "fence"}
     assert read_yaml(blocks["yaml"]) == recipe | {"dataset_name": dataset, "license": "mit"}
     assigned = {
-        node.targets[0].id: node.value for node in ast.parse(blocks["python"]).body if isinstance(node, ast.Assign)
+        ast.unparse(node.targets[0]): node.value
+        for node in ast.parse(blocks["python"]).body
+        if isinstance(node, ast.Assign)
     }
     assert ast.literal_eval(assigned["rows"]) == rows
-    assert ast.literal_eval(assigned["score"].keywords[0].value) == source
+    score = assigned["score"]
+    assert isinstance(score, ast.Call)
+    assert ast.literal_eval(score.keywords[0].value) == source
     front = FRONT_MATTER.match(card)
     assert front is not None
     data = yaml.safe_load(front.group(2))

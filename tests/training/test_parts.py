@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,8 @@ def make(wordpiece: PreTrainedTokenizerFast, tiny_text_model: Path, tmp_path: Pa
         no_dropout = {module for module in model.modules() if isinstance(module, torch.nn.Dropout)}
         for module in no_dropout:
             module.p = 0.0
-        given = {"output_dir": str(tmp_path), "use_cpu": True, "disable_tqdm": True, "save_strategy": "no"}
-        given |= {"per_device_train_batch_size": 8, "num_train_epochs": 2, "logging_steps": 1}
+        given: dict[str, Any] = {"output_dir": str(tmp_path), "use_cpu": True, "disable_tqdm": True}
+        given |= {"save_strategy": "no", "per_device_train_batch_size": 8, "num_train_epochs": 2, "logging_steps": 1}
         given |= {"optim": "sgd", "learning_rate": 0.01, "max_grad_norm": 1e9}
         return FlipTrainer(model, FlipTrainingArguments(**given | kwargs), processor, data)
 
@@ -67,7 +68,7 @@ def assert_same_training(make: Make, model_class: Any, settings: dict[str, Any],
         trainer.train()
     assert max(counts) <= 3
     for (name, a), b in zip(whole.model.named_parameters(), parts.model.parameters(), strict=True):
-        torch.testing.assert_close(b, a, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(b, a, atol=1e-5, rtol=1e-4, msg=partial("{}: {}".format, name))
     for expected, found in zip(whole.state.log_history[:-1], parts.state.log_history[:-1], strict=True):
         assert found == pytest.approx(expected, rel=1e-4)
 

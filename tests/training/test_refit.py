@@ -45,7 +45,7 @@ def numbers(rows: pa.Table) -> list[int]:
 
 def all_parts(raw: RawSplits, split: int) -> list[int]:
     """The numbers of a split, in its order, as they come in parts."""
-    found = {}
+    found: dict[int, int] = {}
     for table, codes, places in raw.parts(["number"], rows=7):
         mine = codes == split
         found |= dict(zip(places[mine].tolist(), np.array(numbers(table))[mine].tolist(), strict=True))

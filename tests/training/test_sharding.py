@@ -47,7 +47,7 @@ def test_word_embeddings_are_no_unit_while_a_model_is_wrapped(towers: str, layer
     model = make_model(FlipForCTR, towers=towers)
     embeddings = model.get_input_embeddings()
     plugin = SimpleNamespace(transformer_cls_names_to_wrap=None)
-    with units_of_layers(model, SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin))):  # type: ignore[arg-type]
+    with units_of_layers(model, SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin))):
         assert model.get_input_embeddings() is None
         assert plugin.transformer_cls_names_to_wrap == layers
     assert model.get_input_embeddings() is embeddings

@@ -51,7 +51,7 @@ def make(processor: FlipProcessor, tiny_text_model: Path, tmp_path: Path) -> Mak
         settings = {"tabular_tower": "deepfm", "embedding_size": 4, "hidden_sizes": [8]}
         model = model_class.from_text_pretrained(tiny_text_model, processor, towers=towers, **settings)
         defaults = {"per_device_train_batch_size": 8, "num_train_epochs": 1, "logging_steps": 1, "save_strategy": "no"}
-        arguments = {"output_dir": str(tmp_path), "use_cpu": True, "disable_tqdm": True, "optim": "sgd"}
+        arguments: dict[str, Any] = {"output_dir": str(tmp_path), "use_cpu": True, "disable_tqdm": True, "optim": "sgd"}
         arguments |= {"learning_rate": 0.1, "max_grad_norm": 0.1, "sparse_embeddings": True}
         return FlipTrainer(
             model, FlipTrainingArguments(**arguments | defaults | kwargs), processor, data, callbacks=list(callbacks)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedTokenizerFast, TrainerCallback
 
 from modeling_flip import (
     CtrPredictionPipeline,
@@ -54,8 +54,9 @@ def make(
     def trainer(model_class: Any = FlipForCTR, towers: str = "both", **kwargs: Any) -> FlipTrainer:
         torch.manual_seed(0)
         model = model_class.from_text_pretrained(tiny_text_model, processor, towers=towers, **SIZES)
-        defaults = {"per_device_train_batch_size": 16, "num_train_epochs": 1, "logging_steps": 1, "save_strategy": "no"}
-        args = FlipTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **defaults | kwargs)
+        given: dict[str, Any] = {"per_device_train_batch_size": 16, "num_train_epochs": 1, "save_strategy": "no"}
+        given |= {"logging_steps": 1} | kwargs
+        args = FlipTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **given)
         return FlipTrainer(model, args, processor, data, data)
 
     return trainer
@@ -347,7 +348,12 @@ def test_data_seed_is_the_order_of_the_rows_whatever_it_is(make: Callable[..., F
         trainer.train_dataset.row_ids = np.arange(64)
         seen: list[int] = []
         collate = trainer.data_collator
-        trainer.data_collator = lambda rows: (seen.extend(rows.row_ids.tolist()), collate(rows))[1]
+
+        def noted(rows: FlipDataset) -> Any:
+            seen.extend(rows.row_ids.tolist())
+            return collate(rows)
+
+        trainer.data_collator = noted
         trainer.train()
         return seen
 
@@ -359,7 +365,8 @@ def test_nothing_that_the_caller_gave_is_changed(
 ) -> None:
     model = FlipForPreTraining.from_text_pretrained(tiny_text_model, processor, **SIZES)
     args = FlipTrainingArguments(output_dir=str(tmp_path), use_cpu=True, num_train_epochs=2, save_strategy="no")
-    before, callbacks = args.to_dict(), []
+    before = args.to_dict()
+    callbacks: list[TrainerCallback] = []
     FlipTrainer(model, args, processor, data, data, callbacks).train()
     assert args.to_dict() == before
     assert data.epoch == 0
@@ -420,7 +427,12 @@ def test_masks_change_with_the_epoch(make: Callable[..., FlipTrainer]) -> None:
     trainer = make(FlipForPreTraining, num_train_epochs=2)
     seen: list[int] = []
     collate = trainer.data_collator
-    trainer.data_collator = lambda rows: (seen.append(rows.epoch), collate(rows))[1]
+
+    def noted(rows: FlipDataset) -> Any:
+        seen.append(rows.epoch)
+        return collate(rows)
+
+    trainer.data_collator = noted
     trainer.train()
     assert seen == [0] * 4 + [1] * 4
 
