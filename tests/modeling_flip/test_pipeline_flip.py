@@ -43,7 +43,7 @@ from modeling_flip.pipeline_flip import BATCHES_PER_CHUNK, rank_in_group
 FIELDS = ["user_id", "gender", "title"]
 SIZES: dict[str, Any] = {"embedding_size": 4, "hidden_sizes": [8]}
 WORDS = ["toy", "story", "the", "usual", "suspects", "amélie", "東京物語", "a", "wonderful", "life", "das", "boot"]
-EXACT: dict[str, Any] = {"rel": 0, "abs": 1e-6}
+FLOAT_NOISE: dict[str, Any] = {"rel": 0, "abs": 1e-5}  # of batches of another size; it differs between CPUs
 
 
 def make_rows(size: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -128,13 +128,13 @@ def test_scores_are_the_models_own_row_by_row(
     pipe: CtrPredictionPipeline, expected: list[float], batch_size: int
 ) -> None:
     assert max(expected) - min(expected) > 0.1
-    assert probabilities(pipe(ROWS, batch_size=batch_size)) == pytest.approx(expected, **EXACT)
+    assert probabilities(pipe(ROWS, batch_size=batch_size)) == pytest.approx(expected, **FLOAT_NOISE)
 
 
 def test_scores_follow_their_rows_into_another_order(pipe: CtrPredictionPipeline, expected: list[float]) -> None:
     order = np.random.default_rng(1).permutation(len(ROWS))
     scores = probabilities(pipe([ROWS[i] for i in order], batch_size=3))
-    assert scores == pytest.approx([expected[i] for i in order], **EXACT)
+    assert scores == pytest.approx([expected[i] for i in order], **FLOAT_NOISE)
 
 
 TABLE = pa.Table.from_pylist(ROWS)
@@ -155,18 +155,20 @@ KINDS: dict[str, Callable[[], Any]] = {
 def test_every_kind_of_input_gives_the_same(pipe: CtrPredictionPipeline, expected: list[float], kind: str) -> None:
     scores = pipe(KINDS[kind](), batch_size=2)  # several chunks
     assert isinstance(scores, list) == (kind not in ("generator", "IterableDataset"))
-    assert probabilities(scores) == pytest.approx(expected, **EXACT)
+    assert probabilities(scores) == pytest.approx(expected, **FLOAT_NOISE)
 
 
 def test_a_shuffled_dataset_is_scored_in_its_own_order(pipe: CtrPredictionPipeline) -> None:
-    assert probabilities(pipe(SHUFFLED, batch_size=2)) == pytest.approx(probabilities(pipe(list(SHUFFLED))), **EXACT)
+    assert probabilities(pipe(SHUFFLED, batch_size=2)) == pytest.approx(
+        probabilities(pipe(list(SHUFFLED))), **FLOAT_NOISE
+    )
 
 
 def test_one_row_gives_one_score(pipe: CtrPredictionPipeline, expected: list[float]) -> None:
     score = pipe(ROWS[0])
     assert list(score) == ["probability"] and isinstance(score["probability"], float)
-    assert score["probability"] == pytest.approx(expected[0], **EXACT)
-    assert probabilities(pipe([ROWS[0]])) == pytest.approx(expected[:1], **EXACT)
+    assert score["probability"] == pytest.approx(expected[0], **FLOAT_NOISE)
+    assert probabilities(pipe([ROWS[0]])) == pytest.approx(expected[:1], **FLOAT_NOISE)
 
 
 @pytest.mark.parametrize("empty", [[], (), TABLE[:0], pd.DataFrame(ROWS)[:0], datasets.Dataset(TABLE[:0])], ids=repr)
@@ -181,7 +183,7 @@ def test_rows_of_nothing_but_unseen_values_are_scored(
     rows = [UNKNOWN | {"title": "東京 " * n} for n in range(1, 9)] + [dict.fromkeys(FIELDS)]
     with torch.no_grad():
         each = [model(**processor([row])).logits.sigmoid().item() for row in rows]
-    assert probabilities(pipe(rows, batch_size=2)) == pytest.approx(each, **EXACT)
+    assert probabilities(pipe(rows, batch_size=2)) == pytest.approx(each, **FLOAT_NOISE)
 
 
 def test_few_rows_and_many_are_encoded_alike(processor: FlipProcessor) -> None:
@@ -249,14 +251,14 @@ def test_a_generator_is_read_a_bounded_number_of_rows_ahead(pipe: CtrPredictionP
     assert read == ahead
     first.append(next(scores))
     assert read == 2 * ahead
-    assert probabilities([*first, *scores]) == pytest.approx(expected, **EXACT)
+    assert probabilities([*first, *scores]) == pytest.approx(expected, **FLOAT_NOISE)
 
 
 def test_an_absent_field_is_reported_once(pipe: CtrPredictionPipeline, warnings_of_processor: list[str]) -> None:
     rows = [{"user_id": row["user_id"], "title": row["title"]} for row in ROWS]
     scores = probabilities(pipe(rows, batch_size=2))
     assert warnings_of_processor == ["no column 'gender' in the rows: scored as missing"]
-    assert scores == pytest.approx(probabilities(pipe([row | {"gender": None} for row in rows])), **EXACT)
+    assert scores == pytest.approx(probabilities(pipe([row | {"gender": None} for row in rows])), **FLOAT_NOISE)
 
 
 def test_rows_of_a_stream_may_differ_in_their_fields(
@@ -270,7 +272,7 @@ def test_rows_of_a_stream_may_differ_in_their_fields(
         f"no column {name!r} in the rows: scored as missing" for name in ("gender", "title")
     ]
     filled = [dict.fromkeys(FIELDS) | row for row in rows]
-    assert scores == pytest.approx(probabilities(pipe(filled)), **EXACT)
+    assert scores == pytest.approx(probabilities(pipe(filled)), **FLOAT_NOISE)
 
 
 # ---- what else can be asked for
@@ -281,7 +283,7 @@ def test_towers_probabilities_are_theirs(pipe: CtrPredictionPipeline, checkpoint
     assert list(scores[0]) == ["probability", "tabular_probability", "text_probability"]
     for towers in ("tabular", "text"):
         alone = pipeline("ctr-prediction", model=str(checkpoint), model_kwargs={"towers": towers})
-        assert probabilities(alone(ROWS)) == pytest.approx([s[f"{towers}_probability"] for s in scores], **EXACT)
+        assert probabilities(alone(ROWS)) == pytest.approx([s[f"{towers}_probability"] for s in scores], **FLOAT_NOISE)
         for ask in (lambda: alone(ROWS, return_towers=True), lambda: alone(iter(ROWS), return_towers=True)):  # noqa: B023
             with pytest.raises(ValueError, match=f"config.towers is '{towers}'"):
                 ask()
@@ -391,7 +393,7 @@ def test_a_model_in_training_mode_scores_without_dropout(
 ) -> None:
     pipe = CtrPredictionPipeline(model.train(), processor)
     try:
-        assert probabilities(pipe(ROWS)) == pytest.approx(expected, **EXACT)
+        assert probabilities(pipe(ROWS)) == pytest.approx(expected, **FLOAT_NOISE)
     finally:
         model.eval()
 
@@ -435,7 +437,7 @@ def test_a_checkpoint_without_tokenizer_is_scored(processor: FlipProcessor, tmp_
     assert pipe.processor.tokenizer is None
     with torch.no_grad():
         logits = model(**pipe.processor(ROWS)).logits
-    assert probabilities(pipe(ROWS, batch_size=7)) == pytest.approx(logits.sigmoid().tolist(), **EXACT)
+    assert probabilities(pipe(ROWS, batch_size=7)) == pytest.approx(logits.sigmoid().tolist(), **FLOAT_NOISE)
 
 
 def test_a_tabular_tower_alone_tokenises_nothing(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -453,7 +455,7 @@ def test_a_saved_pipeline_is_a_whole_checkpoint(
 ) -> None:
     pipe.save_pretrained(tmp_path)
     again = pipeline("ctr-prediction", model=str(tmp_path))
-    assert probabilities(again(ROWS)) == pytest.approx(expected, **EXACT)
+    assert probabilities(again(ROWS)) == pytest.approx(expected, **FLOAT_NOISE)
 
 
 def test_pipeline_says_nothing(
