@@ -116,6 +116,8 @@ def make_run(costs: Costs, run: tuple[System, int], ends: float) -> str:
     name = f"{system.name}, seed {seed}"
     try:
         if ends != float("inf") and not bench.is_measured(system, seed):
+            if time.monotonic() >= ends:  # to estimate it would take time too
+                return f"{name}: no time is left"
             cost, rest = costs.of(system, seed), ends - time.monotonic()
             if cost > rest:
                 return f"{name}: takes {cost / 60:.1f} min, and {max(0, rest) / 60:.1f} are left"

@@ -253,6 +253,7 @@ def test_what_does_not_fit_into_the_budget_is_left_out(
     left_out = reproduce.make_runs(bench, runs, 200, at_once=1)
     assert left_out == ["cold, seed 1: takes 3.0 min, and 1.7 are left"]
     assert sorted(path.stem for path in (bench.results / "demo").glob("*.json")) == ["dcnv2-1", "flip-1"]
+    assert reproduce.make_runs(bench, [(cold, 1)], 0, at_once=1) == ["cold, seed 1: no time is left"]
     assert reproduce.make_runs(bench, runs, float("inf"), at_once=1) == []
     assert "failed: demo, cold-13: train.py" in reproduce.make_runs(bench, [(cold, 13)], float("inf"), 1)[0]
 
