@@ -20,15 +20,15 @@ from typing import Any
 import httpx2
 import pyarrow.parquet as pq
 import pytest
-import torch
 import uvicorn
 from fastapi.exceptions import RequestValidationError
-from transformers import PreTrainedTokenizerFast, set_seed
+from transformers import PreTrainedTokenizerFast
 
 from benchmarks import serving_load
 from modeling_flip import CtrPredictionPipeline, FlipForCTR, FlipProcessor
 from modeling_flip.serving import score, serve
 from modeling_flip.serving.batching import Batcher, QueueFullError
+from tests.serving.score.tiny import save_model
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,14 +68,7 @@ def checkpoint(tiny_text_model: Path, wordpiece: PreTrainedTokenizerFast, tmp_pa
     sides = {"user_id": "user"}
     fields = [{"name": n, "kind": k, "type": t, "side": sides.get(n)} for n, (k, t) in kinds.items()]
     processor = FlipProcessor.fit(seen, fields, wordpiece)
-    set_seed(0)
-    model = FlipForCTR.from_text_pretrained(tiny_text_model, processor, embedding_size=4, hidden_sizes=[8])
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.3 * torch.randn_like(parameter)
-    folder = tmp_path_factory.mktemp("served")
-    model.eval().save_pretrained(folder, processor=processor)
-    return folder
+    return save_model(processor, tiny_text_model, tmp_path_factory.mktemp("served"))
 
 
 @pytest.fixture(scope="module")
