@@ -26,7 +26,7 @@ def compare(recipes: list[str], seeds: list[int], arguments: list[str], output_d
     for system, seed in ((system, seed) for seed in seeds for system in systems):
         try:
             bench.measure(system, seed)
-        except RunFailedError as error:
+        except (RunFailedError, ValueError) as error:
             failed.append(str(error))
     for folder in {bench.result_file(system, seeds[0]).parent for system in systems}:
         if folder.exists():

@@ -30,7 +30,7 @@ from benchmarks.paper_runs import (
     parts_of,
     text_models,
 )
-from benchmarks.protocol import chosen_epochs, chosen_trial
+from benchmarks.protocol import changes, chosen_epochs, chosen_trial
 from modeling_flip.training import manifest
 
 COMPARISONS = "comparisons.json"
@@ -106,8 +106,13 @@ def compare_all(folder: Path) -> dict[str, Any]:
     """Compares, of a dataset's runs, in Table 2 FLIP_ID and FLIP_PLM with the best baseline of their kind, and FLIP with the best
     of all; FLIP_ID also with CTRL, which serves the tabular tower alone too; in Table 5 FLIP and FLIP_ID with each ablation. The
     best baseline is the one of the highest mean AUC in test. p values are corrected within each table, CTRL's with those of Table
-    2. Writes comparisons.json."""
+    2. Writes comparisons.json.
+
+    Raises:
+        ValueError: the seeds of a system had different settings, or two runs were tested on different rows.
+    """
     runs = load_runs(folder)
+    check_alike(runs)
     size = size_of(runs)
     named = {base_name(system): system for system in runs if base_name(system) in KINDS}
     pairs: dict[str, dict[str, str]] = {"table2": {}, "ctrl": {}, "table5": {}}
@@ -143,6 +148,18 @@ def compare_all(folder: Path) -> dict[str, Any]:
             record["is_better"] = significance.is_better(record, p)
     manifest.write(folder / COMPARISONS, json.dumps(comparisons, indent=2) + "\n")
     return comparisons
+
+
+def check_alike(runs: Runs) -> None:
+    """Raises ValueError where the seeds of a system had different settings."""
+    for system, of in runs.items():
+        first, *others = sorted(of)
+        for seed in others:
+            if changed := changes(of[first]["recipe"] | {"seed": seed}, of[seed]["recipe"]):
+                raise ValueError(
+                    f"{system}-{first} and {system}-{seed} are not the same system: {'; '.join(changed)} in the second; remove "
+                    "one of them"
+                )
 
 
 def with_predictions(folder: Path, system: str, runs: Mapping[int, dict[str, Any]]) -> significance.Runs:

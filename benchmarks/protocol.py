@@ -11,7 +11,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,18 @@ from modeling_flip.training import manifest
 from modeling_flip.training.command_line import parse_recipe
 from modeling_flip.training.data import group_codes
 from modeling_flip.training.publishing import PREDICTIONS_FILE, RESULTS_FILE
-from modeling_flip.training.recipe import FREE_MODEL_KEYS, Recipe
+from modeling_flip.training.recipe import FREE_MODEL_KEYS, Recipe, needs_text
 
 # What a trial leaves in the record of the search.
 FIGURES = ("validation_auc", "validation_logloss", "test_auc", "test_logloss", "best_epoch", "epochs", "wall_time")
 
 
 # Of a recipe, what says nothing of what is computed: where things lie, and what is shown.
-NOT_COMPUTED = ("output_dir", "raw_dir", "pretrained_model_name_or_path", "disable_tqdm")
+NOT_COMPUTED = ("output_dir", "raw_dir", "cache_dir", "num_proc", "pretrained_model_name_or_path", "disable_tqdm")
+# What train.py sets itself where a recipe does not.
+FILLED_IN = ("text_model_name_or_path", "item_fields")
+OF_TEXT = ("text_model_name_or_path", "max_length")
+DEFAULTS = {key.name: key.default for key in fields(Recipe) if key.default not in (MISSING, None)}
 
 
 @dataclass(frozen=True)
@@ -98,10 +102,21 @@ class Bench:
         return {"seed": seed, "trials": trials, "chosen": best}
 
     def known_search(self, system: System, seed: int) -> dict[str, Any] | None:
-        """What an earlier run of the system has recorded, of any seed; None where there is none."""
+        """What an earlier run of the system has recorded, of any seed; None where there is none.
+
+        Raises:
+            ValueError: that run had other settings, so that the seeds could not be taken together.
+        """
         for file in sorted(self.result_file(system, seed).parent.glob(f"{system.name}-[0-9]*.json")):
-            if "search" in (figures := json.loads(file.read_text())):
-                return dict(figures["search"])
+            if "search" not in (figures := json.loads(file.read_text())):
+                continue
+            search = dict(figures["search"])
+            recipe = self.recipe(system, int(file.stem.rpartition("-")[2]), *refit_of(search))
+            if changed := changes(figures["recipe"], recipe.to_dict()):
+                raise ValueError(
+                    f"{file} was measured with {'; '.join(changed)}: give the settings that it had, or remove it"
+                )
+            return search
         return None
 
     def is_measured(self, system: System, seed: int) -> bool:
@@ -120,7 +135,7 @@ class Bench:
             figures: dict[str, Any] = json.loads(file.read_text())
             search = figures["search"]
             recipe = self.recipe(system, seed, *refit_of(search))
-            if changed := changes(figures["recipe"], recipe):
+            if changed := changes(figures["recipe"], recipe.to_dict()):
                 print(
                     f"{file.stem} is kept, though it was measured with {'; '.join(changed)}. To measure it again remove {file} "
                     f"and, where they are, the models {self.folder(recipe.dataset_name, system.name)}-*"
@@ -167,7 +182,7 @@ class Bench:
             if train(system.recipe, *given) != 0:
                 raise RunFailedError(f"{recipe.dataset_name}, {name}: train.py {system.recipe} {' '.join(given)}")
         figures = dict(json.loads((folder / RESULTS_FILE).read_text()))
-        if changed := changes(figures["recipe"], recipe):
+        if changed := changes(figures["recipe"], recipe.to_dict()):
             raise ValueError(f"{folder} holds a run with {'; '.join(changed)}: remove it to train again")
         self.remember(recipe, name)
         return figures
@@ -182,9 +197,14 @@ class Bench:
         return self.output_dir / Path(dataset_name).name / name
 
     def remember(self, recipe: Recipe, name: str) -> None:
-        """Where its pretraining is, for others."""
-        pretrained = self.folder(recipe.dataset_name, name) / "pretraining"
-        if (key := pretraining_key(recipe)) is not None and pretrained.exists():
+        """Where its pretraining is, for others; not one with other settings, which an earlier command has left."""
+        folder = self.folder(recipe.dataset_name, name)
+        pretrained, results = folder / "pretraining", folder / RESULTS_FILE
+        key = pretraining_key(recipe)
+        if key is None or not pretrained.exists() or not results.exists():
+            return
+        recorded = Recipe(**json.loads(results.read_text())["recipe"])
+        if not changes(of_pretraining(recorded).to_dict(), of_pretraining(recipe).to_dict()):
             self.pretrained.setdefault(key, pretrained)
 
 
@@ -229,21 +249,31 @@ def pretraining_key(recipe: Recipe) -> str | None:
     """The same for recipes that pretrain the same model on the same rows; None where a recipe does not pretrain."""
     if recipe.pretraining is None or recipe.pretrained_model_name_or_path is not None:
         return None
+    return json.dumps(of_pretraining(recipe).to_dict(), sort_keys=True)
+
+
+def of_pretraining(recipe: Recipe) -> Recipe:
+    """A recipe without what its pretraining does not read."""
     free = {key: value for key, value in recipe.model.items() if key not in FREE_MODEL_KEYS}
     # Text pooling is read by ICL.
     free["text_pooling"] = recipe.model.get("text_pooling")
     refit = 1.0 if recipe.refit is not None else None  # pretraining reads the rows, not for how long finetuning does
-    same = replace(recipe, output_dir="", towers="both", model=free, finetuning={}, refit=refit)
-    return json.dumps(same.to_dict(), sort_keys=True)
+    return replace(recipe, output_dir="", towers="both", model=free, finetuning={}, refit=refit)
 
 
-def changes(recorded: Mapping[str, Any], recipe: Recipe) -> list[str]:
-    """What of a run's recorded recipe would be otherwise now. Outside the sections only keys that both have are compared: what
-    is given to every run, such as a text model, may be of no use to this one."""
-    then, now = flat(recorded), flat(json.loads(json.dumps(recipe.to_dict())))
-    keys = [key for key in sorted(then.keys() | now.keys()) if "." in key or (key in then and key in now)]
-    changed = [key for key in keys if key.rpartition(".")[2] not in NOT_COMPUTED and then.get(key) != now.get(key)]
-    return [f"{key} {then.get(key, 'not set')} (now {now.get(key, 'not set')})" for key in changed]
+def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between a run's recorded recipe and that of another run, which may be one to come. The text model is compared
+    only where it is read: it is given to every run."""
+    ignored = {key for key in FILLED_IN if key not in now}
+    if not needs_text(Recipe(**{**now, "pretrained_model_name_or_path": None})):
+        ignored |= set(OF_TEXT)
+    old, new = (flat(json.loads(json.dumps({**DEFAULTS, **recipe}))) for recipe in (then, now))
+    changed = [
+        key
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and key.rpartition(".")[2] not in {*NOT_COMPUTED, *ignored}
+    ]
+    return [f"{key} {old.get(key, 'not set')} (now {new.get(key, 'not set')})" for key in changed]
 
 
 def flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:

@@ -127,6 +127,73 @@ def test_a_model_with_other_settings_is_not_taken_for_a_new_run(bench: Bench, la
     assert not bench.result_file(more, 1).exists()
 
 
+TABULAR = ("--towers", "tabular", "--pretraining", "null")
+
+
+def test_a_seed_more_is_made_with_the_settings_of_the_others(bench: Bench, launched: list[Any]) -> None:
+    bench.measure(System("mine", QUICKSTART, TABULAR), 1)
+    other = System("mine", QUICKSTART, (*TABULAR, "--model.embedding_l2", "0.5"))
+    with pytest.raises(
+        ValueError, match=r"mine-1\.json was measured with model\.embedding_l2 not set \(now 0\.5\): give"
+    ):
+        bench.measure(other, 2)
+    failed = reproduce.make_runs(bench, [(other, 2)], 600, at_once=1)
+    assert len(failed) == 1 and failed[0].startswith("mine, seed 2 cannot be run here: ")
+    assert len(launched) == 2
+
+
+def test_rows_and_fields_are_settings_too(
+    bench: Bench, launched: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = Bench(bench.results, bench.output_dir, ["--max_train_samples", "500"])
+    system = System("mine", QUICKSTART, TABULAR)
+    few.measure(system, 1)
+    bench.measure(system, 1)
+    assert "mine-1 is kept, though it was measured with max_train_samples 500 (now not set)" in capsys.readouterr().out
+    bench.result_file(system, 1).unlink()
+    with pytest.raises(ValueError, match=r"mine-trial-0 holds a run with max_train_samples 500 \(now not set\)"):
+        bench.measure(system, 1)
+
+
+ID_MODEL = {"dataset_name": "demo", "output_dir": "a", "towers": "tabular"}
+FLIP_ID = {**ID_MODEL, "pretraining": {"num_train_epochs": 1.0}}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "more", "changed"),
+    [
+        (ID_MODEL, {"output_dir": "b", "raw_dir": "c", "num_proc": 3}, []),
+        (ID_MODEL, {"min_count": 1, "streaming": False}, []),  # the defaults
+        (ID_MODEL, {"min_count": 2}, ["min_count 1 (now 2)"]),
+        (ID_MODEL, {"exclude_fields": ["age"]}, ["exclude_fields not set (now ['age'])"]),
+        (ID_MODEL, {"text_model_name_or_path": "b", "max_length": 9}, []),  # it reads no text
+        (FLIP_ID, {"text_model_name_or_path": "b"}, ["text_model_name_or_path not set (now b)"]),
+        (FLIP_ID, {"max_length": 9}, ["max_length not set (now 9)"]),
+        (FLIP_ID, {"pretraining": {}}, ["pretraining.num_train_epochs 1.0 (now not set)"]),
+    ],
+)
+def test_what_of_a_recipe_changes_figures(recipe: dict[str, Any], more: dict[str, Any], changed: list[str]) -> None:
+    assert protocol.changes(recipe, recipe | more) == changed
+
+
+def test_a_text_model_that_train_py_has_set_itself_is_no_change() -> None:
+    assert protocol.changes(FLIP_ID | {"text_model_name_or_path": "b"}, FLIP_ID) == []
+
+
+def test_a_pretraining_with_other_settings_is_not_shared(bench: Bench, launched: list[Any]) -> None:
+    flip_id, flip = System("flip-id", QUICKSTART, ("--towers", "tabular")), System("flip", QUICKSTART)
+    short = Bench(bench.results, bench.output_dir, ["--pretraining.num_train_epochs", "1"])
+    short.measure(flip_id, 1)
+    longer = Bench(bench.results, bench.output_dir, ["--pretraining.num_train_epochs", "30"])
+    longer.measure(flip_id, 1)  # is kept
+    longer.measure(flip, 1)
+    assert [one.pretrained_model_name_or_path for one in launched[-2:]] == [None, None]
+    # Other settings of finetuning do not matter to it.
+    again = Bench(bench.results, bench.output_dir, [*short.arguments, "--finetuning.num_train_epochs", "2"])
+    again.measure(flip_id, 1)
+    assert len(again.pretrained) == 2
+
+
 def test_a_run_of_another_protocol_is_made_again(bench: Bench, launched: list[Any]) -> None:
     system = System("mine", QUICKSTART)
     file = bench.result_file(system, 1)
@@ -398,6 +465,18 @@ def test_tables_and_figures_of_runs(bench: Bench, tmp_path: Path) -> None:
     assert "| FLIP_ID | w/o MLM | 3 | 0.7205 ± 0.0005 |" in (out / "table5.md").read_text()
     assert (out / "figure4.png").read_bytes().startswith(b"\x89PNG")
     assert comparisons == json.loads((bench.results / "demo" / "comparisons.json").read_text())
+
+
+def test_seeds_of_different_settings_are_not_compared_as_one_system(bench: Bench) -> None:
+    fake_runs(bench, {"dcnv2": lambda seed: 0.7, "flip-id": lambda seed: 0.7 + 0.01 * seed}, range(1, 3))
+    file = bench.results / "demo" / "flip-id-2.json"
+    figures = json.loads(file.read_text())
+    figures["recipe"]["pretraining"]["num_train_epochs"] = 30.0
+    file.write_text(json.dumps(figures))
+    with pytest.raises(
+        ValueError, match=r"flip-id-1 and flip-id-2 are not the same system: pretraining\.num_train_epochs"
+    ):
+        reproduce.paper_tables.compare_all(bench.results / "demo")
 
 
 def test_all_runs_are_a_dataset() -> None:
