@@ -29,7 +29,8 @@ def launch(
 FORK = """
 import shutil, sys, tempfile
 from pathlib import Path
-from tests.attack.runs import Scenario, prepare_to_fork, run
+from tests.attack.forks import prepare_to_fork
+from tests.attack.scenarios import Scenario, run
 
 processes, recipe, *arguments = sys.argv[1:]
 prepare_to_fork()

@@ -7,7 +7,11 @@ import shutil
 from functools import partial
 from pathlib import Path
 
-from tests.attack.runs import OUTPUT, Case, Hook, State, Straight, in_child, kind_of, spread, step_of
+from tests.attack.cases import Case, Straight, kind_of, spread, step_of
+from tests.attack.forks import in_child
+from tests.attack.moments import Hook
+from tests.attack.scenarios import OUTPUT
+from tests.attack.states import State
 
 FOREIGN = "pytorch_model.bin"
 

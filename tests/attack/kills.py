@@ -14,8 +14,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from tests.attack.cases import Case, Straight, kind_of, main, spread, step_of
 from tests.attack.damage import damages
-from tests.attack.runs import Case, Hook, Straight, changed_files, kind_of, main, spread, step_of
+from tests.attack.moments import Hook
+from tests.attack.states import changed_files
 
 
 def kills(straight: Straight, options: argparse.Namespace) -> list[Case]:

@@ -9,21 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.attack.runs import (
-    BARE,
-    GOOD,
-    LINE,
-    ROOT,
-    TRACEBACK,
-    UNCLEAR,
-    Case,
-    Ended,
-    Straight,
-    evenly,
-    judge,
-    kind_of,
-    spread,
-)
+from tests.attack.cases import Case, Straight, evenly, kind_of, spread
+from tests.attack.forks import ROOT
+from tests.attack.scenarios import Ended
+from tests.attack.verdicts import BARE, GOOD, LINE, TRACEBACK, UNCLEAR, judge
 
 MOST = 5  # of each attack
 

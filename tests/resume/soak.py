@@ -23,23 +23,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.attack.runs import (
-    LOGS,
-    OUTPUT,
-    SAME,
-    Ended,
-    Scenario,
-    contents,
-    copy,
-    in_child,
-    iterate,
-    judge,
-    predict,
-    prepare_to_fork,
-    quietly,
-    run,
-    write_inputs,
-)
+from tests.attack.forks import in_child, iterate, prepare_to_fork
+from tests.attack.moments import LOGS
+from tests.attack.scenarios import OUTPUT, Ended, Scenario, run, write_inputs
+from tests.attack.states import copy
+from tests.attack.verdicts import SAME, contents, judge, predict, quietly
 
 STAGES = {"pretraining": 8, "finetuning": 12}  # steps of each, 4 an epoch
 ARGUMENTS = ["--model.dropout", "0.2"]  # so that the state of the random numbers matters

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.attack.runs import ROOT
+from tests.attack.forks import ROOT
 from tests.resume.soak import SCENARIOS, SIGNALS, STAGES, draw
 
 RUNS, KILLS = ["one", "two-sparse", "two-sharded"], 6
