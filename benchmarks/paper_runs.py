@@ -84,8 +84,6 @@ def recipe_of(dataset: str, size: str, name: str) -> tuple[Path, str] | None:
     folder = ROOT / "configuration" / dataset
     endings = dict.fromkeys((SIZES[size], ""))
     found = [(folder / f"{one}{ending}.yaml", ending) for one in (name, "flip") for ending in endings]
-    if dataset == "demo":
-        found = [(ROOT / "configuration" / "quickstart.yaml", "")]
     return next(((path, ending) for path, ending in found if path.exists()), None)
 
 

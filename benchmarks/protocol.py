@@ -8,13 +8,15 @@ of its test rows lie beside it in `predictions/`. Systems with the same pretrain
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import torch
+
+import train
 from benchmarks.significance import USERS, write_predictions, write_users
 from data_scripts.registry import registered_datasets
 from modeling_flip.training import manifest
@@ -179,7 +181,7 @@ class Bench:
             given += ["--pretrained_model_name_or_path", str(pretrained)]
         if not (folder / RESULTS_FILE).exists():
             print(f"=== {recipe.dataset_name}, {name}: {' '.join(given)}", flush=True)
-            if train(system.recipe, *given) != 0:
+            if launch(system.recipe, *given) != 0:
                 raise RunFailedError(f"{recipe.dataset_name}, {name}: train.py {system.recipe} {' '.join(given)}")
         figures = dict(json.loads((folder / RESULTS_FILE).read_text()))
         if changed := changes(figures["recipe"], recipe.to_dict()):
@@ -208,9 +210,18 @@ class Bench:
             self.pretrained.setdefault(key, pretrained)
 
 
-def train(*arguments: str) -> int:
-    """Runs train.py; its exit code."""
-    return subprocess.run([sys.executable, "train.py", *arguments]).returncode
+# Importing train.py takes longer than a small training, so one process imports it, and each run is a fork of that one. A GPU's
+# driver does not outlive a fork.
+PROCESSES = get_context("spawn" if torch.accelerator.is_available() else "forkserver")
+PROCESSES.set_forkserver_preload(["train", "__main__"])
+
+
+def launch(*arguments: str) -> int:
+    """Runs train.py in a process of its own; its exit code."""
+    process = PROCESSES.Process(target=train.main, args=([*arguments],))
+    process.start()
+    process.join()
+    return process.exitcode or 0
 
 
 def split_arguments(given: Sequence[str]) -> tuple[list[str], list[str]]:

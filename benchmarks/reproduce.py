@@ -95,6 +95,9 @@ class Costs:
         return self.timed[key]
 
 
+NO_TIME = "no time is left"
+
+
 def make_runs(bench: Bench, runs: Sequence[tuple[System, int]], seconds: float, at_once: int) -> list[str]:
     """Makes the runs that fit into so many seconds, ID models `at_once` at a time; returns what was not made, and why."""
     ends, left_out = time.monotonic() + seconds, []
@@ -117,7 +120,7 @@ def make_run(costs: Costs, run: tuple[System, int], ends: float) -> str:
     try:
         if ends != float("inf") and not bench.is_measured(system, seed):
             if time.monotonic() >= ends:  # to estimate it would take time too
-                return f"{name}: no time is left"
+                return NO_TIME
             cost, rest = costs.of(system, seed), ends - time.monotonic()
             if cost > rest:
                 return f"{name}: takes {cost / 60:.1f} min, and {max(0, rest) / 60:.1f} are left"
@@ -224,7 +227,10 @@ def main(given: Sequence[str] | None = None) -> None:
         draw(target, bench, options.dataset, options.size, output_dir)
     print(f"\n{len(runs) - len(left_out)} of {len(runs)} runs are there; tables and figures are in {output_dir}")
     if left_out:
-        print("left out:\n  " + "\n  ".join(left_out))
+        reasons = [why for why in left_out if why != NO_TIME]
+        if count := left_out.count(NO_TIME):
+            reasons.append(f"{count} more, for which no time was left; the same command goes on with them")
+        print("left out:\n  " + "\n  ".join(reasons))
 
 
 if __name__ == "__main__":

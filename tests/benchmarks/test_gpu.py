@@ -21,7 +21,7 @@ import train
 from benchmarks import protocol, reproduce
 from benchmarks.gpu import carry, run, speed
 from benchmarks.paper_runs import system
-from benchmarks.protocol import Bench, pretraining_key
+from benchmarks.protocol import Bench, pretraining_key, refit_of
 from benchmarks.small_text_model import SMALL
 from modeling_flip.training import trainer
 from tests.processes import wait_until
@@ -78,7 +78,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             return None
         return 0
 
-    monkeypatch.setattr(protocol, "train", train_here)
+    monkeypatch.setattr(protocol, "launch", train_here)
     monkeypatch.setattr(run, "run_until", run_until)
     monkeypatch.chdir(tmp_path)
 
@@ -166,9 +166,12 @@ def test_a_measured_system_shares_the_pretraining_of_its_trials(tmp_path: Path) 
     search = {"seed": 1, "trials": [{"settings": [], "best_epoch": 2.0, "epochs": 3.0}], "chosen": 0}
     file = bench.result_file(flip_id, 1)
     file.parent.mkdir(parents=True)
-    file.write_text(json.dumps({"search": search, "recipe": {}}))
-    for name in ("flip-id-trial-0", "flip-id-1"):
-        bench.folder("movielens-1m", name).joinpath("pretraining").mkdir(parents=True)
+    file.write_text(json.dumps({"search": search, "recipe": bench.recipe(flip_id, 1, *refit_of(search)).to_dict()}))
+    for settings, name in ([], "flip-id-trial-0"), (["--refit", "2.0"], "flip-id-1"):
+        folder = bench.folder("movielens-1m", name)
+        (folder / "pretraining").mkdir(parents=True)
+        results = {"recipe": bench.recipe(flip_id, 1, *settings).to_dict()}
+        (folder / "all_results.json").write_text(json.dumps(results))
     bench.measure(flip_id, 1)
     for settings, name in ([], "flip-id-trial-0"), (["--refit", "5.0"], "flip-id-1"):
         key = pretraining_key(bench.recipe(flip, 1, *settings))

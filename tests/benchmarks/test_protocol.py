@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import roc_auc_score
 
-import train
 from benchmarks import compare, paper_runs, protocol, reproduce, results_table, significance
 from benchmarks.protocol import Bench, System, refit_of
 from modeling_flip.training.command_line import parse_recipe
@@ -58,16 +57,15 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     half the learning rate; one with seed 13 fails."""
     recipes: list[Any] = []
 
-    def run(command: list[str]) -> SimpleNamespace:
-        assert command[1] == "train.py"
-        recipe = parse_recipe(command[2:])
+    def launch(*arguments: str) -> int:
+        recipe = parse_recipe([*arguments])
         recipes.append(recipe)
         if recipe.seed == 13:
-            return SimpleNamespace(returncode=1)
+            return 1
         leave_results(recipe, 0.8 if recipe.finetuning.get("learning_rate") == 5e-4 else 0.7)
-        return SimpleNamespace(returncode=0)
+        return 0
 
-    monkeypatch.setattr(protocol, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(protocol, "launch", launch)
     return recipes
 
 
@@ -244,30 +242,19 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(
     }
 
 
-def test_a_real_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_a_real_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(results_table, "RESULTS", tmp_path / "results")
-
-    def run(command: list[str]) -> SimpleNamespace:
-        train.main(command[2:])
-        return SimpleNamespace(returncode=0)
-
-    monkeypatch.setattr(protocol, "subprocess", SimpleNamespace(run=run))
-    quick = [
-        "--pretraining",
-        "null",
-        "--towers",
-        "tabular",
-        "--max_train_samples",
-        "500",
-        "--finetuning.max_steps",
-        "8",
-    ]
-    assert compare.compare([QUICKSTART], [5], quick, tmp_path / "models") == []
-    figures = json.loads((tmp_path / "results" / "demo" / "quickstart-5.json").read_text())
-    assert figures["seed"] == 5 and figures["rows"] == {"train": 500 + 2400, "test": 4800}
+    recipe = str(ROOT / "configuration" / "demo" / "flip.yaml")
+    assert compare.compare([recipe], [5], list(TABULAR), tmp_path / "models") == []
+    figures = json.loads((tmp_path / "results" / "demo" / "flip-5.json").read_text())
+    assert figures["seed"] == 5 and figures["rows"] == {"train": 1280 + 2400, "test": 4800}
     (trial,) = figures["search"]["trials"]
     assert 0 < trial["validation_auc"] < 1 and trial["test_auc"] != figures["test_auc"]
     assert trial["best_epoch"] == figures["recipe"]["refit"]
+    wrong = [recipe, *TABULAR, "--label_column", "nothing", "--output_dir", str(tmp_path / "wrong")]
+    assert protocol.launch(*wrong) == 1
+    assert "train.py: error: column 'nothing'" in capfd.readouterr().err
 
 
 # ---- a budget
@@ -320,7 +307,7 @@ def test_what_does_not_fit_into_the_budget_is_left_out(
     left_out = reproduce.make_runs(bench, runs, 200, at_once=1)
     assert left_out == ["cold, seed 1: takes 3.0 min, and 1.7 are left"]
     assert sorted(path.stem for path in (bench.results / "demo").glob("*.json")) == ["dcnv2-1", "flip-1"]
-    assert reproduce.make_runs(bench, [(cold, 1)], 0, at_once=1) == ["cold, seed 1: no time is left"]
+    assert reproduce.make_runs(bench, [(cold, 1)], 0, at_once=1) == [reproduce.NO_TIME]
     assert reproduce.make_runs(bench, runs, float("inf"), at_once=1) == []
     assert "failed: demo, cold-13: train.py" in reproduce.make_runs(bench, [(cold, 13)], float("inf"), 1)[0]
 
