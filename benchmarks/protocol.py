@@ -213,7 +213,7 @@ class Bench:
 # Importing train.py takes longer than a small training, so one process imports it, and each run is a fork of that one. A GPU's
 # driver does not outlive a fork.
 PROCESSES = get_context("spawn" if torch.accelerator.is_available() else "forkserver")
-PROCESSES.set_forkserver_preload(["train", "__main__"])
+PROCESSES.set_forkserver_preload(["train", "benchmarks.significance", "benchmarks.alignment"])
 
 
 def launch(*arguments: str) -> int:

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -77,6 +78,9 @@ def test_pretraining_step_writes_its_figures(tmp_path: Path, monkeypatch: pytest
     path = tmp_path / "figures.json"
     one_layer = {"num_hidden_layers": 1}
     monkeypatch.setattr(pretraining_step, "BertConfig", lambda **sizes: BertConfig(**sizes | one_layer))
+    # A CPU without instructions for bf16 takes minutes for a large product in it.
+    small = partial(pretraining_step.matrix_product_peak, size=64)
+    monkeypatch.setattr(pretraining_step, "matrix_product_peak", small)
     monkeypatch.setattr(sys, "argv", ["pretraining_step.py", "--batch_size", "4", "--rounds", "1", "--json", str(path)])
     pretraining_step.main()
     figures = json.loads(path.read_text())
