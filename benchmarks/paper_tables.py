@@ -307,7 +307,8 @@ def sweep(folder: Path, size: str, variants: Mapping[float, str]) -> dict[float,
 
 
 def draw_sweep(panels: Mapping[str, Mapping[float, Mapping[int, Mapping[str, Any]]]], title: str, path: Path) -> None:
-    """AUC and logloss over a setting, a column for each; means over seeds, and each seed as a point. As `path`.png and .svg."""
+    """AUC and logloss over a setting, a column for each; means over the seeds that all its values have, and each seed as a point.
+    As `path`.png and .svg."""
     from matplotlib.figure import Figure
 
     from benchmarks.alignment import save
@@ -315,14 +316,17 @@ def draw_sweep(panels: Mapping[str, Mapping[float, Mapping[int, Mapping[str, Any
     figure = Figure(figsize=(3.4 * len(panels), 4.6), layout="constrained")
     axes = figure.subplots(2, len(panels), squeeze=False, sharex="col", sharey="row")
     for column, (name, by_value) in enumerate(panels.items()):
-        values = sorted(value for value, of in by_value.items() if of)
+        seeds = set.intersection(*found) if (found := [set(of) for of in by_value.values() if of]) else set()
+        values = sorted(value for value, of in by_value.items() if of and seeds)
+        places = range(len(values))  # evenly: some are close to each other
+        runs = [{seed: of for seed, of in by_value[value].items() if seed in seeds} for value in values]
         for row, (key, label) in enumerate({"test_auc": "test AUC", "test_logloss": "test logloss"}.items()):
             panel = axes[row, column]
-            panel.plot(values, [mean_of(by_value[value], key) for value in values], color="C0")
-            for value in values:
-                found = [run[key] for run in by_value[value].values()]
-                panel.plot([value] * len(found), found, "o", ms=4, color="C0", alpha=0.6, mew=0)
-            panel.set_xticks(values, [f"{value:g}" for value in values])
+            panel.plot(places, [mean_of(of, key) for of in runs], color="C0")
+            for place, of in zip(places, runs, strict=True):
+                found = [run[key] for run in of.values()]
+                panel.plot([place] * len(found), found, "o", ms=4, color="C0", alpha=0.6, mew=0)
+            panel.set_xticks(places, [f"{value:g}" for value in values])
             panel.spines[["top", "right"]].set_visible(False)
             if column == 0:
                 panel.set_ylabel(label)

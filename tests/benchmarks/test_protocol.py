@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from benchmarks import compare, paper_runs, protocol, reproduce, results_table, significance
+from benchmarks import alignment, compare, paper_runs, protocol, reproduce, results_table, significance
 from benchmarks.protocol import Bench, System, refit_of
 from modeling_flip.training.command_line import parse_recipe
 
@@ -452,6 +452,25 @@ def test_tables_and_figures_of_runs(bench: Bench, tmp_path: Path) -> None:
     assert "| FLIP_ID | w/o MLM | 3 | 0.7205 ± 0.0005 |" in (out / "table5.md").read_text()
     assert (out / "figure4.png").read_bytes().startswith(b"\x89PNG")
     assert comparisons == json.loads((bench.results / "demo" / "comparisons.json").read_text())
+
+
+def test_a_sweep_is_drawn_of_the_seeds_that_all_its_values_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(alignment, "save", lambda figure, path: drawn.append(figure))
+    run = {"test_logloss": 0.5}
+    by_value: dict[float, Any] = {
+        0.1: {1: {"test_auc": 0.7, **run}},
+        0.05: {1: {"test_auc": 0.6, **run}, 2: {"test_auc": 0.9, **run}},
+        0.3: {},
+    }
+    reproduce.paper_tables.draw_sweep({"temperature": by_value, "mask ratio": {0.3: {}}}, "demo", tmp_path / "figure")
+    panel, empty, below = drawn[0].axes[:3]
+    line = panel.lines[0]
+    assert [label.get_text() for label in below.get_xticklabels()] == ["0.05", "0.1"]
+    assert list(line.get_xdata()) == [0, 1] and list(line.get_ydata()) == [0.6, 0.7]
+    assert len(empty.lines[0].get_xdata()) == 0
 
 
 def test_seeds_of_different_settings_are_not_compared_as_one_system(bench: Bench) -> None:
