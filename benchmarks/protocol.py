@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from multiprocessing import get_context
+from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 from typing import Any
 
@@ -210,15 +211,19 @@ class Bench:
             self.pretrained.setdefault(key, pretrained)
 
 
-# Importing train.py takes longer than a small training, so one process imports it, and each run is a fork of that one. A GPU's
-# driver does not outlive a fork.
-PROCESSES = get_context("spawn" if torch.accelerator.is_available() else "forkserver")
-PROCESSES.set_forkserver_preload(["train", "benchmarks.significance", "benchmarks.alignment"])
+def processes() -> ForkServerContext | SpawnContext:
+    """Makes the processes of runs. Importing train.py takes longer than a small training, so one process imports it, and each run
+    is a fork of that one. A GPU's driver does not outlive a fork."""
+    if torch.accelerator.is_available():
+        return get_context("spawn")
+    forks = get_context("forkserver")
+    forks.set_forkserver_preload(["train", "benchmarks.significance", "benchmarks.alignment"])
+    return forks
 
 
 def launch(*arguments: str) -> int:
     """Runs train.py in a process of its own; its exit code."""
-    process = PROCESSES.Process(target=train.main, args=([*arguments],))
+    process = processes().Process(target=train.main, args=([*arguments],))
     process.start()
     process.join()
     return process.exitcode or 0

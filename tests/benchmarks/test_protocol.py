@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -245,6 +246,8 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(
 @pytest.mark.slow
 def test_a_real_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(results_table, "RESULTS", tmp_path / "results")
+    # A process has one server of forks only, and tests of the Hub need one with other settings.
+    monkeypatch.setattr(protocol, "processes", lambda: get_context("spawn"))
     recipe = str(ROOT / "configuration" / "demo" / "flip.yaml")
     assert compare.compare([recipe], [5], list(TABULAR), tmp_path / "models") == []
     figures = json.loads((tmp_path / "results" / "demo" / "flip-5.json").read_text())
