@@ -114,7 +114,7 @@ class Bench:
             if "search" not in (figures := json.loads(file.read_text())):
                 continue
             search = dict(figures["search"])
-            recipe = self.recipe(system, int(file.stem.rpartition("-")[2]), *refit_of(search))
+            recipe = self.recipe(system, figures["recipe"]["seed"], *refit_of(search))
             if changed := changes(figures["recipe"], recipe.to_dict()):
                 raise ValueError(
                     f"{file} was measured with {'; '.join(changed)}: give the settings that it had, or remove it"
@@ -217,6 +217,7 @@ def processes() -> ForkServerContext | SpawnContext:
     if torch.accelerator.is_available():
         return get_context("spawn")
     forks = get_context("forkserver")
+    # Beside train.py what the commands that measure import themselves: each fork would import that.
     forks.set_forkserver_preload(["train", "benchmarks.significance", "benchmarks.alignment"])
     return forks
 

@@ -212,6 +212,10 @@ def main(given: Sequence[str] | None = None) -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
     (options.results / options.dataset).mkdir(parents=True, exist_ok=True)
     bench = Bench(options.results, output_dir / "models", of_every_run)
+    try:  # before hours of runs
+        paper_tables.check_alike(paper_tables.load_runs(bench.results / options.dataset))
+    except ValueError as error:
+        parser.error(str(error))
     if options.dataset == "demo":
         make_demo_text_models()
     runs = runs_of(targets, options.dataset, options.size, options.seeds, options.trials)

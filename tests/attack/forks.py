@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
 IMPORTED_LATE = (
     "matplotlib.backends.backend_agg",
     "PIL.JpegImagePlugin",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
-from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from sklearn.metrics import roc_auc_score
 from benchmarks import alignment, compare, paper_runs, protocol, reproduce, results_table, significance
 from benchmarks.protocol import Bench, System, refit_of
 from modeling_flip.training.command_line import parse_recipe
+from tests.processes import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = str(ROOT / "configuration" / "quickstart.yaml")
@@ -243,21 +245,31 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(
     }
 
 
+# In a process of its own: one has only one server of forks, and tests of the Hub need it with other settings.
+REAL = """
+import sys
+from pathlib import Path
+from benchmarks.protocol import Bench, System, launch
+
+folder, recipe, *settings = sys.argv[1:]
+Bench(Path(folder, "results"), Path(folder, "models")).measure(System("flip", recipe, tuple(settings)), 5)
+wrong = [*settings, "--label_column", "nothing", "--output_dir", str(Path(folder, "wrong"))]
+sys.exit(10 + launch(recipe, *wrong))
+"""
+
+
 @pytest.mark.slow
-def test_a_real_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(results_table, "RESULTS", tmp_path / "results")
-    # A process has one server of forks only, and tests of the Hub need one with other settings.
-    monkeypatch.setattr(protocol, "processes", lambda: get_context("spawn"))
+def test_a_real_run(tmp_path: Path) -> None:
     recipe = str(ROOT / "configuration" / "demo" / "flip.yaml")
-    assert compare.compare([recipe], [5], list(TABULAR), tmp_path / "models") == []
+    command = [sys.executable, "-c", REAL, str(tmp_path), recipe, *TABULAR]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=300)
+    assert done.returncode == 10 + 1, done.stderr[-3000:]
+    assert "train.py: error: column 'nothing'" in done.stderr
     figures = json.loads((tmp_path / "results" / "demo" / "flip-5.json").read_text())
     assert figures["seed"] == 5 and figures["rows"] == {"train": 1280 + 2400, "test": 4800}
     (trial,) = figures["search"]["trials"]
     assert 0 < trial["validation_auc"] < 1 and trial["test_auc"] != figures["test_auc"]
     assert trial["best_epoch"] == figures["recipe"]["refit"]
-    wrong = [recipe, *TABULAR, "--label_column", "nothing", "--output_dir", str(tmp_path / "wrong")]
-    assert protocol.launch(*wrong) == 1
-    assert "train.py: error: column 'nothing'" in capfd.readouterr().err
 
 
 # ---- a budget
@@ -476,7 +488,9 @@ def test_a_sweep_is_drawn_of_the_seeds_that_all_its_values_have(
     assert len(empty.lines[0].get_xdata()) == 0
 
 
-def test_seeds_of_different_settings_are_not_compared_as_one_system(bench: Bench) -> None:
+def test_seeds_of_different_settings_are_not_compared_as_one_system(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     fake_runs(bench, {"dcnv2": lambda seed: 0.7, "flip-id": lambda seed: 0.7 + 0.01 * seed}, range(1, 3))
     file = bench.results / "demo" / "flip-id-2.json"
     figures = json.loads(file.read_text())
@@ -486,6 +500,9 @@ def test_seeds_of_different_settings_are_not_compared_as_one_system(bench: Bench
         ValueError, match=r"flip-id-1 and flip-id-2 are not the same system: pretraining\.num_train_epochs"
     ):
         reproduce.paper_tables.compare_all(bench.results / "demo")
+    with pytest.raises(SystemExit, match="2"):  # before anything is run
+        reproduce.main(["table2", "--dataset", "demo", "--results", str(bench.results), "--output_dir", str(tmp_path)])
+    assert "error: flip-id-1 and flip-id-2 are not the same system" in capsys.readouterr().err
 
 
 def test_all_runs_are_a_dataset() -> None:
