@@ -14,21 +14,28 @@ import sys
 from pathlib import Path
 
 from benchmarks import results_table
-from benchmarks.paper_tables import compare_all
+from benchmarks.paper_tables import check_alike, compare_all, load_runs
 from benchmarks.protocol import Bench, RunFailedError, System, split_arguments
 
 
 def compare(recipes: list[str], seeds: list[int], arguments: list[str], output_dir: Path) -> list[str]:
-    """Runs what is missing, and compares the systems of each dataset; returns the runs that failed."""
+    """Runs what is missing, and compares the systems of each dataset; returns the runs that failed.
+
+    Raises:
+        ValueError: the seeds of a system that was measured before had different settings. Nothing is run then.
+    """
     bench = Bench(results_table.RESULTS, output_dir, arguments)
     systems = [System(Path(recipe).stem, recipe) for recipe in recipes]
+    folders = {bench.result_file(system, seeds[0]).parent for system in systems}
+    for folder in folders:
+        check_alike(load_runs(folder))
     failed = []
     for system, seed in ((system, seed) for seed in seeds for system in systems):
         try:
             bench.measure(system, seed)
         except (RunFailedError, ValueError) as error:
             failed.append(str(error))
-    for folder in {bench.result_file(system, seeds[0]).parent for system in systems}:
+    for folder in folders:
         if folder.exists():
             compare_all(folder)
     return failed
@@ -41,7 +48,10 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/compare"), help="folder for the models")
     options = parser.parse_args(given)
-    failed = compare(options.recipes, options.seeds, of_every_run, options.output_dir)
+    try:
+        failed = compare(options.recipes, options.seeds, of_every_run, options.output_dir)
+    except ValueError as error:
+        parser.error(str(error))
     print(results_table.results())
     results_table.main()
     if failed:

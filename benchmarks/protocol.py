@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from multiprocessing import get_context
 from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
@@ -67,13 +67,11 @@ class Bench:
         results: a folder for each dataset.
         output_dir: folder for the models; a run that was interrupted goes on from there.
         arguments: of every run, such as `--raw_dir data/movielens-1m`; those of the pretraining for systems that pretrain.
-        pretrained: of each pretraining that has been run, by `pretraining_key`, the folder.
     """
 
     results: Path
     output_dir: Path
     arguments: Sequence[str] = ()
-    pretrained: dict[str, Path] = field(default_factory=dict)
 
     def recipe(self, system: System, seed: int, *more: str) -> Recipe:
         return parse_recipe([system.recipe, *self.given(system, seed, *more)])
@@ -136,16 +134,12 @@ class Bench:
         file = self.result_file(system, seed)
         if self.is_measured(system, seed):
             figures: dict[str, Any] = json.loads(file.read_text())
-            search = figures["search"]
-            recipe = self.recipe(system, seed, *refit_of(search))
+            recipe = self.recipe(system, seed, *refit_of(figures["search"]))
             if changed := changes(figures["recipe"], recipe.to_dict()):
                 print(
                     f"{file.stem} is kept, though it was measured with {'; '.join(changed)}. To measure it again remove {file} "
                     f"and, where they are, the models {self.folder(recipe.dataset_name, system.name)}-*"
                 )
-            for number, trial in enumerate(search["trials"]):
-                self.remember(self.recipe(system, search["seed"], *trial["settings"]), f"{system.name}-trial-{number}")
-            self.remember(recipe, file.stem)
             return figures
         search = self.search(system, seed)
         figures = self.run(system, seed, refit_of(search), file.stem)
@@ -177,7 +171,7 @@ class Bench:
         recipe = self.recipe(system, seed, *settings)
         folder = self.folder(recipe.dataset_name, name)
         given = [*self.given(system, seed, *settings), "--output_dir", str(folder)]
-        pretrained = self.pretrained.get(pretraining_key(recipe) or "")
+        pretrained = self.pretraining_for(recipe)
         if pretrained not in (None, folder / "pretraining"):
             given += ["--pretrained_model_name_or_path", str(pretrained)]
         if not (folder / RESULTS_FILE).exists():
@@ -187,8 +181,20 @@ class Bench:
         figures = dict(json.loads((folder / RESULTS_FILE).read_text()))
         if changed := changes(figures["recipe"], recipe.to_dict()):
             raise ValueError(f"{folder} holds a run with {'; '.join(changed)}: remove it to train again")
-        self.remember(recipe, name)
         return figures
+
+    def pretraining_for(self, recipe: Recipe) -> Path | None:
+        """The checkpoint of a finished run that pretrained the same model on the same rows; None where there is none, or where
+        the recipe does not pretrain."""
+        if recipe.pretraining is None or recipe.pretrained_model_name_or_path is not None:
+            return None
+        wanted = of_pretraining(recipe).to_dict()
+        for results in sorted(self.folder(recipe.dataset_name, ".").glob(f"*/{RESULTS_FILE}")):
+            if (pretrained := results.parent / "pretraining").exists():
+                recorded = Recipe(**json.loads(results.read_text())["recipe"])
+                if not changes(of_pretraining(recorded).to_dict(), wanted):
+                    return pretrained
+        return None
 
     def pretraining_of(self, figures: Mapping[str, Any], name: str) -> Path | None:
         """The pretraining checkpoint of a run, its own or a shared one; None where it is not here."""
@@ -198,17 +204,6 @@ class Bench:
 
     def folder(self, dataset_name: str, name: str) -> Path:
         return self.output_dir / Path(dataset_name).name / name
-
-    def remember(self, recipe: Recipe, name: str) -> None:
-        """Where its pretraining is, for others; not one with other settings, which an earlier command has left."""
-        folder = self.folder(recipe.dataset_name, name)
-        pretrained, results = folder / "pretraining", folder / RESULTS_FILE
-        key = pretraining_key(recipe)
-        if key is None or not pretrained.exists() or not results.exists():
-            return
-        recorded = Recipe(**json.loads(results.read_text())["recipe"])
-        if not changes(of_pretraining(recorded).to_dict(), of_pretraining(recipe).to_dict()):
-            self.pretrained.setdefault(key, pretrained)
 
 
 def processes() -> ForkServerContext | SpawnContext:
@@ -260,13 +255,6 @@ def chosen_epochs(search: Mapping[str, Any]) -> float:
     """Of the chosen trial, the epoch that was best on validation, or all of its epochs where it was not stopped."""
     chosen = chosen_trial(search)
     return float(chosen.get("best_epoch") or chosen["epochs"])
-
-
-def pretraining_key(recipe: Recipe) -> str | None:
-    """The same for recipes that pretrain the same model on the same rows; None where a recipe does not pretrain."""
-    if recipe.pretraining is None or recipe.pretrained_model_name_or_path is not None:
-        return None
-    return json.dumps(of_pretraining(recipe).to_dict(), sort_keys=True)
 
 
 def of_pretraining(recipe: Recipe) -> Recipe:

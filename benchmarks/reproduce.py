@@ -43,7 +43,7 @@ from benchmarks.paper_runs import (
     name_of_runs,
     runs_of,
 )
-from benchmarks.protocol import Bench, RunFailedError, System, pretraining_key, refit_of, split_arguments
+from benchmarks.protocol import Bench, RunFailedError, System, refit_of, split_arguments
 from modeling_flip.training.dry_run import inspect
 from modeling_flip.training.recipe import Recipe, needs_text
 from modeling_flip.training.timing import StageFacts
@@ -71,7 +71,7 @@ class Costs:
     def of_run(self, recipe: Recipe) -> float:
         seconds = 0.0
         for name, stage in self.facts(recipe).items():
-            if name == "pretraining" and pretraining_key(recipe) in self.bench.pretrained:
+            if name == "pretraining" and self.bench.pretraining_for(recipe) is not None:
                 continue
             is_short = name == "finetuning" and recipe.refit is not None
             share = float(recipe.refit or 1) / self.epochs(recipe) if is_short else 1.0

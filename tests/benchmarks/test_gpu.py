@@ -21,7 +21,7 @@ import train
 from benchmarks import protocol, reproduce
 from benchmarks.gpu import carry, run, speed
 from benchmarks.paper_runs import system
-from benchmarks.protocol import Bench, pretraining_key, refit_of
+from benchmarks.protocol import Bench
 from benchmarks.small_text_model import SMALL
 from modeling_flip.training import trainer
 from tests.processes import wait_until
@@ -160,23 +160,19 @@ def test_the_command_of_a_slice_gives_the_papers_batch(
         assert bench.recipe(system("movielens-1m", "paper", name), 1).pretraining is None
 
 
-def test_a_measured_system_shares_the_pretraining_of_its_trials(tmp_path: Path) -> None:
+def test_systems_of_the_recipe_share_a_pretraining(tmp_path: Path) -> None:
     bench = Bench(tmp_path / "results", tmp_path / "models")
     flip_id, flip = (system("movielens-1m", "paper", name) for name in ("flip-id", "flip"))
-    search = {"seed": 1, "trials": [{"settings": [], "best_epoch": 2.0, "epochs": 3.0}], "chosen": 0}
-    file = bench.result_file(flip_id, 1)
-    file.parent.mkdir(parents=True)
-    file.write_text(json.dumps({"search": search, "recipe": bench.recipe(flip_id, 1, *refit_of(search)).to_dict()}))
     for settings, name in ([], "flip-id-trial-0"), (["--refit", "2.0"], "flip-id-1"):
         folder = bench.folder("movielens-1m", name)
         (folder / "pretraining").mkdir(parents=True)
         results = {"recipe": bench.recipe(flip_id, 1, *settings).to_dict()}
         (folder / "all_results.json").write_text(json.dumps(results))
-    bench.measure(flip_id, 1)
     for settings, name in ([], "flip-id-trial-0"), (["--refit", "5.0"], "flip-id-1"):
-        key = pretraining_key(bench.recipe(flip, 1, *settings))
-        assert key is not None
-        assert bench.pretrained[key] == bench.folder("movielens-1m", name) / "pretraining"
+        assert (
+            bench.pretraining_for(bench.recipe(flip, 1, *settings))
+            == bench.folder("movielens-1m", name) / "pretraining"
+        )
 
 
 def test_a_slice_ends_with_all_its_processes(tmp_path: Path) -> None:

@@ -191,8 +191,8 @@ def test_a_pretraining_with_other_settings_is_not_shared(bench: Bench, launched:
     assert [one.pretrained_model_name_or_path for one in launched[-2:]] == [None, None]
     # Other settings of finetuning do not matter to it.
     again = Bench(bench.results, bench.output_dir, [*short.arguments, "--finetuning.num_train_epochs", "2"])
-    again.measure(flip_id, 1)
-    assert len(again.pretrained) == 2
+    assert again.pretraining_for(again.recipe(flip, 1)) == bench.output_dir / "demo" / "flip-id-trial-0" / "pretraining"
+    assert again.pretraining_for(again.recipe(flip, 2)) is None
 
 
 def test_a_run_of_another_protocol_is_made_again(bench: Bench, launched: list[Any]) -> None:
@@ -225,12 +225,10 @@ def test_systems_with_the_same_pretraining_share_it_seed_by_seed(bench: Bench, l
     assert figures["pretraining_seed"] == 2
     assert "pretraining_seed" not in json.loads((bench.results / "demo" / "dcnv2-2.json").read_text())
     assert bench.pretraining_of(figures, "flip-id-2") == models / "flip-2" / "pretraining"
-    # Known again where an interrupted comparison goes on.
+    # Found again by a command that names other systems.
     later = Bench(bench.results, bench.output_dir)
-    later.measure(systems[0], 1)
-    ours = {models / "flip-1" / "pretraining", models / "flip-trial-0" / "pretraining"}
-    assert later.pretrained == {key: path for key, path in bench.pretrained.items() if path in ours}
-    assert len(later.pretrained) == 2
+    later.measure(System("flip-plm", QUICKSTART, ("--towers", "text")), 2)
+    assert launched[-1].pretrained_model_name_or_path == str(models / "flip-2" / "pretraining")
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(
@@ -489,7 +487,11 @@ def test_a_sweep_is_drawn_of_the_seeds_that_all_its_values_have(
 
 
 def test_seeds_of_different_settings_are_not_compared_as_one_system(
-    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bench: Bench,
+    launched: list[Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     fake_runs(bench, {"dcnv2": lambda seed: 0.7, "flip-id": lambda seed: 0.7 + 0.01 * seed}, range(1, 3))
     file = bench.results / "demo" / "flip-id-2.json"
@@ -500,9 +502,19 @@ def test_seeds_of_different_settings_are_not_compared_as_one_system(
         ValueError, match=r"flip-id-1 and flip-id-2 are not the same system: pretraining\.num_train_epochs"
     ):
         reproduce.paper_tables.compare_all(bench.results / "demo")
-    with pytest.raises(SystemExit, match="2"):  # before anything is run
-        reproduce.main(["table2", "--dataset", "demo", "--results", str(bench.results), "--output_dir", str(tmp_path)])
-    assert "error: flip-id-1 and flip-id-2 are not the same system" in capsys.readouterr().err
+    monkeypatch.setattr(results_table, "RESULTS", bench.results)
+    monkeypatch.setattr(sys, "argv", ["compare", QUICKSTART, "--output_dir", str(tmp_path)])
+    commands = [
+        lambda: reproduce.main(
+            ["table2", "--dataset", "demo", "--results", str(bench.results), "--output_dir", str(tmp_path)]
+        ),
+        compare.main,
+    ]
+    for command in commands:
+        with pytest.raises(SystemExit, match="2"):
+            command()
+        assert "error: flip-id-1 and flip-id-2 are not the same system" in capsys.readouterr().err
+    assert launched == []
 
 
 def test_all_runs_are_a_dataset() -> None:
