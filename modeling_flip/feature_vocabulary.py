@@ -20,8 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from .cell_text import MISSING_WORDS, as_numbers
 from .fields import MOST_FIELDS, Field, check_schema, make_field, used, with_min_count
-from .row_reader import MEMBER_SEPARATOR, MISSING_WORDS, as_numbers, read_columns
+from .row_reader import MEMBER_SEPARATOR, read_columns
 from .token_table import TokenTable
 
 VOCABULARY_FILE = "feature_vocab.parquet"

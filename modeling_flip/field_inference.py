@@ -12,19 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from .cell_text import ISO, MISSING_WORDS, NUMBER, as_numbers
 from .fields import OPTIONS_OF_KIND, Field, check_keys, did_you_mean
-from .row_reader import (
-    ISO,
-    MEMBER_SEPARATOR,
-    MISSING_WORDS,
-    NUMBER,
-    UnreadableError,
-    arrow_or_cells,
-    as_numbers,
-    open_rows,
-    read_column,
-    to_arrow,
-)
+from .row_containers import UnreadableError, arrow_or_cells, open_rows, to_arrow
+from .row_reader import MEMBER_SEPARATOR, read_column
 
 # With fewer rows, nothing is concluded from how often values repeat.
 ROWS_TO_CONCLUDE = 50
@@ -51,7 +42,7 @@ SEPARATORS = ("|", ";", ",")
 # 3,50 and 1,234 are not lists.
 WITH_COMMA = r"^[+-]?([0-9]+,[0-9]+|[0-9]{1,3}(,[0-9]{3})*(\.[0-9]+)?)$"
 TIME_WORDS = {"time", "timestamp", "ts", "date", "datetime", "at", "created", "updated"}
-# Whole numbers of a column with such a name are seconds, milliseconds, … since 1970 from here on, as `row_reader` reads them.
+# Whole numbers of a column with such a name are seconds, milliseconds, … since 1970 from here on, as `cell_text` reads them.
 FIRST_MOMENT = 1e8
 
 

@@ -18,13 +18,14 @@ import pyarrow.compute as pc
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import CONFIG_NAME, cached_file, logging
 
+from .cell_text import as_numbers
 from .checkpoint_files import LOCATION_KEYS, PROCESSOR, check_files, copy_code, write_checksums
 from .configuration_flip import IS_REMOTE_CODE
 from .feature_vocabulary import VOCABULARY_FILE, FeatureVocabulary
 from .field_inference import FieldReport, infer_fields
 from .fields import Field, used
 from .row_dataset import FlipDataset
-from .row_reader import MEMBER_SEPARATOR, as_numbers, read_clicks, read_columns
+from .row_reader import MEMBER_SEPARATOR, read_clicks, read_columns
 from .token_table import Segments, TokenTable, gather, gather_sentences
 
 logger = logging.get_logger(__name__)

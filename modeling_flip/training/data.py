@@ -12,9 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..cell_text import MISSING_WORDS, NUMBER
 from ..fields import Field
 from ..quarantine import BadRowError
-from ..row_reader import MISSING_WORDS, NUMBER, read_column
+from ..row_reader import read_column
 
 logger = logging.getLogger(__name__)
 

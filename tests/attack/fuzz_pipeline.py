@@ -25,8 +25,9 @@ import torch
 
 from data_scripts.text_model import write as write_text_model
 from modeling_flip import CtrPredictionPipeline, Field, FlipForCTR, FlipProcessor
+from modeling_flip.cell_text import KINDS_OF_TEXT
 from modeling_flip.fields import TYPES
-from modeling_flip.row_reader import KINDS_OF_TEXT, read_column, read_columns
+from modeling_flip.row_reader import read_column, read_columns
 
 Rng = np.random.Generator
 NUMERIC_TYPES = ("integer", "number", "date", "timestamp")

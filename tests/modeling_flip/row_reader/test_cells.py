@@ -17,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modeling_flip import Field
+from modeling_flip.cell_text import as_numbers
 from modeling_flip.fields import TYPES
-from modeling_flip.row_reader import MEMBER_SEPARATOR, as_numbers, read_column, read_columns
+from modeling_flip.row_reader import MEMBER_SEPARATOR, read_column, read_columns
 from tests.modeling_flip.row_reader.columns import D, lists_of, texts_of
 
 

@@ -17,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modeling_flip import Field
+from modeling_flip.cell_text import _moment, as_numbers
 from modeling_flip.fields import TYPES
-from modeling_flip.row_reader import _moment, as_numbers, read_column
+from modeling_flip.row_reader import read_column
 from tests.modeling_flip.row_reader.columns import ROME, D, lists_of, texts_of
 
 POOL: list[Any] = [
