@@ -52,7 +52,14 @@ def holds_text(kind: pa.DataType) -> bool:
 
 # The Arrow types that can be written as text.
 KINDS_OF_TEXT = (
-    *(holds_text, pa.types.is_null, pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal),
+    *(
+        holds_text,
+        pa.types.is_null,
+        pa.types.is_boolean,
+        pa.types.is_integer,
+        pa.types.is_floating,
+        pa.types.is_decimal,
+    ),
     *(pa.types.is_date, pa.types.is_timestamp, pa.types.is_time),
 )
 

@@ -53,7 +53,7 @@ KEYS = (
 )
 CODE = (
     *("fields", "cell_text", "row_containers", "row_reader", "quarantine", "field_inference"),
-    *("feature_vocabulary", "token_table", "row_dataset"),
+    *("feature_vocabulary", "vocabulary_file", "token_table", "row_dataset"),
     *(f"table_files/{path.stem}" for path in sorted((manifest.PACKAGE / "table_files").glob("*.py"))),
     *("processing_flip", "training/splits", "training/data", "training/checks", "training/encoded_rows"),
     "training/preparation",
