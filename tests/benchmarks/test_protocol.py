@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from benchmarks import alignment, compare, paper_runs, protocol, reproduce, results_table, significance
+from benchmarks import alignment, compare, paper_runs, protocol, reproduce, results_table, search, significance
 from benchmarks.protocol import Bench, System, refit_of
 from modeling_flip.training.command_line import parse_recipe
 from tests.processes import environment
@@ -241,6 +241,24 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(
         "quickstart-4.json",
         "comparisons.json",
     }
+
+
+def test_settings_of_a_recipe_are_tried_once_and_recorded(
+    launched: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [QUICKSTART, "--json", str(tmp_path / "search.json"), "--output_dir", str(tmp_path / "models"), "--try="]
+    search.main([*given, "--", "--min_count", "2"])
+    assert "| as it is | 0.7000 | 0.5000 | 2 |" in capsys.readouterr().out
+    search.main([*given, "--try=--finetuning.learning_rate 5e-4", "--", "--min_count", "2"])
+    assert [one.finetuning["learning_rate"] for one in launched] == [launched[0].finetuning["learning_rate"], 5e-4]
+    assert {one.min_count for one in launched} == {2}
+    found = json.loads((tmp_path / "search.json").read_text())
+    assert [one["settings"] for one in found["trials"]] == ["--finetuning.learning_rate 5e-4", ""]  # the best one first
+    assert [one["validation_auc"] for one in found["trials"]] == [0.8, 0.7]
+    assert found["recipe"]["min_count"] == 2
+    with pytest.raises(SystemExit, match="2"):  # a run with other settings has that name
+        search.main([*given, "--", "--min_count", "3"])
+    assert "holds a run with min_count 2 (now 3)" in capsys.readouterr().err
 
 
 # In a process of its own: one has only one server of forks, and tests of the Hub need it with other settings.
