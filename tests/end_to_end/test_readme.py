@@ -70,7 +70,15 @@ def test_the_readme_has_no_command_that_is_not_run() -> None:
     others -= {line for line in others if line.startswith(SERVING)}  # tests/serving runs these
     benchmarks = {line for line in others if line.startswith(PYTHON)}  # tests/benchmarks runs these
     scripts = {"pretraining_step", "data_pipeline", "tabular_training", "sparse_step", "scoring", "compare", "scale"}
-    scripts |= {"distributed", "small_text_model", "new_values", "preparation_tools", "reproduce", "alignment"}
+    scripts |= {
+        "distributed",
+        "small_text_model",
+        "new_values",
+        "preparation_tools",
+        "reproduce",
+        "search",
+        "alignment",
+    }
     scripts |= {"serving", "serving_load"}
     assert {line.removeprefix(PYTHON).split()[0] for line in benchmarks} == scripts
     others -= benchmarks
