@@ -46,6 +46,7 @@ TITLES = {
     "afn": "AFN",
     "autoint": "AutoInt",
     "dcnv2": "DCNv2",
+    "dcnv2-searched": "DCNv2, searched",
     "dcnv2-sparse": "DCNv2, `sparse_embeddings`",
     "dcn-mix": "DCN-Mix",
     "pnn-outer": "PNN, outer product",
