@@ -35,6 +35,11 @@ def main(given: Sequence[str] | None = None) -> None:
     bench = Bench(RESULTS, options.output_dir, of_every_run)
     system = System(Path(options.recipe).stem, options.recipe)
     trials = []
+    try:  # all of them, before hours of runs
+        for settings in options.trials:
+            bench.recipe(system, options.seed, *settings.split())
+    except ValueError as error:
+        parser.error(str(error))
     for settings in options.trials:
         name = "".join([system.name, *settings.split()]).replace("/", "-")
         try:

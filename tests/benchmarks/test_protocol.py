@@ -259,6 +259,10 @@ def test_settings_of_a_recipe_are_tried_once_and_recorded(
     with pytest.raises(SystemExit, match="2"):  # a run with other settings has that name
         search.main([*given, "--", "--min_count", "3"])
     assert "holds a run with min_count 2 (now 3)" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):  # before anything is run
+        search.main([*given, "--try=--min_cuont 3"])
+    assert "no such key: min_cuont; did you mean min_count?" in capsys.readouterr().err
+    assert len(launched) == 2
 
 
 # In a process of its own: one has only one server of forks, and tests of the Hub need it with other settings.
