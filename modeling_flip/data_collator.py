@@ -105,7 +105,7 @@ class PretrainingCollator:
             )
             replacements: int | np.ndarray = self.processor.tokenizer.mask_token_id
         else:
-            special = np.isin(input_ids, list(self.processor._control_ids))
+            special = np.isin(input_ids, self.processor.sentence_tokenizer.control_ids)
             draw = self._draw(rows, TEXT_TOKENS, input_ids.shape[1])
             is_masked_token = (draw < self.text_mask_ratio) & (sentences["attention_mask"] == 1) & ~special
             replacements = self._replacements(rows, input_ids)

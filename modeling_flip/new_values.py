@@ -17,7 +17,6 @@ import torch
 
 from .feature_vocabulary import FeatureVocabulary
 from .processing_flip import FlipProcessor
-from .token_table import TokenTable
 
 # A regression learns from at most so many values, the most frequent ones.
 MOST_FITTED = 4096
@@ -72,12 +71,13 @@ def known_values(vocabulary: FeatureVocabulary, column: int) -> np.ndarray:
 def word_states(model: Any, processor: FlipProcessor, columns: np.ndarray, texts: pa.Array) -> torch.Tensor:
     """Values, as their field's position (U,) and their text (U,) → (U, D_text): the text tower's last hidden states of
     "{field} is {value}.", their mean over the value's tokens."""
-    flip, table = model.base_model, TokenTable.of_parts(processor.segments(columns, texts))
+    assert processor.max_length is not None
+    flip, table = model.base_model, processor.sentence_tokenizer.token_table(columns, texts)
     states = torch.zeros(len(columns), flip.text_tower.config.hidden_size, device=model.device)
     order = np.argsort(table.lengths, kind="stable")
     for first in range(0, len(order), VALUES_AT_ONCE):
         some = order[first : first + VALUES_AT_ONCE]
-        sentences = processor.sentences_of_values(table, some)
+        sentences = processor.sentence_tokenizer.of_values(table, some, processor.max_length)
         inputs = {name: torch.from_numpy(array).to(model.device) for name, array in sentences.items()}
         is_value = (inputs.pop("token_field_ids") >= 0).unsqueeze(-1)  # (B, L, 1)
         hidden = flip(**inputs).text_hidden_states.float()

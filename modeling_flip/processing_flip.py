@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import CONFIG_NAME, cached_file, logging
 
@@ -25,18 +23,12 @@ from .feature_vocabulary import VOCABULARY_FILE, FeatureVocabulary
 from .field_inference import FieldReport, infer_fields
 from .fields import Field, used
 from .row_dataset import FlipDataset
-from .row_reader import MEMBER_SEPARATOR, read_clicks, read_columns
-from .token_table import Segments, TokenTable, gather, gather_sentences
+from .row_reader import read_clicks, read_columns
+from .sentences import SentenceTokenizer, default_max_length, pieces_of, spoken, usable_tokenizer, words_of
+from .token_table import gather
 
 logger = logging.get_logger(__name__)
 
-MISSING_TEXT = "unknown"
-MAX_LENGTH = 512
-# The token table cuts values at this many tokens, whatever max_length is: a processor may be loaded with a larger one.
-MAX_SEGMENT_LENGTH = 4096
-# A segment is tokenised after this anchor, because in a sentence it follows the full stop of the previous segment.
-ANCHOR = "."
-SEGMENTS_AT_ONCE = 4096
 ROWS_AT_ONCE = 1 << 18
 # A warning is logged when nearly all values of a field are unseen in this many rows: probably it is a different column.
 ROWS_TO_JUDGE, NEARLY_ALL = 20, 0.9
@@ -80,36 +72,24 @@ class FlipProcessor(ProcessorMixin):
         self.max_length = max_length
         self.has_text = tokenizer is not None
         self._vocabulary = vocabulary
-        self._token_table_is_exact = False
+        self._sentence_tokenizer: SentenceTokenizer | None = None
+        self.gathers_tokens = False  # whether a sentence's tokens are those of its values, one after the other
         self._warned: set[str] = set()  # the fields that `warn_of_strange_columns` has named
         if tokenizer is not None:
             self._prepare_text(tokenizer)
 
     def _prepare_text(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        if not tokenizer.is_fast:
-            raise ValueError(f"{type(tokenizer).__name__} reports no character offsets; load it with use_fast=True")
-        if tokenizer.mask_token is None or tokenizer.pad_token is None or tokenizer.truncation_side != "right":
-            self.tokenizer = tokenizer = copy.deepcopy(tokenizer)  # the caller's stays as it is
-        if tokenizer.mask_token is None:
-            tokenizer.add_special_tokens({"mask_token": "<mask>"})
-        if tokenizer.pad_token is None:
-            tokenizer.add_special_tokens({"pad_token": tokenizer.eos_token or "<pad>"})
-        tokenizer.truncation_side = "right"
-        self._special_ids = _special_ids_around(tokenizer)
-        self._control_ids = np.setdiff1d(
-            tokenizer.all_special_ids, [i for i in [tokenizer.unk_token_id] if i is not None]
-        )
+        self.tokenizer = tokenizer = usable_tokenizer(tokenizer)
+        sentences = self._sentence_tokenizer = SentenceTokenizer(tokenizer, self._vocabulary.columns)
         self.max_length = self.max_length or default_max_length(tokenizer)
-        least = len(self._special_ids[0]) + len(self._special_ids[1]) + 1
-        if not least <= self.max_length <= MAX_SEGMENT_LENGTH:
-            raise ValueError(f"max_length is {self.max_length}; it must be from {least} to {MAX_SEGMENT_LENGTH}")
+        sentences.check_max_length(self.max_length)
         if self._vocabulary.token_table is not None:
-            self._token_table_is_exact = self._check_token_table()
-        if not self._token_table_is_exact:  # none yet, or made for another tokenizer or other names
-            table = self._token_table(self._vocabulary.value_columns, self._vocabulary.all_texts)
+            self.gathers_tokens = sentences.can_gather(self._vocabulary, self.max_length)
+        if not self.gathers_tokens:  # none yet, or made for another tokenizer or other names
+            table = sentences.token_table(self._vocabulary.value_columns, self._vocabulary.all_texts)
             self._vocabulary = replace(self._vocabulary, token_table=table)
-            self._token_table_is_exact = self._check_token_table()
-        if not self._token_table_is_exact:
+            self.gathers_tokens = sentences.can_gather(self._vocabulary, self.max_length)
+        if not self.gathers_tokens:
             logger.warning_once(
                 "this tokenizer splits a value differently alone and inside its sentence: whole sentences are tokenised "
                 "instead of gathered, which is slower"
@@ -205,6 +185,19 @@ class FlipProcessor(ProcessorMixin):
                 )
 
     @property
+    def sentence_tokenizer(self) -> SentenceTokenizer:
+        """What makes tokens of values and of sentences.
+
+        Raises:
+            ValueError: the processor has no tokenizer.
+        """
+        if self._sentence_tokenizer is None:
+            raise ValueError(
+                "this processor has no tokenizer, and so no sentences: its model has only the tabular tower"
+            )
+        return self._sentence_tokenizer
+
+    @property
     def model_input_names(self) -> list[str]:
         return ["feature_ids", "input_ids", "attention_mask"] if self.has_text else ["feature_ids"]
 
@@ -247,12 +240,16 @@ class FlipProcessor(ProcessorMixin):
         for field in absent:  # each by itself, so that none is named twice where rows come in chunks with other columns
             logger.warning_once(f"no column {field!r} in the rows: scored as missing")
         value_ids, local = self._vocabulary.encode(columns)
-        table = self._vocabulary.token_table if self._token_table_is_exact else None
+        tables = None
+        if self.gathers_tokens:
+            assert self._vocabulary.token_table is not None
+            own = self.sentence_tokenizer.token_table(local.columns, local.texts)
+            tables = (self._vocabulary.token_table, own)
         dataset = FlipDataset(
             value_ids=value_ids,
             vocabulary=self._vocabulary,
             local=local,
-            token_tables=None if table is None else (table, self._token_table(local.columns, local.texts)),
+            token_tables=tables,
             labels=read_clicks(rows, labels) if isinstance(labels, str) else labels,
             row_ids=np.arange(len(value_ids)),
         )
@@ -324,40 +321,17 @@ class FlipProcessor(ProcessorMixin):
     def sentences(self, rows: FlipDataset, fields: Sequence[int] | None = None) -> dict[str, np.ndarray]:
         """`input_ids`, `attention_mask` and `token_field_ids`, each (B, L) int64, L the longest sentence here.
 
-        `fields` (positions) makes sentences of these alone. Their first then stands as it does inside the whole sentence:
-        tokenizers that mark spaces mark one before it.
+        `fields` (positions) makes sentences of these alone.
         """
-        if rows.token_tables is None:
-            return self._tokenize_sentences(rows, fields)
-        assert self.tokenizer is not None and self.max_length is not None
-        chosen = np.arange(rows.value_ids.shape[1]) if fields is None else np.sort(np.asarray(fields, np.int64))
-        return gather_sentences(
-            rows.token_tables,
-            rows.value_ids[:, chosen],
-            chosen,
-            self._special_ids,
-            self.tokenizer.pad_token_id,
-            self.max_length,
-        )
-
-    def sentences_of_values(self, table: TokenTable, values: np.ndarray) -> dict[str, np.ndarray]:
-        """What `sentences` gives, of some values of a token table (B,), each a sentence by itself."""
-        assert self.tokenizer is not None and self.max_length is not None
-        tables, field = (table, TokenTable.of_parts([])), np.zeros(1, np.int64)
-        special, pad = self._special_ids, self.tokenizer.pad_token_id
-        return gather_sentences(tables, values[:, None], field, special, pad, self.max_length)
-
-    @property
-    def num_special_tokens(self) -> int:
-        """How many the tokenizer puts around a sentence."""
-        return sum(map(len, self._special_ids))
+        assert self.max_length is not None
+        return self.sentence_tokenizer.of_rows(rows, self.max_length, fields)
 
     def cut_fields(self, rows: FlipDataset) -> dict[str, float]:
         """Of each field whose value `max_length` cuts in some of the rows, or leaves out, the share of the rows where it does.
         Nothing where whole sentences are tokenised."""
         if rows.token_tables is None or self.max_length is None:
             return {}
-        room = self.max_length - self.num_special_tokens
+        room = self.max_length - self.sentence_tokenizer.num_special_tokens
         seen, local = rows.token_tables
         cut = np.zeros(len(self.fields), np.int64)
         for first in range(0, len(rows), ROWS_AT_ONCE):
@@ -366,140 +340,21 @@ class FlipProcessor(ProcessorMixin):
         shares = cut / max(1, len(rows))
         return {name: float(share) for name, share in zip(self.fields, shares, strict=True) if share}
 
-    # ---- sentences as text: to read, and to check the token table against
+    # ---- sentences as text: to read
 
     def texts(self, rows: Any) -> list[str]:
         """The sentences of raw rows, as the text tower reads them."""
         columns, _ = read_columns(rows, self._vocabulary.columns, strict=False)
-        values = zip(*(_spoken(column.dictionary_decode()).to_pylist() for column in columns.values()), strict=True)
-        return ["".join(piece for pieces in self._pieces(row) for piece in pieces) for row in values]
+        values = zip(*(spoken(column.dictionary_decode()).to_pylist() for column in columns.values()), strict=True)
+        return [_joined(pieces_of(self._vocabulary.columns, row)) for row in values]
 
     def texts_of(self, rows: FlipDataset) -> list[str]:
         """The sentences of encoded rows, whole."""
-        return ["".join(chain.from_iterable(pieces)) for pieces in self.pieces_of(rows)]
+        return [_joined(pieces) for pieces in self.pieces_of(rows)]
 
     def pieces_of(self, rows: FlipDataset) -> list[list[tuple[str, str, str]]]:
         """The sentences of encoded rows, each as what stands before a field's value, the value, and what stands after it."""
-        return [list(self._pieces(values)) for values in self._values_of(rows)]
-
-    def _pieces(self, values: Sequence[str]) -> Iterator[tuple[str, str, str]]:
-        for i, (field, value) in enumerate(zip(self._vocabulary.columns, values, strict=True)):
-            yield (" " if i else "") + f"{field.words} is ", value, "."
-
-    def _token_table(self, columns: np.ndarray, texts: pa.Array) -> TokenTable:
-        return TokenTable.of_parts(self.segments(columns, texts) if self.has_text else [])
-
-    def segments(self, columns: np.ndarray, texts: pa.Array) -> Iterator[Segments]:
-        """The tokens of "{field name} is {value}." of values given as their field's position (U,) and canonical text (U,), some
-        at a time."""
-        names = [field.words for field in self._vocabulary.columns]
-        for first in range(0, len(columns), SEGMENTS_AT_ONCE):
-            chunk = columns[first : first + SEGMENTS_AT_ONCE]
-            values = _spoken(texts[first : first + SEGMENTS_AT_ONCE].cast(pa.string())).to_pylist()
-            heads = [f"{ANCHOR} {names[i]} is " if i else f"{names[i]} is " for i in chunk]
-            encoded = self.tokenize([f"{h}{v}." for h, v in zip(heads, values, strict=True)], special=False)
-            ids, spans = encoded["input_ids"], encoded["offset_mapping"]
-            lengths = np.fromiter(map(len, ids), np.int64, len(ids))
-            tokens = np.fromiter(chain.from_iterable(ids), np.int32, lengths.sum())
-            places = np.fromiter(chain.from_iterable(chain.from_iterable(spans)), np.int32, 2 * len(tokens))
-            starts, stops = places[::2], places[1::2]
-            begins = np.fromiter(map(len, heads), np.int64, len(heads))  # where the value begins, and where it ends
-            ends = begins + np.fromiter(map(len, values), np.int64, len(values))
-            row = np.repeat(np.arange(len(chunk)), lengths)
-            is_value = (starts < ends[row]) & (stops > begins[row])
-            kept = (stops > len(ANCHOR)) | (chunk[row] == 0)
-            nth = np.cumsum(kept) - 1  # of the tokens that are kept, from the segment's first
-            lengths = np.bincount(row[kept], minlength=len(chunk))
-            nth -= np.repeat(np.cumsum(lengths) - lengths, np.bincount(row, minlength=len(chunk)))
-            kept &= nth < MAX_SEGMENT_LENGTH
-            yield (
-                self._without_control_ids(tokens[kept]),
-                is_value[kept],
-                np.minimum(lengths, MAX_SEGMENT_LENGTH).astype(np.int64),
-            )
-
-    @property
-    def gathers_tokens(self) -> bool:
-        """Whether a sentence's tokens are those of its values, one after the other."""
-        return self._token_table_is_exact
-
-    def tokenize(self, texts: list[str], *, special: bool = True, **kwargs: Any) -> Mapping[str, Any]:
-        """Tokenise plain text: a value that spells a special token, such as "[MASK]", stays text."""
-        assert self.tokenizer is not None
-        return self.tokenizer(
-            texts,
-            add_special_tokens=special,
-            split_special_tokens=True,
-            return_offsets_mapping=True,
-            verbose=False,
-            **kwargs,
-        )
-
-    def _without_control_ids(self, ids: np.ndarray) -> np.ndarray:
-        """A Unigram model finds "<mask>" in plain text, though special tokens are split: such a token is unknown."""
-        assert self.tokenizer is not None
-        unknown = self.tokenizer.unk_token_id
-        return ids if unknown is None else np.where(np.isin(ids, self._control_ids), np.int32(unknown), ids)
-
-    def _tokenize_sentences(self, rows: FlipDataset, fields: Sequence[int] | None = None) -> dict[str, np.ndarray]:
-        """What `sentences` gives, by tokenising each whole sentence and reading the fields from the offsets."""
-        assert self.tokenizer is not None
-        texts, all_spans = [], []
-        for row in self._values_of(rows):
-            text, value_spans = "", []
-            for i, (head, value, stop) in enumerate(self._pieces(row)):
-                if fields is None or i in fields:
-                    value_spans.append((i, len(text) + len(head), len(text) + len(head) + len(value)))
-                    text += head + value + stop
-            texts.append(text)
-            all_spans.append(value_spans)
-        if not texts:
-            return {key: np.zeros((0, 0), np.int64) for key in ("input_ids", "attention_mask", "token_field_ids")}
-        encoded = self.tokenize(texts, truncation=True, max_length=self.max_length)
-        before, after = map(len, self._special_ids)
-        width = max(map(len, encoded["input_ids"]), default=0)
-        input_ids = np.full((len(texts), width), self.tokenizer.pad_token_id, np.int64)
-        mask = np.zeros_like(input_ids)
-        token_field_ids = np.full_like(input_ids, -1)
-        for r, (ids, spans) in enumerate(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)):
-            ids[before : len(ids) - after] = self._without_control_ids(
-                np.asarray(ids[before : len(ids) - after], np.int64)
-            )
-            input_ids[r, : len(ids)], mask[r, : len(ids)] = ids, 1
-            for t, (start, stop) in enumerate(spans):
-                for field, first, last in all_spans[r]:
-                    if start < last and stop > first:
-                        token_field_ids[r, t] = field
-        return {"input_ids": input_ids, "attention_mask": mask, "token_field_ids": token_field_ids}
-
-    def _values_of(self, rows: FlipDataset) -> Iterator[list[str]]:
-        """The words of each row's values."""
-        ids, num_values = rows.value_ids.ravel(), self._vocabulary.num_values
-        is_local = pa.array(ids >= num_values)
-        seen = self._vocabulary.all_texts.take(pa.array(np.where(ids < num_values, ids, 0)))
-        local = rows.local.texts.take(pa.array(ids[ids >= num_values] - num_values)).cast(pa.string())
-        words = _spoken(pc.replace_with_mask(seen, is_local, local)).to_pylist()
-        width = rows.value_ids.shape[1]
-        return (words[first : first + width] for first in range(0, len(words), width))
-
-    def _check_token_table(self, sample_size: int = 256) -> bool:
-        """Whether gathered tokens equal tokenised sentences, on rows drawn from the vocabulary and some hard values."""
-        vocabulary, rng = self._vocabulary, np.random.default_rng(0)
-        hard = [None, "a.b", "!?", "Ünïcödé", "東京", "1,000.5", "it's", "x" * 40, " lead", f"a{MEMBER_SEPARATOR}b"]
-        columns = {}
-        for field in vocabulary.columns:
-            seen = vocabulary.values[field.name]
-            picks = seen.take(pa.array(rng.integers(max(1, len(seen)), size=sample_size))) if len(seen) else pa.nulls(1)
-            picks = picks.cast(pa.string()).take(pa.array(np.arange(sample_size) % len(picks)))
-            hard_ones = pa.array([hard[i] for i in rng.integers(len(hard), size=sample_size)])
-            is_hard = pa.array(np.arange(sample_size) % 2 == 1)
-            columns[field.name] = pc.if_else(is_hard, hard_ones, picks).dictionary_encode()
-        value_ids, local = vocabulary.encode(columns)
-        assert vocabulary.token_table is not None
-        tables = (vocabulary.token_table, self._token_table(local.columns, local.texts))
-        rows = FlipDataset(value_ids, vocabulary, local, tables, None, np.arange(sample_size))
-        gathered, whole = self.sentences(rows), self._tokenize_sentences(rows)
-        return all(np.array_equal(gathered[key], whole[key]) for key in whole)
+        return [list(pieces_of(self._vocabulary.columns, values)) for values in words_of(rows)]
 
     # ---- files
 
@@ -571,11 +426,6 @@ class FlipProcessor(ProcessorMixin):
         return [*tokenizers, FeatureVocabulary.load(path)]
 
 
-def default_max_length(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The tokenizer's own limit, at most 512."""
-    return min(tokenizer.model_max_length, MAX_LENGTH)
-
-
 def warn_of_fields(reports: Sequence[FieldReport], known: Collection[str | None] = ()) -> None:
     """Warn of the columns that inference left out, but for those that are `known` to be, and of those that are used though
     something speaks against it."""
@@ -596,16 +446,5 @@ def check_fields(schema: Sequence[Field]) -> None:
         )
 
 
-def _spoken(texts: pa.Array) -> pa.Array:
-    """Canonical text as it stands in a sentence: a list with commas, a missing value as "unknown"."""
-    return pc.fill_null(pc.replace_substring(texts, MEMBER_SEPARATOR, ", "), MISSING_TEXT)
-
-
-def _special_ids_around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """Special tokens that the tokenizer puts before and after one text, such as ([CLS], [SEP])."""
-    inner = tokenizer("a", add_special_tokens=False)["input_ids"]
-    full = tokenizer("a")["input_ids"]
-    for first in range(len(full) - len(inner) + 1):
-        if full[first : first + len(inner)] == inner:
-            return full[:first], full[first + len(inner) :]
-    return [], []
+def _joined(pieces: Iterable[tuple[str, str, str]]) -> str:
+    return "".join(chain.from_iterable(pieces))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,8 +15,8 @@ from transformers import set_seed
 
 from ..feature_vocabulary import FeatureVocabulary
 from ..fields import OPTIONS_OF_KIND, with_min_count
-from ..processing_flip import MAX_SEGMENT_LENGTH, FlipProcessor
 from ..row_dataset import FlipDataset
+from ..sentences import MAX_SEGMENT_LENGTH, SentenceTokenizer
 from .checks import check_recipe
 from .data import read_times
 from .preparation import Prepared, prepare, reads_whole_sentences
@@ -186,13 +185,14 @@ def facts_of_splits(recipe: Recipe, tables: RawSplits, prepared: Prepared) -> di
 def facts_of_sentences(prepared: Prepared) -> SentenceFacts:
     processor, rows = prepared.processor, prepared.splits["train"]
     tokenizer, max_length = processor.tokenizer, processor.max_length
+    to_tokens = processor.sentence_tokenizer
     assert tokenizer is not None and max_length is not None
     some = spread(rows, ROWS_TO_READ)
     read = processor.sentences(some)
     has_table = rows.token_tables is not None  # without one, use the sampled rows
-    lengths = rows.lengths + processor.num_special_tokens if has_table else uncut_lengths(processor, some)
+    lengths = rows.lengths + to_tokens.num_special_tokens if has_table else uncut_lengths(to_tokens, some)
     texts = processor.texts_of(spread(rows, NUM_EXAMPLES))
-    spans = processor.tokenize(texts, truncation=True, max_length=max_length)["offset_mapping"]
+    spans = to_tokens.tokenize(texts, truncation=True, max_length=max_length)["offset_mapping"]
     examples = [text[: max(stop for _, stop in each)] for text, each in zip(texts, spans, strict=True)]
     is_token = read["attention_mask"] == 1
     is_unknown = (read["input_ids"] == tokenizer.unk_token_id) if tokenizer.unk_token_id is not None else ~is_token
@@ -207,11 +207,9 @@ def facts_of_sentences(prepared: Prepared) -> SentenceFacts:
     )
 
 
-def uncut_lengths(processor: FlipProcessor, rows: FlipDataset) -> np.ndarray:
+def uncut_lengths(to_tokens: SentenceTokenizer, rows: FlipDataset) -> np.ndarray:
     """(N,) tokens of each sentence, special tokens included."""
-    whole = copy.copy(processor)
-    whole.max_length = MAX_SEGMENT_LENGTH
-    return np.asarray(whole.sentences(rows)["attention_mask"].sum(1))
+    return np.asarray(to_tokens.of_rows(rows, MAX_SEGMENT_LENGTH)["attention_mask"].sum(1))
 
 
 def features_at(vocabulary: FeatureVocabulary, min_count: int) -> int:

@@ -457,7 +457,7 @@ def _write_tokens(processor: FlipProcessor, folder: Path) -> None:
         ArrayFile(array_path(folder, "is_value")) as is_value,
     ):
         all_lengths = [np.zeros(0, np.int64)]
-        for ids, flags, lengths in processor.segments(local.columns, local.texts):
+        for ids, flags, lengths in processor.sentence_tokenizer.segments(local.columns, local.texts):
             tokens.append(ids)
             is_value.append(flags)
             all_lengths.append(lengths)

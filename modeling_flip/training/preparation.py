@@ -33,8 +33,9 @@ from ..configuration_flip import load_text_config
 from ..feature_vocabulary import VOCABULARY_FILE, FeatureVocabulary
 from ..field_inference import FieldReport, field_table, infer_fields
 from ..fields import Field, used, with_min_count
-from ..processing_flip import FlipProcessor, check_fields, default_max_length, warn_of_fields
+from ..processing_flip import FlipProcessor, check_fields, warn_of_fields
 from ..row_dataset import FlipDataset
+from ..sentences import default_max_length
 from ..text_tower import check_max_length, most_tokens
 from . import manifest
 from .checks import check_columns, check_data
@@ -53,7 +54,7 @@ KEYS = (
 )
 CODE = (
     *("fields", "cell_text", "row_containers", "row_reader", "quarantine", "field_inference"),
-    *("feature_vocabulary", "vocabulary_file", "token_table", "row_dataset"),
+    *("feature_vocabulary", "vocabulary_file", "token_table", "row_dataset", "sentences"),
     *(f"table_files/{path.stem}" for path in sorted((manifest.PACKAGE / "table_files").glob("*.py"))),
     *("processing_flip", "training/splits", "training/data", "training/checks", "training/encoded_rows"),
     "training/preparation",

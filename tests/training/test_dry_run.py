@@ -312,7 +312,7 @@ def test_lengths_without_a_token_table_are_those_of_whole_sentences(
 
     def facts(is_exact: bool) -> dry_run.SentenceFacts:
         processor = FlipProcessor.fit(rows, None, tokenizers[family], max_length=12)
-        processor._token_table_is_exact = is_exact
+        processor.gathers_tokens = is_exact
         encoded = processor.encode(rows)
         return dry_run.facts_of_sentences(Prepared(processor, {"train": encoded}, encoded, {}, {}))
 
