@@ -21,7 +21,10 @@ TABLE2 = {
     "text": ("flip-plm", "ptab", "ctr-bert", "p5"),
 }
 # Shown where they have been measured, though they are not in the paper.
-ALSO = {"dcnv2-searched": "ID", "dcn-mix": "ID", "pnn-outer": "ID", "dcnv2-sparse": "ID", "morec-cached": "ID + text"}
+ALSO = {
+    **{"flip-id-searched": "ID", "dcnv2-searched": "ID", "dcn-mix": "ID", "pnn-outer": "ID", "dcnv2-sparse": "ID"},
+    "morec-cached": "ID + text",
+}
 KINDS = {name: kind for kind, names in TABLE2.items() for name in names} | ALSO
 WITHOUT_PRETRAINING = ("--pretraining", "null")
 CTRL = ("--model.mlm_weight", "0", "--model.mtm_weight", "0", "--model.icl_subspaces", "4")

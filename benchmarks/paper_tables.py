@@ -35,7 +35,7 @@ from modeling_flip.training import manifest
 
 COMPARISONS = "comparisons.json"
 PAPER = Path(__file__).with_name("paper.json")
-OURS = ("flip-id", "flip-plm", "flip")
+OURS = ("flip-id", "flip-id-searched", "flip-plm", "flip")
 TITLES = {
     "afm": "AFM",
     "pnn": "PNN",
@@ -57,6 +57,7 @@ TITLES = {
     "morec": "MoRec",
     "morec-cached": "MoRec, cached",
     "flip-id": "FLIP_ID",
+    "flip-id-searched": "FLIP_ID, searched",
     "flip-plm": "FLIP_PLM",
     "flip": "FLIP",
 }

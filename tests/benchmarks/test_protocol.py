@@ -420,6 +420,19 @@ def test_every_recipe_is_a_system_with_a_title() -> None:
     assert {stem.removesuffix("-small") for stem in stems} <= paper_runs.KINDS.keys()
 
 
+@pytest.mark.parametrize("pair", [("flip-id-small", "dcnv2"), ("flip-id-searched-small", "dcnv2-searched")])
+def test_flip_id_differs_from_dcnv2_in_the_alignment_alone(pair: tuple[str, str]) -> None:
+    folder = ROOT / "configuration" / "movielens-1m"
+    aligned, alone = (parse_recipe([str(folder / f"{name}.yaml")]) for name in pair)
+    assert aligned.finetuning == alone.finetuning
+    assert aligned.model.items() >= alone.model.items()
+    assert (aligned.tabular_tower, aligned.towers, aligned.min_count) == (
+        alone.tabular_tower,
+        alone.towers,
+        alone.min_count,
+    )
+
+
 # ---- the tables
 
 
