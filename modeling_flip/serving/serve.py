@@ -60,6 +60,8 @@ except ImportError as error:
 # A body that is not there by then will not come.
 SECONDS_FOR_A_BODY = 10
 SECONDS_FOR_THE_LAST_REQUESTS = 30
+# Bodies that are read, or whose rows wait, hold no more bytes than this many of the largest ones.
+MOST_BODIES = 16
 MOST_ERRORS = 10
 MOST_CHARACTERS = 100_000  # of a cell: a tokenizer reads all of it, and others wait meanwhile
 POWERS_OF_TWO = [2**i for i in range(13)]
@@ -174,6 +176,34 @@ def measured(app: ASGIApp, metrics: Metrics, routes: Sequence[str]) -> ASGIApp:
     return measure
 
 
+def bounded(app: ASGIApp, max_bytes: int) -> ASGIApp:
+    """The application, the bodies of its unanswered requests bounded: a request that would exceed it gets 503.
+    A few rows may be long, so that `max_waiting_rows` alone does not bound them."""
+    held = 0
+
+    async def bound(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal held
+        if scope["type"] != "http":
+            return await app(scope, receive, send)
+        own = 0
+
+        async def count() -> Message:
+            nonlocal held, own
+            message = await receive()
+            size = len(message.get("body", b""))
+            if held + size > max_bytes:
+                raise _full("too many bytes wait")
+            held, own = held + size, own + size
+            return message
+
+        try:
+            await app(scope, count, send)
+        finally:
+            held -= own
+
+    return bound
+
+
 def make_app(pipe: CtrPredictionPipeline, limits: Limits) -> FastAPI:
     """The web application of a loaded model."""
     metrics, fields = Metrics(), {field.name: field.kind == "list" for field in pipe.processor.vocabulary.columns}
@@ -191,6 +221,7 @@ def make_app(pipe: CtrPredictionPipeline, limits: Limits) -> FastAPI:
         batcher.close()
 
     app = FastAPIOffline(title="Click probabilities", version=__version__, redoc_url=None, lifespan=lifespan)
+    app.add_middleware(bounded, max_bytes=MOST_BODIES * limits.max_bytes)
     app.add_middleware(measured, metrics=metrics, routes=["/score", "/rank", "/health", "/ready", "/metrics"])
     app.add_exception_handler(RequestValidationError, _unprocessable)
     row = example_row(pipe.processor.vocabulary)
@@ -404,8 +435,8 @@ def _unreadable(processor: FlipProcessor, row: Row) -> str | None:
     return None
 
 
-def _full() -> HTTPException:
-    return HTTPException(503, "too many rows wait; send it again later", {"Retry-After": "1"})
+def _full(why: str = "too many rows wait") -> HTTPException:
+    return HTTPException(503, f"{why}; send it again later", {"Retry-After": "1"})
 
 
 def example_row(vocabulary: FeatureVocabulary) -> Row:

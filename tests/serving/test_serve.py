@@ -368,6 +368,39 @@ def test_a_body_that_does_not_come_is_not_waited_for(
     asyncio.run(ask())
 
 
+def test_unanswered_bodies_hold_a_bounded_number_of_bytes(
+    pipe: CtrPredictionPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients that send most of a body and wait; each body, and all rows, are within their own limits."""
+    monkeypatch.setattr(serve, "MOST_BODIES", 3)
+    app, arrived, go_on = serve.make_app(pipe, serve.Limits(max_bytes=1000)), list[int](), asyncio.Event()
+    body = json.dumps({"rows": [{"title": "x" * 900}]}).encode()
+
+    async def in_two_parts() -> AsyncIterator[bytes]:
+        yield body[:-1]
+        arrived.append(1)
+        await go_on.wait()
+        yield body[-1:]
+
+    async def ask() -> None:
+        async with (
+            app.router.lifespan_context(app),
+            httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://x", timeout=60) as client,
+        ):
+            slow = [asyncio.create_task(client.post("/score", content=in_two_parts(), headers=JSON)) for _ in range(3)]
+            async with asyncio.timeout(60):
+                while len(arrived) < 3:
+                    await asyncio.sleep(0.01)
+            refused = await client.post("/score", content=body, headers=JSON)
+            assert refused.status_code == 503 and refused.headers["retry-after"] == "1"
+            assert refused.json()["detail"] == "too many bytes wait; send it again later"
+            go_on.set()
+            assert [(await task).status_code for task in slow] == [200] * 3
+            assert (await client.post("/score", content=body, headers=JSON)).status_code == 200
+
+    asyncio.run(ask())
+
+
 def test_rows_of_a_client_that_has_gone_are_not_scored(pipe: CtrPredictionPipeline) -> None:
     """A real connection that is closed while its rows wait behind others."""
     begun, go_on, scored = threading.Event(), threading.Event(), list[int]()
