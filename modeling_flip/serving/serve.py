@@ -177,8 +177,8 @@ def measured(app: ASGIApp, metrics: Metrics, routes: Sequence[str]) -> ASGIApp:
 
 
 def bounded(app: ASGIApp, max_bytes: int) -> ASGIApp:
-    """The application, the bodies of its unanswered requests bounded: a request that would exceed it gets 503.
-    A few rows may be long, so that `max_waiting_rows` alone does not bound them."""
+    """The application; a request with which the bodies of all unanswered ones would hold more than `max_bytes` gets 503. A few
+    rows may be long, so that `max_waiting_rows` alone does not bound them."""
     held = 0
 
     async def bound(scope: Scope, receive: Receive, send: Send) -> None:
