@@ -32,6 +32,7 @@ from ..processing_flip import FlipProcessor
 from ..row_dataset import FlipDataset
 from . import manifest
 from .calibration import platt, sampling_shift
+from .callbacks import StopAfter
 from .checkpoints import decided_once, fact, last_checkpoint
 from .checks import check_recipe, item_fields
 from .evaluation import evaluate_split, logged_validation
@@ -396,6 +397,7 @@ def finetune(run: Run, prepared: Prepared, aligned: Aligned | None) -> Finetuned
             run.callbacks(processor, folders=folders),
         )
         resumed = train(trainer, run.folder, "finetuning")
+        warn_of_an_early_end(run.recipe, trainer)
         calibration = calibrate(run, trainer, prepared.splits.get("validation"))
         seconds = time.perf_counter() - begun
         trainer.save_model(str(run.folder), _internal_call=True)
@@ -404,6 +406,16 @@ def finetune(run: Run, prepared: Prepared, aligned: Aligned | None) -> Finetuned
         outputs.figures = figures | {"finetuning_seconds": seconds}
         outputs.files = [*{file for pattern in MADE for file in run.folder.glob(pattern)}]
     return Finetuned(trainer, figures, seconds, resumed, prepared)
+
+
+def warn_of_an_early_end(recipe: Recipe, trainer: FlipTrainer) -> None:
+    """Warns where a refit was ended by its number of steps, which was chosen with fewer rows."""
+    if refits_now(recipe) and not StopAfter(float(recipe.refit or 0)).is_over(trainer.state.epoch):
+        logger.warning(
+            f"the refit ended after {trainer.state.epoch:.3g} of {recipe.refit:.3g} epochs, for finetuning.max_steps is "
+            f"{trainer.args.max_steps}, and an epoch has more steps with the validation rows: give "
+            "finetuning.num_train_epochs instead"
+        )
 
 
 def calibrate(run: Run, trainer: FlipTrainer, validation: FlipDataset | None) -> dict[str, Any]:

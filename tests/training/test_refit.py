@@ -131,6 +131,19 @@ def test_the_first_part_is_the_run_without_a_refit(refitted: tuple[Recipe, dict[
     assert results["logit_scale"] != 1
 
 
+@pytest.mark.parametrize(("steps", "said"), [(6, "ended after 0.5 of 0.55 epochs"), (7, "")])
+def test_a_refit_that_its_steps_end_early_is_said(
+    steps: int, said: str, recipe_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A batch of 16 rows: of 180 rows an epoch has 12 steps, and of the 162 before the refit 11."""
+    given = ["--pretraining", "null", "--towers", "tabular", "--finetuning.per_device_train_batch_size", "16"]
+    given += ["--finetuning.max_steps", str(steps), "--refit", "0.55", "--output_dir", str(tmp_path / "out")]
+    recipe = parse_recipe([str(recipe_file), *QUICK, *given])
+    run(recipe, train.load_data(recipe))
+    warnings = [record.message for record in caplog.records if "the refit ended" in record.message]
+    assert bool(warnings) == bool(said) and all(said in warning for warning in warnings)
+
+
 def test_the_vocabulary_knows_the_validation_rows(refitted: tuple[Recipe, dict[str, Any]]) -> None:
     recipe, _ = refitted
     both, first = (FlipProcessor.from_pretrained(f"{recipe.output_dir}{sub}") for sub in ("", "/selection"))
