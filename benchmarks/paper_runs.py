@@ -22,7 +22,11 @@ TABLE2 = {
 }
 # Shown where they have been measured, though they are not in the paper.
 ALSO = {
-    **{"flip-id-searched": "ID", "dcnv2-searched": "ID", "dcn-mix": "ID", "pnn-outer": "ID", "dcnv2-sparse": "ID"},
+    "flip-id-searched": "ID",
+    "dcnv2-searched": "ID",
+    "dcn-mix": "ID",
+    "pnn-outer": "ID",
+    "dcnv2-sparse": "ID",
     "morec-cached": "ID + text",
 }
 KINDS = {name: kind for kind, names in TABLE2.items() for name in names} | ALSO

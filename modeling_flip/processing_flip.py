@@ -24,7 +24,7 @@ from .field_inference import FieldReport, infer_fields
 from .fields import Field, used
 from .row_dataset import FlipDataset
 from .row_reader import read_clicks, read_columns
-from .sentences import SentenceTokenizer, default_max_length, pieces_of, spoken, usable_tokenizer, words_of
+from .sentences import SentenceTokenizer, default_max_length, pieces_of, spoken, usable_tokenizer, value_words
 from .token_table import gather
 
 logger = logging.get_logger(__name__)
@@ -323,8 +323,9 @@ class FlipProcessor(ProcessorMixin):
 
         `fields` (positions) makes sentences of these alone.
         """
+        to_tokens = self.sentence_tokenizer
         assert self.max_length is not None
-        return self.sentence_tokenizer.of_rows(rows, self.max_length, fields)
+        return to_tokens.of_rows(rows, self.max_length, fields)
 
     def cut_fields(self, rows: FlipDataset) -> dict[str, float]:
         """Of each field whose value `max_length` cuts in some of the rows, or leaves out, the share of the rows where it does.
@@ -354,7 +355,7 @@ class FlipProcessor(ProcessorMixin):
 
     def pieces_of(self, rows: FlipDataset) -> list[list[tuple[str, str, str]]]:
         """The sentences of encoded rows, each as what stands before a field's value, the value, and what stands after it."""
-        return [list(pieces_of(self._vocabulary.columns, values)) for values in words_of(rows)]
+        return [list(pieces_of(self._vocabulary.columns, values)) for values in value_words(rows)]
 
     # ---- files
 

@@ -23,7 +23,7 @@ from .token_table import Segments, TokenTable, gather_sentences
 MISSING_TEXT = "unknown"
 # The longest sentence by default, where the tokenizer allows it.
 MAX_LENGTH = 512
-# The token table cuts values at this many tokens, whatever the length of a sentence is: it may be made longer later.
+# The token table cuts values at this many tokens, whatever max_length is: a processor may be loaded with a larger one.
 MAX_SEGMENT_LENGTH = 4096
 # A segment is tokenised after this anchor, because in a sentence it follows the full stop of the previous segment.
 ANCHOR = "."
@@ -49,7 +49,7 @@ def pieces_of(fields: Sequence[Field], values: Sequence[str]) -> Iterator[tuple[
         yield (" " if i else "") + f"{field.words} is ", value, "."
 
 
-def words_of(rows: FlipDataset) -> Iterator[list[str]]:
+def value_words(rows: FlipDataset) -> Iterator[list[str]]:
     """The words of each encoded row's values."""
     ids, num_values = rows.value_ids.ravel(), rows.vocabulary.num_values
     is_local = pa.array(ids >= num_values)
@@ -99,8 +99,8 @@ class SentenceTokenizer:
     fields: Sequence[Field]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SentenceTokenizer:
-        """Itself: it never changes, and `FlipProcessor.to_dict` copies all that a processor has."""
-        return self
+        """Of the copy of the tokenizer in a copied processor; of the same one where `FlipProcessor.to_dict` copies all else."""
+        return SentenceTokenizer(memo.get(id(self.tokenizer), self.tokenizer), self.fields)
 
     @cached_property
     def special_ids(self) -> tuple[list[int], list[int]]:
@@ -198,7 +198,7 @@ class SentenceTokenizer:
     ) -> dict[str, np.ndarray]:
         """What `of_rows` gives, by tokenising each whole sentence and reading the fields from the offsets."""
         texts, all_spans = [], []
-        for row in words_of(rows):
+        for row in value_words(rows):
             text, value_spans = "", []
             for i, (head, value, stop) in enumerate(pieces_of(self.fields, row)):
                 if fields is None or i in fields:

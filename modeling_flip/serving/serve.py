@@ -60,8 +60,6 @@ except ImportError as error:
 # A body that is not there by then will not come.
 SECONDS_FOR_A_BODY = 10
 SECONDS_FOR_THE_LAST_REQUESTS = 30
-# Bodies that are read, or whose rows wait, hold no more bytes than this many of the largest ones.
-MOST_BODIES = 16
 MOST_ERRORS = 10
 MOST_CHARACTERS = 100_000  # of a cell: a tokenizer reads all of it, and others wait meanwhile
 POWERS_OF_TWO = [2**i for i in range(13)]
@@ -114,20 +112,23 @@ class Limits:
         max_rows: rows, or candidates, of a request.
         max_bytes: of a request's body.
         max_waiting_rows: rows of all requests that wait; others are refused with 503.
+        max_waiting_bytes: of the bodies of all unanswered requests; others are refused with 503. A few rows may be long.
         max_batch_size: rows that are scored together.
     """
 
     max_rows: int = 1024
     max_bytes: int = 4 << 20
     max_waiting_rows: int = 2048
+    max_waiting_bytes: int = 64 << 20
     max_batch_size: int = 64
 
     def __post_init__(self) -> None:
-        if self.max_waiting_rows < self.max_rows:
-            raise ValueError(
-                f"max_waiting_rows is {self.max_waiting_rows}: a request of max_rows {self.max_rows} could never wait; raise "
-                "the one or lower the other"
-            )
+        for of_all, of_one in (("max_waiting_rows", "max_rows"), ("max_waiting_bytes", "max_bytes")):
+            if getattr(self, of_all) < getattr(self, of_one):
+                raise ValueError(
+                    f"{of_all} is {getattr(self, of_all)}: a request of {of_one} {getattr(self, of_one)} could never wait; "
+                    "raise the one or lower the other"
+                )
 
 
 class Metrics:
@@ -146,6 +147,7 @@ class Metrics:
             "flip_batch_rows", "Rows that were scored together.", registry=registry, buckets=POWERS_OF_TWO
         )
         self.waiting = Gauge("flip_waiting_rows", "Rows that wait.", registry=registry)
+        self.held = Gauge("flip_waiting_bytes", "Bytes of the bodies of unanswered requests.", registry=registry)
 
     def observe_batch(self, size: int) -> None:
         self.rows.inc(size)
@@ -176,30 +178,45 @@ def measured(app: ASGIApp, metrics: Metrics, routes: Sequence[str]) -> ASGIApp:
     return measure
 
 
-def bounded(app: ASGIApp, max_bytes: int) -> ASGIApp:
-    """The application; a request with which the bodies of all unanswered ones would hold more than `max_bytes` gets 503. A few
-    rows may be long, so that `max_waiting_rows` alone does not bound them."""
-    held = 0
+@dataclass
+class Bodies:
+    """The bodies of unanswered requests.
+
+    Attributes:
+        max_bytes: what they may hold together.
+        held: bytes that they hold now.
+    """
+
+    max_bytes: int
+    held: int = 0
+
+    def take(self, size: int) -> None:
+        """Raises HTTPException (503) where they would hold too much with as many bytes more."""
+        if self.held + size > self.max_bytes:
+            raise _full("the unanswered requests hold too many bytes")
+        self.held += size
+
+
+def bounded(app: ASGIApp, bodies: Bodies) -> ASGIApp:
+    """The application; a request whose body the others leave no room for gets 503."""
 
     async def bound(scope: Scope, receive: Receive, send: Send) -> None:
-        nonlocal held
         if scope["type"] != "http":
             return await app(scope, receive, send)
         own = 0
 
-        async def count() -> Message:
-            nonlocal held, own
+        async def take() -> Message:
+            nonlocal own
             message = await receive()
             size = len(message.get("body", b""))
-            if held + size > max_bytes:
-                raise _full("too many bytes wait")
-            held, own = held + size, own + size
+            bodies.take(size)
+            own += size
             return message
 
         try:
-            await app(scope, count, send)
+            await app(scope, take, send)
         finally:
-            held -= own
+            bodies.held -= own
 
     return bound
 
@@ -211,6 +228,8 @@ def make_app(pipe: CtrPredictionPipeline, limits: Limits) -> FastAPI:
         towers: partial(pipe, return_towers=towers, batch_size=limits.max_batch_size) for towers in (False, True)
     }
     batcher: Batcher
+    bodies = Bodies(limits.max_waiting_bytes)
+    metrics.held.set_function(lambda: bodies.held)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -221,7 +240,7 @@ def make_app(pipe: CtrPredictionPipeline, limits: Limits) -> FastAPI:
         batcher.close()
 
     app = FastAPIOffline(title="Click probabilities", version=__version__, redoc_url=None, lifespan=lifespan)
-    app.add_middleware(bounded, max_bytes=MOST_BODIES * limits.max_bytes)
+    app.add_middleware(bounded, bodies=bodies)
     app.add_middleware(measured, metrics=metrics, routes=["/score", "/rank", "/health", "/ready", "/metrics"])
     app.add_exception_handler(RequestValidationError, _unprocessable)
     row = example_row(pipe.processor.vocabulary)
@@ -304,6 +323,8 @@ def make_app(pipe: CtrPredictionPipeline, limits: Limits) -> FastAPI:
         """Whether requests should be sent here: the model has scored a row, and there is room for more."""
         if batcher.waiting_rows >= limits.max_waiting_rows:
             raise _full()
+        if bodies.held + limits.max_bytes > limits.max_waiting_bytes:
+            raise _full("the unanswered requests hold too many bytes")
         return await health()
 
     @app.get("/metrics", include_in_schema=False)
@@ -496,6 +517,7 @@ def make_parser() -> argparse.ArgumentParser:
         ("max_rows", "rows, or candidates, of a request"),
         ("max_bytes", "bytes of a request's body"),
         ("max_waiting_rows", "rows that may wait; further requests are refused with 503"),
+        ("max_waiting_bytes", "bytes of the bodies of unanswered requests; further ones are refused with 503"),
         ("max_batch_size", "rows that are scored together"),
     ):
         default = getattr(Limits, name)

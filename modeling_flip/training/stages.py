@@ -397,7 +397,7 @@ def finetune(run: Run, prepared: Prepared, aligned: Aligned | None) -> Finetuned
             run.callbacks(processor, folders=folders),
         )
         resumed = train(trainer, run.folder, "finetuning")
-        warn_of_an_early_end(run.recipe, trainer)
+        warn_of_an_early_end(trainer)
         calibration = calibrate(run, trainer, prepared.splits.get("validation"))
         seconds = time.perf_counter() - begun
         trainer.save_model(str(run.folder), _internal_call=True)
@@ -408,13 +408,14 @@ def finetune(run: Run, prepared: Prepared, aligned: Aligned | None) -> Finetuned
     return Finetuned(trainer, figures, seconds, resumed, prepared)
 
 
-def warn_of_an_early_end(recipe: Recipe, trainer: FlipTrainer) -> None:
-    """Warns where a refit was ended by its number of steps, which was chosen with fewer rows."""
-    if refits_now(recipe) and not StopAfter(float(recipe.refit or 0)).is_over(trainer.state.epoch):
+def warn_of_an_early_end(trainer: FlipTrainer) -> None:
+    """Warns where a refit was ended by its number of steps."""
+    epochs, epoch = trainer.args.stop_after_epochs, trainer.state.epoch or 0.0
+    if epochs is not None and not StopAfter(epochs).is_over(epoch):
         logger.warning(
-            f"the refit ended after {trainer.state.epoch:.3g} of {recipe.refit:.3g} epochs, for finetuning.max_steps is "
-            f"{trainer.args.max_steps}, and an epoch has more steps with the validation rows: give "
-            "finetuning.num_train_epochs instead"
+            f"the refit ended after {epoch:.3g} of {epochs:.3g} epochs, because finetuning.max_steps is "
+            f"{trainer.args.max_steps}. With the validation rows an epoch has more steps: give finetuning.num_train_epochs "
+            "instead"
         )
 
 

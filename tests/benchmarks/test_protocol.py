@@ -420,6 +420,12 @@ def test_every_recipe_is_a_system_with_a_title() -> None:
     assert {stem.removesuffix("-small") for stem in stems} <= paper_runs.KINDS.keys()
 
 
+def test_the_searched_flip_id_has_the_pretraining_of_the_other() -> None:
+    folder = ROOT / "configuration" / "movielens-1m"
+    one, other = (parse_recipe([str(folder / f"{name}.yaml")]) for name in ("flip-id-small", "flip-id-searched-small"))
+    assert protocol.of_pretraining(one) == protocol.of_pretraining(other)
+
+
 @pytest.mark.parametrize("pair", [("flip-id-small", "dcnv2"), ("flip-id-searched-small", "dcnv2-searched")])
 def test_flip_id_differs_from_dcnv2_in_the_alignment_alone(pair: tuple[str, str]) -> None:
     folder = ROOT / "configuration" / "movielens-1m"

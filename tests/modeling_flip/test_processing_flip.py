@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -154,8 +155,16 @@ def test_a_processor_without_a_vocabulary_says_how_to_make_one(wordpiece: PreTra
 
 
 def test_a_processor_without_a_tokenizer_has_no_sentences() -> None:
+    processor = FlipProcessor.fit({"title": ["x"]}, ["title"])
     with pytest.raises(ValueError, match="no tokenizer, and so no sentences"):
-        _ = FlipProcessor.fit({"title": ["x"]}, ["title"]).sentence_tokenizer
+        processor.sentences(processor.encode({"title": ["x"]}))
+
+
+def test_a_copied_processor_reads_with_its_own_tokenizer(wordpiece: PreTrainedTokenizerFast) -> None:
+    processor = FlipProcessor.fit({"title": ["x"]}, ["title"], wordpiece)
+    other = copy.deepcopy(processor)
+    assert other.sentence_tokenizer.tokenizer is other.tokenizer is not processor.tokenizer
+    assert other({"title": ["y"]})["input_ids"].tolist() == processor({"title": ["y"]})["input_ids"].tolist()
 
 
 # ---- files

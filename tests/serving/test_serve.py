@@ -368,12 +368,10 @@ def test_a_body_that_does_not_come_is_not_waited_for(
     asyncio.run(ask())
 
 
-def test_unanswered_bodies_hold_a_bounded_number_of_bytes(
-    pipe: CtrPredictionPipeline, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unanswered_bodies_hold_a_bounded_number_of_bytes(pipe: CtrPredictionPipeline) -> None:
     """Clients that send most of a body and wait; each body, and all rows, are within their own limits."""
-    monkeypatch.setattr(serve, "MOST_BODIES", 3)
-    app, arrived, go_on = serve.make_app(pipe, serve.Limits(max_bytes=1000)), list[int](), asyncio.Event()
+    app = serve.make_app(pipe, serve.Limits(max_bytes=1000, max_waiting_bytes=3000))
+    arrived, go_on = list[int](), asyncio.Event()
     body = json.dumps({"rows": [{"title": "x" * 900}]}).encode()
 
     async def in_two_parts() -> AsyncIterator[bytes]:
@@ -391,12 +389,14 @@ def test_unanswered_bodies_hold_a_bounded_number_of_bytes(
             async with asyncio.timeout(60):
                 while len(arrived) < 3:
                     await asyncio.sleep(0.01)
-            refused = await client.post("/score", content=body, headers=JSON)
-            assert refused.status_code == 503 and refused.headers["retry-after"] == "1"
-            assert refused.json()["detail"] == "too many bytes wait; send it again later"
+            for refused in (await client.post("/score", content=body, headers=JSON), await client.get("/ready")):
+                assert refused.status_code == 503 and refused.headers["retry-after"] == "1"
+                assert refused.json()["detail"] == "the unanswered requests hold too many bytes; send it again later"
+            assert f"flip_waiting_bytes {3 * len(body) - 3:.1f}" in (await client.get("/metrics")).text
             go_on.set()
             assert [(await task).status_code for task in slow] == [200] * 3
             assert (await client.post("/score", content=body, headers=JSON)).status_code == 200
+            assert "flip_waiting_bytes 0.0" in (await client.get("/metrics")).text
 
     asyncio.run(ask())
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from modeling_flip.feature_vocabulary import FeatureVocabulary
 from modeling_flip.fields import Field
 from modeling_flip.processing_flip import FlipProcessor
-from modeling_flip.sentences import words_of
+from modeling_flip.sentences import value_words
 from modeling_flip.training import encoded_rows
 from modeling_flip.training.encoded_rows import fit_and_encode, open_split
 from modeling_flip.training.splits import SPLITS, RawSplits, Source, in_memory
@@ -94,7 +94,7 @@ def test_parts_on_the_disk_equal_the_whole_in_memory(
             assert ours.feature_ids().tolist() == theirs.feature_ids().tolist()
             assert ours.list_feature_ids().tolist() == theirs.list_feature_ids().tolist()
             assert ours.is_unseen.tolist() == theirs.is_unseen.tolist()
-            assert list(words_of(ours)) == list(words_of(theirs))
+            assert list(value_words(ours)) == list(value_words(theirs))
             assert ours.lengths.tolist() == theirs.lengths.tolist()
             if with_text:
                 for key, value in expected.sentences(theirs).items():

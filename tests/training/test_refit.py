@@ -131,13 +131,16 @@ def test_the_first_part_is_the_run_without_a_refit(refitted: tuple[Recipe, dict[
     assert results["logit_scale"] != 1
 
 
-@pytest.mark.parametrize(("steps", "said"), [(6, "ended after 0.5 of 0.55 epochs"), (7, "")])
+@pytest.mark.parametrize(
+    ("steps", "refit", "said"),
+    [(6, "true", "ended after 0.5 of 0.545 epochs"), (6, "0.55", "ended after 0.5 of 0.55 epochs"), (7, "0.55", "")],
+)
 def test_a_refit_that_its_steps_end_early_is_said(
-    steps: int, said: str, recipe_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    steps: int, refit: str, said: str, recipe_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A batch of 16 rows: of 180 rows an epoch has 12 steps, and of the 162 before the refit 11."""
     given = ["--pretraining", "null", "--towers", "tabular", "--finetuning.per_device_train_batch_size", "16"]
-    given += ["--finetuning.max_steps", str(steps), "--refit", "0.55", "--output_dir", str(tmp_path / "out")]
+    given += ["--finetuning.max_steps", str(steps), "--refit", refit, "--output_dir", str(tmp_path / "out")]
     recipe = parse_recipe([str(recipe_file), *QUICK, *given])
     run(recipe, train.load_data(recipe))
     warnings = [record.message for record in caplog.records if "the refit ended" in record.message]
