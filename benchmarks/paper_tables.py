@@ -105,8 +105,8 @@ def size_of(runs: Runs) -> str:
 
 
 def compare_all(folder: Path) -> dict[str, Any]:
-    """Compares, of a dataset's runs, in Table 2 FLIP_ID and FLIP_PLM with the best baseline of their kind, and FLIP with the best
-    of all; FLIP_ID also with CTRL, which serves the tabular tower alone too; in Table 5 FLIP and FLIP_ID with each ablation. The
+    """Compares, of a dataset's runs, in Table 2 Both FLIP_IDs and FLIP_PLM with the best baseline of their kind,
+    and FLIP with the best of all; FLIP_ID also with CTRL, which serves the tabular tower alone too; in Table 5 FLIP and FLIP_ID with each ablation. The
     best baseline is the one of the highest mean AUC in test. p values are corrected within each table, CTRL's with those of Table
     2. Writes comparisons.json.
 
