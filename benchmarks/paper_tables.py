@@ -105,10 +105,10 @@ def size_of(runs: Runs) -> str:
 
 
 def compare_all(folder: Path) -> dict[str, Any]:
-    """Compares, of a dataset's runs, in Table 2 Both FLIP_IDs and FLIP_PLM with the best baseline of their kind,
-    and FLIP with the best of all; FLIP_ID also with CTRL, which serves the tabular tower alone too; in Table 5 FLIP and FLIP_ID with each ablation. The
-    best baseline is the one of the highest mean AUC in test. p values are corrected within each table, CTRL's with those of Table
-    2. Writes comparisons.json.
+    """Compares, of a dataset's runs: in Table 2 both FLIP_IDs and FLIP_PLM with the best baseline of their kind, FLIP with the
+    best of all; FLIP_ID also with CTRL, which serves the tabular tower alone too; in Table 5 FLIP and FLIP_ID with each ablation.
+    The best baseline is the one of the highest mean AUC in test. p values are corrected within each table, CTRL's with those of
+    Table 2. Writes comparisons.json.
 
     Raises:
         ValueError: the seeds of a system had different settings, or two runs were tested on different rows.
@@ -176,7 +176,7 @@ def with_predictions(folder: Path, system: str, runs: Mapping[int, dict[str, Any
 
 
 def table2(folder: Path) -> Table:
-    """All systems, and ours against the best baseline: FLIP_ID and FLIP_PLM of their kind, FLIP of all."""
+    """All systems, and ours against the best baseline: both FLIP_IDs and FLIP_PLM of their kind, FLIP of all."""
     runs, published = load_runs(folder), paper(folder.name)
     comparisons = comparisons_of(folder).get("table2", {})
     head = ["kind", "system", "text tower", "seeds", "test AUC", "test logloss", "AUC on rows with an unseen value"]
