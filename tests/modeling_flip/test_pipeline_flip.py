@@ -39,6 +39,7 @@ from modeling_flip import (
     pipeline_flip,
 )
 from modeling_flip.pipeline_flip import BATCHES_PER_CHUNK, rank_in_group
+from modeling_flip.sentences import SentenceTokenizer
 
 FIELDS = ["user_id", "gender", "title"]
 SIZES: dict[str, Any] = {"embedding_size": 4, "hidden_sizes": [8]}
@@ -446,8 +447,10 @@ def test_a_tabular_tower_alone_tokenises_nothing(checkpoint: Path, monkeypatch: 
     def tokenise(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("tokenised")
 
-    monkeypatch.setattr(FlipProcessor, "tokenize", tokenise)
+    monkeypatch.setattr(SentenceTokenizer, "tokenize", tokenise)
     pipe([UNKNOWN])
+    with pytest.raises(AssertionError, match="tokenised"):
+        pipeline("ctr-prediction", model=str(checkpoint))([UNKNOWN])
 
 
 def test_a_saved_pipeline_is_a_whole_checkpoint(
