@@ -190,11 +190,10 @@ class Bodies:
     max_bytes: int
     held: int = 0
 
-    def take(self, size: int) -> None:
-        """Raises HTTPException (503) where they would hold too much with as many bytes more."""
+    def check(self, size: int) -> None:
+        """Raises HTTPException (503) where there is no room for as many bytes more."""
         if self.held + size > self.max_bytes:
             raise _full("the unanswered requests hold too many bytes")
-        self.held += size
 
 
 def bounded(app: ASGIApp, bodies: Bodies) -> ASGIApp:
@@ -209,8 +208,8 @@ def bounded(app: ASGIApp, bodies: Bodies) -> ASGIApp:
             nonlocal own
             message = await receive()
             size = len(message.get("body", b""))
-            bodies.take(size)
-            own += size
+            bodies.check(size)
+            bodies.held, own = bodies.held + size, own + size
             return message
 
         try:
@@ -323,8 +322,7 @@ def make_app(pipe: CtrPredictionPipeline, limits: Limits) -> FastAPI:
         """Whether requests should be sent here: the model has scored a row, and there is room for more."""
         if batcher.waiting_rows >= limits.max_waiting_rows:
             raise _full()
-        if bodies.held + limits.max_bytes > limits.max_waiting_bytes:
-            raise _full("the unanswered requests hold too many bytes")
+        bodies.check(limits.max_bytes)
         return await health()
 
     @app.get("/metrics", include_in_schema=False)
