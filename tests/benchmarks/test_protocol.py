@@ -441,6 +441,27 @@ def test_flip_id_differs_from_dcnv2_in_the_alignment_alone(pair: tuple[str, str]
     )
 
 
+@pytest.mark.parametrize(
+    ("record", "dataset", "recipe", "searched"),
+    [
+        ("movielens-1m", "movielens-1m", "dcnv2", "dcnv2-searched"),
+        ("movielens-1m-flip-id", "movielens-1m", "flip-id-small", "flip-id-searched-small"),
+        ("bookcrossing", "bookcrossing", "dcnv2", "dcnv2-searched"),
+    ],
+)
+def test_a_searched_recipe_has_what_its_record_found_best(
+    record: str, dataset: str, recipe: str, searched: str
+) -> None:
+    folder = ROOT / "configuration" / dataset
+    trials = json.loads((ROOT / "benchmarks" / "results" / f"search-{record}.json").read_text())["trials"]
+    best = max(trials, key=lambda trial: trial["validation_auc"])["settings"].split()
+    found, kept = (
+        parse_recipe([str(folder / f"{recipe}.yaml"), *best]),
+        parse_recipe([str(folder / f"{searched}.yaml")]),
+    )
+    assert (found.finetuning, found.model, found.min_count) == (kept.finetuning, kept.model, kept.min_count)
+
+
 # ---- the tables
 
 
