@@ -24,6 +24,7 @@ TABLE2 = {
 ALSO = {
     "flip-id-searched": "ID",
     "dcnv2-searched": "ID",
+    "flip-searched": "ID + text",
     "dcn-mix": "ID",
     "pnn-outer": "ID",
     "dcnv2-sparse": "ID",

@@ -35,7 +35,7 @@ from modeling_flip.training import manifest
 
 COMPARISONS = "comparisons.json"
 PAPER = Path(__file__).with_name("paper.json")
-OURS = ("flip-id", "flip-id-searched", "flip-plm", "flip")
+OURS = ("flip-id", "flip-id-searched", "flip-plm", "flip", "flip-searched")
 TITLES = {
     "afm": "AFM",
     "pnn": "PNN",
@@ -60,6 +60,7 @@ TITLES = {
     "flip-id-searched": "FLIP_ID, searched",
     "flip-plm": "FLIP_PLM",
     "flip": "FLIP",
+    "flip-searched": "FLIP, searched",
 }
 # A run's figures by seed, by system.
 Runs = dict[str, dict[int, dict[str, Any]]]
@@ -105,10 +106,10 @@ def size_of(runs: Runs) -> str:
 
 
 def compare_all(folder: Path) -> dict[str, Any]:
-    """Compares, of a dataset's runs: in Table 2 both FLIP_IDs and FLIP_PLM with the best baseline of their kind, FLIP with the
-    best of all; FLIP_ID also with CTRL, which serves the tabular tower alone too; in Table 5 FLIP and FLIP_ID with each ablation.
-    The best baseline is the one of the highest mean AUC in test. p values are corrected within each table, CTRL's with those of
-    Table 2. Writes comparisons.json.
+    """Compares, of a dataset's runs: in Table 2 both FLIP_IDs and FLIP_PLM with the best baseline of their kind, both FLIPs
+    with the best of all; FLIP_ID also with CTRL, which serves the tabular tower alone too; in Table 5 FLIP and FLIP_ID with each
+    ablation. The best baseline is the one of the highest mean AUC in test. p values are corrected within each table, CTRL's with
+    those of Table 2. Writes comparisons.json.
 
     Raises:
         ValueError: the seeds of a system had different settings, or two runs were tested on different rows.
@@ -120,7 +121,7 @@ def compare_all(folder: Path) -> dict[str, Any]:
     pairs: dict[str, dict[str, str]] = {"table2": {}, "ctrl": {}, "table5": {}}
     best_of: dict[str, int] = {}
     for name in (name for name in OURS if name in named):
-        kinds = KINDS.values() if name == "flip" else [KINDS[name]]
+        kinds = KINDS.values() if KINDS[name] == KINDS["flip"] else [KINDS[name]]
         baselines = [other for other in named if other not in OURS and KINDS[other] in kinds]
         if baselines:
             best = max(baselines, key=lambda other: mean_of(runs[named[other]], "test_auc"))
@@ -176,7 +177,7 @@ def with_predictions(folder: Path, system: str, runs: Mapping[int, dict[str, Any
 
 
 def table2(folder: Path) -> Table:
-    """All systems, and ours against the best baseline: both FLIP_IDs and FLIP_PLM of their kind, FLIP of all."""
+    """All systems, and ours against the best baseline: both FLIP_IDs and FLIP_PLM of their kind, both FLIPs of all."""
     runs, published = load_runs(folder), paper(folder.name)
     comparisons = comparisons_of(folder).get("table2", {})
     head = ["kind", "system", "text tower", "seeds", "test AUC", "test logloss", "AUC on rows with an unseen value"]
