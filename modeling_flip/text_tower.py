@@ -21,7 +21,7 @@ from .configuration_flip import load_text_config
 logger = logging.get_logger(__name__)
 
 # Families that read (1, T) with `position_ids` and `cu_seq_lens_q` as they read padded rows. Others do not (T5 has relative
-# positions, RoBERTa counts from behind its padding), and nothing would say so: tests/modeling_flip/test_text_families.py.
+# positions, RoBERTa counts from behind its padding), and nothing would say so (tests/modeling_flip/text_families).
 WITHOUT_PADDING = ("albert", "bert", "distilbert", "electra", "gpt2", "llama", "modernbert", "qwen2")
 # The `model_max_length` of a tokenizer without a limit is above this.
 NO_LIMIT = 1_000_000
