@@ -287,8 +287,7 @@ class CrossSettings:
 
 
 class ParallelCross(TabularTower):
-    """A cross network beside an MLP: representation = [cross(e) ⊕ MLP(e)], e the row's embeddings end to end;
-    logit = w · representation + b."""
+    """A cross network beside an MLP, both over e, the row's embeddings end to end."""
 
     def __init__(self, config: FlipConfig, settings: CrossSettings, cross: Callable[[int], nn.Module]):
         super().__init__(config, settings)
@@ -306,7 +305,10 @@ class ParallelCross(TabularTower):
 
 @register_tabular_tower("dcn", settings=CrossSettings)
 class DCN(ParallelCross):
-    """DCN (Wang et al., ADKDD '17, Eq. 3-5): cross layers with one weight vector each."""
+    """DCN (Wang et al., ADKDD '17, Eq. 3-5): cross layers with one weight vector each.
+
+    representation = [cross(e) ⊕ MLP(e)]; logit = w · representation + b.
+    """
 
     def __init__(self, config: FlipConfig, settings: CrossSettings):
         super().__init__(config, settings, lambda size: VectorCrossNetwork(size, settings.num_cross_layers))
@@ -314,7 +316,10 @@ class DCN(ParallelCross):
 
 @register_tabular_tower("dcnv2", settings=CrossSettings)
 class DCNv2(ParallelCross):
-    """DCN-V2, parallel (Wang et al., WWW '21, Eq. 1-2): cross layers with a full-rank matrix each."""
+    """DCN-V2, parallel (Wang et al., WWW '21, Eq. 1-2): cross layers with a full-rank matrix each.
+
+    representation = [cross(e) ⊕ MLP(e)]; logit = w · representation + b.
+    """
 
     def __init__(self, config: FlipConfig, settings: CrossSettings):
         super().__init__(config, settings, lambda size: CrossNetwork(size, settings.num_cross_layers))
@@ -341,7 +346,8 @@ class DCNMixSettings(CrossSettings):
 class DCNMix(ParallelCross):
     """DCN-Mix, parallel (Wang et al., WWW '21, Eq. 3-5): cross layers that mix `num_experts` matrices of rank `cross_rank`.
 
-    What FLIP's released code calls DCNv2 is this mixture with two layers and a linear term beside it.
+    representation = [cross(e) ⊕ MLP(e)]; logit = w · representation + b. What FLIP's released code calls
+    DCNv2 is this mixture with two layers and a linear term beside it.
     """
 
     def __init__(self, config: FlipConfig, settings: DCNMixSettings):

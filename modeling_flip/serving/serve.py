@@ -290,6 +290,9 @@ def make_app(pipe: CtrPredictionPipeline, limits: Limits) -> FastAPI:
         asked = await _read(request, ScoreRequest, limits.max_bytes)
         _check_number("rows", asked.rows, limits.max_rows)
         _check_rows(asked.rows, fields, "rows")
+        if asked.return_towers and (towers := pipe.model.config.towers) != "both":
+            fault = f"needs a model with both towers, but this model's config.towers is {towers!r}; leave it out"
+            raise RequestValidationError([{"type": "towers", "loc": ("body", "return_towers"), "msg": fault}])
         return {"scores": await answer(request, runs[asked.return_towers], asked.rows, "rows", asked.rows)}
 
     @app.post(

@@ -40,6 +40,9 @@ from .splits import SPLITS, SplitRows
 
 logger = logging.get_logger(__name__)
 
+# What to install for a value of report_to whose package has another name; as in docs/watching.md.
+REPORTERS = {"mlflow": "mlflow-skinny sqlalchemy alembic"}
+
 
 def check_recipe(recipe: Recipe) -> None:
     """Raises ValueError if the recipe asks for something impossible."""
@@ -104,7 +107,7 @@ def check_recipe(recipe: Recipe) -> None:
             if name not in (known := get_available_reporting_integrations()):
                 raise ValueError(
                     f"{stage}.report_to is {name!r}, which is not installed; installed are {', '.join(known) or 'none'}: pip "
-                    f"install {name}, or leave it out"
+                    f"install {REPORTERS.get(name, name)}, or leave it out"
                 )
         best = (arguments.metric_for_best_model or "loss").removeprefix("eval_")
         if stage == "finetuning" and arguments.load_best_model_at_end and best not in (known := known_metrics(recipe)):

@@ -306,6 +306,26 @@ def test_a_large_request_is_computed_in_batches(pipe: CtrPredictionPipeline) -> 
     assert sizes == [4, 4, 1, 4, 4, 1]
 
 
+def test_towers_of_a_model_with_one_are_refused(checkpoint: Path) -> None:
+    app = serve.make_app(
+        CtrPredictionPipeline(FlipForCTR.from_pretrained(checkpoint, towers="tabular")), serve.Limits()
+    )
+
+    async def ask() -> Any:
+        transport = httpx2.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx2.AsyncClient(transport=transport, base_url="http://x") as client,
+        ):
+            return await client.post("/score", json={"rows": [{"title": "Toy Story"}], "return_towers": True})
+
+    answer = asyncio.run(ask())
+    assert answer.status_code == 422
+    (fault,) = answer.json()["detail"]
+    assert fault["loc"] == ["body", "return_towers"]
+    assert fault["msg"] == "needs a model with both towers, but this model's config.towers is 'tabular'; leave it out"
+
+
 def test_it_is_ready_while_there_is_room_and_healthy_while_it_works(
     pipe: CtrPredictionPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:

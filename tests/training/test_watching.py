@@ -91,14 +91,14 @@ def test_reporters_are_told_nothing_of_what_is_scored_after_their_stage(
     trainer.predict(trainer.train_dataset)
 
 
+@pytest.mark.parametrize(("name", "package"), [("wandb", "wandb"), ("mlflow", "mlflow-skinny sqlalchemy alembic")])
 def test_a_reporter_that_is_not_installed_is_told_before_training(
-    tiny_text_model: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("modeling_flip.training.checks.get_available_reporting_integrations", lambda: ["tensorboard"])
-    recipe = Recipe("demo", "out", towers="tabular", finetuning={"report_to": ["wandb"]})
-    with pytest.raises(
-        ValueError, match=r"finetuning.report_to is 'wandb', .* installed are tensorboard: pip install wandb"
-    ):
+    recipe = Recipe("demo", "out", towers="tabular", finetuning={"report_to": [name]})
+    message = f"finetuning.report_to is {name!r}, .* installed are tensorboard: pip install {package}, or"
+    with pytest.raises(ValueError, match=message):
         check_recipe(recipe)
 
 
