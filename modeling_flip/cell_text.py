@@ -89,7 +89,8 @@ def canonical_text(values: pa.Array, field: Field) -> pa.Array:
     if pa.types.is_boolean(kind) and field.type in ("integer", "number"):
         return values.cast(pa.int8()).cast(pa.string())
     if pa.types.is_temporal(kind):
-        return _moment_text(values, "date" if field.type == "date" else "timestamp")
+        is_date = field.type == "date" or (pa.types.is_date(kind) and field.type != "timestamp")
+        return _moment_text(values, "date" if is_date else "timestamp")
     if is_text:
         return _READ_TEXT[field.type](values)
     if field.type == "number" and pa.types.is_integer(kind):

@@ -70,6 +70,19 @@ class LocalValues:
         kinds = [field.kind == "categorical" and field.hash_size is None for field in vocabulary.columns]
         return np.flatnonzero(np.array(kinds, bool)[self.columns])
 
+    def unseen_lists(self, vocabulary: FeatureVocabulary) -> np.ndarray:
+        """Which of these are lists with a member that training never saw. One that it saw seldom has the unknown feature too."""
+        owner = np.repeat(np.arange(len(self)), np.diff(self.offsets))
+        has_unknown = np.zeros(len(self), bool)
+        has_unknown[owner[self.features == vocabulary.unknown_features[self.columns][owner]]] = True
+        found = []
+        for i, field in enumerate(vocabulary.columns):
+            if field.kind == "list" and len(lists := np.flatnonzero(has_unknown & (self.columns == i))):
+                members = pc.split_pattern(self.texts.take(pa.array(lists)), MEMBER_SEPARATOR)
+                is_new = vocabulary.positions(field.features_of or field.name, pc.list_flatten(members)) < 0
+                found.append(lists[pc.list_parent_indices(members).to_numpy()[is_new]])
+        return np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
+
 
 @dataclass(frozen=True, eq=False)
 class FeatureVocabulary:
@@ -209,7 +222,7 @@ class FeatureVocabulary:
                 values[name], counts[name] = self.values[name], self.counts[name]
             elif field.max_size is not None:
                 others = np.setdiff1d(np.arange(len(counts[name])), np.flatnonzero(self._kept[name]))
-                others = others[counts[name][others] >= field.min_count]
+                others = others[counts[name][others] >= (field.min_count or 1)]
                 room = field.max_size - int(self._kept[name].sum())
                 left_out = others[np.argsort(-counts[name][others], kind="stable")[room:]]
                 stays = left_out[left_out < size]
@@ -313,7 +326,7 @@ class FeatureVocabulary:
         kept = {}
         for field in self.columns:
             counts = self.counts[field.name]
-            kept[field.name] = counts >= field.min_count
+            kept[field.name] = counts >= (field.min_count or 1)
             if field.kind == "numeric":
                 kept[field.name] = np.zeros(len(counts), bool)
             if field.hash_size is not None:
@@ -563,7 +576,7 @@ class FeatureVocabulary:
     @classmethod
     def _of_first_format(cls, table: pa.Table, fields: list[str], min_count: int) -> FeatureVocabulary:
         """All fields were categories then, and no type was saved: what the values of a field look like decides, once."""
-        loaded = cls._of_table(table, tuple(Field(name=name, min_count=min_count) for name in fields))
+        loaded = cls._of_table(table, tuple(with_min_count([Field(name=name) for name in fields], min_count)))
         schema = []
         for field in loaded.schema:
             values = loaded.values[field.name]

@@ -19,6 +19,7 @@ from .row_reader import MEMBER_SEPARATOR, read_column
 
 # With fewer rows, nothing is concluded from how often values repeat.
 ROWS_TO_CONCLUDE = 50
+ALL_ITEMS = 2**31
 # An integer column with at most this many values is a category, whatever its name.
 FEW_VALUES = 20
 # From this share of rows with a value of their own, a column would only be memorised.
@@ -184,6 +185,8 @@ def _report(
     probe = Field(**(options | {k: v for k, v in given.items() if k in ("kind", "type", "separator", "missing_words")}))
     if probe.kind in ("numeric", "text"):
         probe = replace(probe, kind="categorical")
+    if probe.kind == "list":
+        probe = replace(probe, max_items=ALL_ITEMS)
     column = read_column(values, probe)
     facts = _Facts.of(column, probe, labels, population)
     if "type" not in given and _are_moments(facts, probe):
@@ -240,6 +243,8 @@ def _type_of_arrow(values: pa.Array) -> tuple[str | None, str, str | None]:
     if pa.types.is_boolean(kind):
         return None, "boolean", None
     if pa.types.is_integer(kind):
+        return None, "integer", None
+    if pa.types.is_decimal(kind) and kind.scale <= 0:  # what a warehouse exports ids as
         return None, "integer", None
     if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         numbers = values.cast(pa.float64()).drop_null()
@@ -382,10 +387,7 @@ def _kind_of(facts: _Facts, field: Field) -> tuple[str, str]:
             return "numeric", "integers, most of them small, some large: a count"
         return "categorical", "integers that may be identifiers"
     if field.type == "string" and facts.present >= ROWS_TO_CONCLUDE:
-        average = np.average(
-            pc.list_value_length(pc.split_pattern(facts.texts, " ")).to_numpy(zero_copy_only=False),
-            weights=facts.counts,
-        )
+        average = np.average(_num_words(facts.texts), weights=facts.counts)
         if average >= WORDS_OF_TEXT and facts.distinct_share > 0.5:
             return "text", f"{average:.0f} words on average, and hardly any text repeats"
     return "categorical", {"boolean": "true or false", "date": "days"}.get(field.type, REPEATS)
@@ -440,12 +442,21 @@ def _numbers_the_rows(facts: _Facts, field: Field) -> bool:
     return bool(numbers.max() - numbers.min() < 2 * facts.present * facts.population / facts.rows)
 
 
+def _num_words(texts: pa.Array) -> np.ndarray:
+    """(N,) texts → (N,) words, counted as they are cut."""
+    words = pc.utf8_split_whitespace(pc.utf8_trim_whitespace(texts))
+    return np.asarray(pc.list_value_length(words).to_numpy(zero_copy_only=False))
+
+
 def _what_is_lost(facts: _Facts, field: Field) -> str:
     """A warning about values that are cut, not read as a person would read them, or meaningless; "" if there are none."""
     if field.kind == "text":
-        words = pc.list_value_length(pc.split_pattern(facts.texts, " ")).to_numpy(zero_copy_only=False)
-        share = facts.counts[words > field.max_words].sum() / max(facts.present, 1)
+        share = facts.counts[_num_words(facts.texts) > field.max_words].sum() / max(facts.present, 1)
         return f"{share:.1%} of its texts are cut to their first {field.max_words} words (max_words)" if share else ""
+    if field.kind == "list":
+        items = pc.add(pc.count_substring(facts.texts, MEMBER_SEPARATOR), 1).to_numpy(zero_copy_only=False)
+        share = facts.counts[items > field.max_items].sum() / max(facts.present, 1)
+        return f"{share:.1%} of its lists are cut to their first {field.max_items} members (max_items)" if share else ""
     if field.kind == "numeric" and _numbers_the_rows(facts, field):
         return "it numbers the rows one by one: leave it out with exclude_fields, unless the numbers mean something"
     if field.kind == "numeric" and facts.present:

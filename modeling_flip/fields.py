@@ -40,7 +40,7 @@ class Field:
         reason: why the kind is what it is; for an ignored column, why it is left out.
         missing_words: whether "NA", "null" and the other words that pandas reads as missing in a CSV count as missing, in any
             container; "" always does.
-        min_count: a value (or member) seen less often shares the field's unknown feature.
+        min_count: a value (or member) seen less often shares the field's unknown feature; by default that of all fields, or 1.
         max_size: at most this many values (or members), the most frequent ones, have features of their own; by default all.
         hash_size: for a field that never stops bringing new values: it has this many features, and values with the same hash
             share one. No value is kept, and none is ever unknown.
@@ -65,7 +65,7 @@ class Field:
     words: str = ""
     reason: str = ""
     missing_words: bool = True
-    min_count: int = 1
+    min_count: int | None = None
     max_size: int | None = None
     hash_size: int | None = None
     num_buckets: int = 32
@@ -114,11 +114,12 @@ class Field:
                 raise ValueError(
                     f"field {self.name!r} is {self.kind}: {option} is not an option of that kind; leave it out"
                 )
-        if self.features_of is not None and (self.min_count != 1 or self.max_size is not None):
+        is_counted = self.min_count not in (None, 1) or self.max_size is not None
+        if self.features_of is not None and is_counted:
             raise ValueError(
                 f"field {self.name!r} shares the features of {self.features_of!r} and its min_count and max_size; leave these out"
             )
-        if self.hash_size is not None and (self.min_count != 1 or self.max_size is not None):
+        if self.hash_size is not None and is_counted:
             raise ValueError(
                 f"field {self.name!r} has a hash_size: its values are not counted; leave min_count and max_size out"
             )
@@ -208,15 +209,14 @@ def did_you_mean(wrong: str, known: Iterable[Any]) -> str:
 
 
 def with_min_count(schema: Sequence[Field], min_count: int) -> list[Field]:
-    """The schema with `min_count` set on every field whose kind has it and that did not set its own."""
+    """The schema with `min_count` on every field whose kind has it and that has none of its own. What has none after that
+    keeps every value, as with 1."""
     if min_count < 1:
         raise ValueError(f"min_count is {min_count}; it must be 1 or more")
-    return [
-        replace(field, min_count=min_count)
-        if "min_count" in OPTIONS_OF_KIND[field.kind]
-        and field.min_count == 1
-        and field.features_of is None
-        and field.hash_size is None
-        else field
-        for field in schema
-    ]
+
+    def of(field: Field) -> int | None:
+        has_it = "min_count" in OPTIONS_OF_KIND[field.kind] and field.features_of is None and field.hash_size is None
+        own = min_count if field.min_count is None and has_it else field.min_count
+        return None if own == 1 else own  # as files have it
+
+    return [replace(field, min_count=of(field)) for field in schema]

@@ -165,10 +165,10 @@ class CtrPredictionPipeline(Pipeline):
         parameters = self._postprocess_params | parameters
         group_by, return_towers = parameters.pop("group_by", None), parameters.pop("return_towers", False)
         if isinstance(rows, Mapping):
-            scalars = [field.name for field in self.processor.vocabulary.columns if field.kind != "list"]
-            cells = {name: rows[name] for name in scalars if name in rows} or rows
+            kinds = {field.name: field.kind for field in self.processor.vocabulary.columns}
+            cells = {name: cell for name, cell in rows.items() if name in kinds} or rows
             for name, cell in cells.items():
-                if hasattr(cell, "__iter__") and not isinstance(cell, (str, bytes)):
+                if kinds.get(name) != "list" and hasattr(cell, "__iter__") and not isinstance(cell, (str, bytes)):
                     raise TypeError(
                         f"a dict is one row, and {name!r} of this one holds a {type(cell).__name__}; pass columns as a "
                         "DataFrame or an Arrow table, and a DatasetDict one split at a time"

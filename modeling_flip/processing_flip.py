@@ -22,6 +22,7 @@ from .configuration_flip import IS_REMOTE_CODE
 from .feature_vocabulary import VOCABULARY_FILE, FeatureVocabulary
 from .field_inference import FieldReport, infer_fields
 from .fields import Field, used
+from .row_containers import open_rows
 from .row_dataset import FlipDataset
 from .row_reader import read_clicks, read_columns
 from .sentences import SentenceTokenizer, default_max_length, pieces_of, spoken, usable_tokenizer, value_words
@@ -127,16 +128,23 @@ class FlipProcessor(ProcessorMixin):
             >>> processor.fields
             ['city', 'price']
         """
-        if fields is None or isinstance(fields, Mapping) or not all(isinstance(field, Field) for field in fields):
+        schema: list[Any] = []
+        if fields and not isinstance(fields, Mapping) and all(isinstance(field, Field) for field in fields):
+            schema = list(fields)  # nothing is left to infer
+        if not schema or label is not None:
             declared, overrides = (None, fields) if isinstance(fields, Mapping) else (fields, None)
             clicks = None if label is None else read_clicks(rows, label)
             exclude = None if label is None else {label: "the label"}
             reports = infer_fields(rows, declared, labels=clicks, exclude=exclude, overrides=overrides)
             reports = [report for report in reports if report.field.name != label]
             warn_of_fields(reports)
-            fields = inferred = [report.field for report in reports]
-            check_fields(inferred)
-        return cls(tokenizer, FeatureVocabulary.fit(rows, fields, min_count), **kwargs)
+            check_fields([report.field for report in reports])
+            schema = schema or [report.field for report in reports]
+        if isinstance(rows, Mapping) and all(field.kind == "list" for field in schema):
+            # Columns here; read by such fields alone, each list could as well be the members of one row.
+            names, _, column_of = open_rows(rows)
+            rows = [dict(zip(names, cells, strict=True)) for cells in zip(*map(column_of, names), strict=True)]
+        return cls(tokenizer, FeatureVocabulary.fit(rows, schema, min_count), **kwargs)
 
     def tabular_only(self) -> FlipProcessor:
         """This processor without its tokenizer, for a model that has only the tabular tower."""
@@ -220,7 +228,8 @@ class FlipProcessor(ProcessorMixin):
             shared: fields that are the same in all rows, such as those of one user, in place of columns of them; read once.
 
         Raises:
-            ValueError: a column is absent (where not `strict`, all are), a label is not 0 or 1, or its column is a field.
+            ValueError: a column is absent (where not `strict`, all are), a label is not 0 or 1, its column is a field, or there
+                are more or fewer labels than rows.
         """
         if isinstance(labels, str) and labels in self.fields:
             raise ValueError(
@@ -233,7 +242,7 @@ class FlipProcessor(ProcessorMixin):
         columns, absent = read_columns(rows, of_rows, strict=strict)
         if once:
             same, _ = read_columns([shared], once)
-            repeats = pa.array(np.zeros(len(rows), np.int32))
+            repeats = pa.array(np.zeros(open_rows(rows, self._vocabulary.columns)[1], np.int32))
             columns |= {name: column.take(repeats) for name, column in same.items()}
         if absent == self.fields:
             raise ValueError(f"the rows have none of the fields {self.fields}; rename their columns")
@@ -245,12 +254,17 @@ class FlipProcessor(ProcessorMixin):
             assert self._vocabulary.token_table is not None
             own = self.sentence_tokenizer.token_table(local.columns, local.texts)
             tables = (self._vocabulary.token_table, own)
+        if labels is not None:
+            where = (rows, labels) if isinstance(labels, str) else ({"labels": np.asarray(labels)}, "labels")
+            labels = read_clicks(*where)
+            if len(labels) != len(value_ids):
+                raise ValueError(f"there are {len(labels)} labels for {len(value_ids)} rows: give each row one")
         dataset = FlipDataset(
             value_ids=value_ids,
             vocabulary=self._vocabulary,
             local=local,
             token_tables=tables,
-            labels=read_clicks(rows, labels) if isinstance(labels, str) else labels,
+            labels=labels,
             row_ids=np.arange(len(value_ids)),
         )
         self.warn_of_strange_columns(dataset)

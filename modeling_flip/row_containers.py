@@ -68,14 +68,15 @@ def _check_unique(names: Sequence[Any]) -> None:
 
 def _holds_columns(rows: Mapping[str, Any], of_lists: Mapping[str, bool]) -> bool:
     """Whether a dict holds columns; otherwise it is one row, in which a list is the members of a list field (`of_lists` names
-    those)."""
+    those). Where all its fields are list fields, its other columns tell, and where it has none, whether lists hold lists."""
     arrays = (pa.Array, pa.ChunkedArray)
     wanted = [(rows[name], is_list) for name, is_list in of_lists.items() if name in rows]
     scalars = [values for values, is_list in wanted if not is_list]
-    if scalars:
+    scalars = scalars or [values for name, values in rows.items() if name not in of_lists]
+    if wanted and scalars:
         return all(isinstance(values, arrays) or _is_sequence(values) for values in scalars)
     return bool(wanted) and all(
-        isinstance(values, arrays) or (_is_sequence(values) and any(v is None or is_container(v) for v in values))
+        isinstance(values, arrays) or (_is_sequence(values) and any(is_container(v) for v in values))
         for values, _ in wanted
     )
 

@@ -105,14 +105,9 @@ class FlipDataset(torch.utils.data.Dataset["FlipDataset"]):
     def is_unseen(self) -> np.ndarray:
         """(N, C) bool, the same of each cell."""
         vocabulary, local = self.vocabulary, self.local
-        kinds = np.array([field.kind for field in vocabulary.columns])[local.columns]
-        unknown = vocabulary.unknown_features[local.columns]
         is_unseen = np.zeros(len(local), bool)
         is_unseen[local.unseen_categories(vocabulary)] = True
-        owner = np.repeat(np.arange(len(local)), np.diff(local.offsets))
-        with_unknown = np.zeros(len(local), bool)
-        with_unknown[owner[local.features == unknown[owner]]] = True
-        is_unseen |= (kinds == "list") & with_unknown
+        is_unseen[local.unseen_lists(vocabulary)] = True
         flags = np.zeros(self.value_ids.shape, bool)
         is_local = self.value_ids >= vocabulary.num_values
         flags[is_local] = is_unseen[self.value_ids[is_local] - vocabulary.num_values]

@@ -186,7 +186,9 @@ class FieldwiseLinear(nn.Module):
         return product if self.bias is None else product + self.bias
 
     def init_parameters(self) -> None:
-        for weight in self.weight:
-            init.xavier_uniform_(weight)
+        # A view of a weight that was loaded does not say so, as the weight itself does to `init`.
+        if not getattr(self.weight, "_is_hf_initialized", False):
+            for weight in self.weight:
+                init.xavier_uniform_(weight)
         if self.bias is not None:
             init.zeros_(self.bias)

@@ -12,18 +12,18 @@ cell as it would be spelled alone. Memory is bounded: files are read in parts, i
 What cannot be read is an error; rows of text files can be left out instead, and counted: see `Quarantine`.
 """
 
-from .opening import KINDS, READ, SPLIT_NAMES, open_splits, open_table, split_of
+from .opening import KINDS, READ, named_splits, open_splits, open_table, split_of
 from .table_file import ROWS_PER_BATCH, TableFile, as_arrow, in_memory, in_parts
 
 __all__ = [
     "KINDS",
     "READ",
     "ROWS_PER_BATCH",
-    "SPLIT_NAMES",
     "TableFile",
     "as_arrow",
     "in_memory",
     "in_parts",
+    "named_splits",
     "open_splits",
     "open_table",
     "split_of",

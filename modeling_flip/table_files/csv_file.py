@@ -7,6 +7,7 @@ import io
 import itertools
 from array import array
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,13 +88,21 @@ def _some_rows(text: str, delimiter: str, whole: bool) -> list[list[str]]:
     """Up to 100 rows of the beginning of a file; a row that may be cut is left out."""
     rows: list[list[str]] = []
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    try:
+    with _cells_of_any_length():
         rows.extend(itertools.islice(reader, 100))
         if not whole and next(reader, None) is None:
             rows.pop()
-    except csv.Error:  # a cell that is too long for this reader
-        pass
     return rows
+
+
+@contextmanager
+def _cells_of_any_length() -> Iterator[None]:
+    """Python's `csv` refuses cells of more than 131,072 characters."""
+    limit = csv.field_size_limit(LONGEST_ROW)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _csv_batches(
@@ -162,6 +171,8 @@ def _csv_batches(
                 last = "" if batch is None or not len(batch) or ends_left_out else batch[names[-1]][-1].as_py() or ""
                 if batch is not None and not ends_left_out and _is_open(last, raw.end, delimiter):
                     raise pa.ArrowInvalid("a quote is not closed")
+                if raw.lines > skipped + 1 + seen + len(ragged):  # some cell is of several lines, or some line is empty
+                    _check_quotes(path, encoding, delimiter, marks)
                 if quarantine is not None:
                     quarantine.check(path, seen + len(ragged))
                 return
@@ -220,27 +231,45 @@ def _is_open(last_cell: str, end: str, delimiter: str) -> bool:
     return end.endswith((delimiter + opened, "\n" + opened))
 
 
+def _check_quotes(path: Path, encoding: str, delimiter: str, marks: bool) -> None:
+    """Raises ValueError where a quote is closed by one that opens a later cell: all rows between them would be one cell, which
+    Arrow does not mind. A slower reader reads the rows once more."""
+    before = 0
+    with _cells_of_any_length(), utf8_stream(path, encoding, marks) as (stream, _):
+        lines = io.TextIOWrapper(stream, "utf-8", newline="")
+        while True:
+            reader, start = csv.reader(lines, delimiter=delimiter, strict=True), 1
+            try:
+                for _ in reader:
+                    start = reader.line_num + 1
+                return
+            except csv.Error:
+                if reader.line_num > start:
+                    raise ValueError(
+                        f"{path}, line {before + start}: a quote that opens in this row is closed only in line "
+                        f"{before + reader.line_num}, where another cell begins; close it, or double it where it is meant as a "
+                        "character"
+                    ) from None
+                before += reader.line_num  # a stray quote within one line takes no other row with it
+
+
 def _csv_error(
     path: Path, encoding: str, delimiter: str, names: list[str], error: Exception, marks: bool
 ) -> ValueError:
     """What is wrong, and in which line: the rows are read once more, by a slower reader that counts lines."""
-    limit = csv.field_size_limit(LONGEST_ROW)
     start = line = 1
-    try:
-        with utf8_stream(path, encoding, marks) as (stream, _):
-            reader = csv.reader(io.TextIOWrapper(stream, "utf-8", newline=""), delimiter=delimiter)
-            try:
-                for row in reader:
-                    line, start = start, reader.line_num + 1
-                    text = delimiter.join(row)
-                    if row and len(row) != len(names) and (not marks or _is_many_lines(text)):
-                        hint = "; a quote in it may not be closed" if "\n" in text else ""
-                        return _ragged(path, f"line {line}", len(row), len(names), text, delimiter, hint)
-                start = line
-            except csv.Error:
-                pass
-    finally:
-        csv.field_size_limit(limit)
+    with _cells_of_any_length(), utf8_stream(path, encoding, marks) as (stream, _):
+        reader = csv.reader(io.TextIOWrapper(stream, "utf-8", newline=""), delimiter=delimiter)
+        try:
+            for row in reader:
+                line, start = start, reader.line_num + 1
+                text = delimiter.join(row)
+                if row and len(row) != len(names) and (not marks or _is_many_lines(text)):
+                    hint = "; a quote in it may not be closed" if "\n" in text else ""
+                    return _ragged(path, f"line {line}", len(row), len(names), text, delimiter, hint)
+            start = line
+        except csv.Error:
+            pass
     if "quote is not closed" in str(error) or "straddl" in str(error):
         return ValueError(
             f"{path}, line {start}: a quote that opens in this row is not closed (or a row is longer than "

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -97,8 +98,24 @@ def open_splits(
         neighbours = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise FileNotFoundError(f"{path} does not exist{did_you_mean(path.name, neighbours)}")
     if any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
-        return {SPLIT_NAMES.get(name or "", name): table for name, table in open_saved(path).items()}
+        return named_splits(open_saved(path), str(path))
     return {split: open_files(files) for split, files in _split_files(path).items()}
+
+
+def named_splits(given: Mapping[Any, TableFile], where: str) -> dict[Any, TableFile]:
+    """Splits by the names that are used here; others keep theirs.
+
+    Raises:
+        ValueError: two of them have the same one, such as dev and validation.
+    """
+    names = {name: SPLIT_NAMES.get(name or "", name) for name in given}
+    for split in names.values():
+        same = [other for other in names if names[other] == split]
+        if len(same) > 1:
+            raise ValueError(
+                f"{where} holds {' and '.join(same)}, all named after split {split}: leave all but one of them out"
+            )
+    return {names[name]: table for name, table in given.items()}
 
 
 def split_of(name: str) -> str | None:

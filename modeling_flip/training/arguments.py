@@ -120,6 +120,11 @@ class FlipTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"float32_matmul_precision is {self.float32_matmul_precision!r}; it must be highest, high or medium"
             )
+        if self.train_sampling_strategy not in ("group_by_length", "random"):
+            raise ValueError(
+                f"train_sampling_strategy is {self.train_sampling_strategy!r}; it must be group_by_length or random: rows are "
+                "always shuffled"
+            )
         if self.gradient_checkpointing and self.ddp_find_unused_parameters is None:
             # Trainer would switch it off, and DistributedDataParallel then wait for gradients of heads that a stage does not use.
             self.ddp_find_unused_parameters: bool | None = True

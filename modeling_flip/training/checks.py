@@ -192,6 +192,12 @@ def check_refit(recipe: Recipe) -> None:
             "refit pretrains on all rows for the full length of pretraining, so there are no validation rows to choose a best "
             "checkpoint with: leave out pretraining.load_best_model_at_end, or refit"
         )
+    for stage in STAGE_DEFAULTS:
+        if (getattr(recipe, stage) or {}).get("lr_scheduler_type") == "reduce_lr_on_plateau":
+            raise ValueError(
+                f"refit trains on the validation rows too, and {stage}.lr_scheduler_type reduce_lr_on_plateau needs them for "
+                "itself: choose another, or leave refit out"
+            )
     if not refits_now(recipe):
         return
     if recipe.refit is None or recipe.refit < 0:

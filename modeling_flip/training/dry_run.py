@@ -215,7 +215,7 @@ def uncut_lengths(to_tokens: SentenceTokenizer, rows: FlipDataset) -> np.ndarray
 def features_at(vocabulary: FeatureVocabulary, min_count: int) -> int:
     """The number of features with this `min_count` for all fields."""
     has_it = {name for name, options in OPTIONS_OF_KIND.items() if "min_count" in options}
-    bare = [replace(field, min_count=1) if field.kind in has_it else field for field in vocabulary.schema]
+    bare = [replace(field, min_count=None) if field.kind in has_it else field for field in vocabulary.schema]
     return replace(vocabulary, schema=tuple(with_min_count(bare, min_count)), token_table=None).num_features
 
 

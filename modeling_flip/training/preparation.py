@@ -251,6 +251,7 @@ def cache_folder(
         "kinds": dict(kinds),
         "vocabulary": given and [given.vocabulary.fingerprint, given.max_length, *(f.to_dict() for f in given.schema)],
         "grows": recipe.init_from is not None,
+        "longest": tokenizer and tokenizer.model_max_length,
         "tokenizer": tokenizer and manifest.tokenizer_sha256(tokenizer),
         "code": [manifest.sha256_of_file(package / f"{name}.py") for name in CODE],
         "versions": [np.__version__, pa.__version__, tokenizers.__version__],
@@ -362,7 +363,7 @@ def pretrained_processor(recipe: Recipe) -> FlipProcessor | None:
     """The processor of the checkpoint that the recipe starts from; None where it names none.
 
     Raises:
-        ValueError: the recipe asks for other fields than the checkpoint's.
+        ValueError: the recipe asks for other fields than the checkpoint's, or its label is one of them.
     """
     checkpoint = starts_from(recipe)
     if checkpoint is None:
@@ -370,7 +371,7 @@ def pretrained_processor(recipe: Recipe) -> FlipProcessor | None:
     processor = FlipProcessor.from_pretrained(checkpoint)
     theirs = {
         "fields": processor.fields,
-        "min_count": max(field.min_count for field in processor.schema),
+        "min_count": max(field.min_count or 1 for field in processor.schema),
         "max_length": processor.max_length,
     }
     ours = {"fields": field_names(recipe), "min_count": recipe.min_count, "max_length": recipe.max_length}
@@ -378,6 +379,12 @@ def pretrained_processor(recipe: Recipe) -> FlipProcessor | None:
         if value not in (None, Recipe.min_count if key == "min_count" else None, theirs[key]):
             raise ValueError(
                 f"{key} is {value}, but {checkpoint} was trained with {theirs[key]}; use that, or train from the beginning"
+            )
+    for key, names in (("label_column", [recipe.label_column]), ("exclude_fields", recipe.exclude_fields or [])):
+        if read := [name for name in names if name in processor.fields]:
+            raise ValueError(
+                f"{key} names {read[0]!r}, but {checkpoint} was trained with it as a field and would read it: train from the "
+                "beginning"
             )
     check_settings_of_fields(recipe, processor.schema)
     return processor
@@ -391,6 +398,8 @@ def check_settings_of_fields(recipe: Recipe, schema: Sequence[Field]) -> None:
     for name, settings in declared.items():
         for key, value in settings.items():
             pretrained = getattr(theirs.get(name), key, None)
+            if key == "min_count":
+                pretrained = pretrained or 1
             if value != pretrained:
                 raise ValueError(
                     f"{key} of field {name!r} is {value!r}, but {starts_from(recipe)} was trained with {pretrained!r}; use that, "

@@ -42,7 +42,6 @@ STAGE_DEFAULTS: dict[str, dict[str, Any]] = {
         "save_total_limit": 1,
         "load_best_model_at_end": True,
         "metric_for_best_model": "auc",
-        "greater_is_better": True,
         "early_stopping_patience": 2,
         "restore_callback_states_from_checkpoint": True,  # so that early stopping resumes its count
         "logging_steps": 50,
@@ -271,6 +270,11 @@ def stage_arguments(recipe: Recipe, stage: str) -> FlipTrainingArguments:
     given = (
         {"run_name": f"{Path(recipe.output_dir).name}-{stage}"} | STAGE_DEFAULTS[stage] | (getattr(recipe, stage) or {})
     )
+    if (best := given.get("metric_for_best_model")) is not None:
+        given.setdefault("greater_is_better", str(best).endswith("auc"))
+    if given.get("lr_scheduler_type") == "reduce_lr_on_plateau":
+        mode = "max" if given.get("greater_is_better") else "min"
+        given["lr_scheduler_kwargs"] = {"mode": mode} | (given.get("lr_scheduler_kwargs") or {})
     if refits_now(recipe):
         given |= {"eval_strategy": "no", "load_best_model_at_end": False, "early_stopping_patience": None}
         if stage == "finetuning":

@@ -28,11 +28,11 @@ from ..table_files import (
     KINDS,
     READ,
     ROWS_PER_BATCH,
-    SPLIT_NAMES,
     TableFile,
     as_arrow,
     in_memory,
     in_parts,
+    named_splits,
     open_splits,
 )
 from .data import BadCellsError, Column, read_times
@@ -262,6 +262,7 @@ def load_splits(
         tables, data = {split or "train": table for split, table in found.items()}, _hash_of_files(path)
     else:
         tables, data = _from_hub(dataset_name, registered, streaming)
+        tables = named_splits(tables, f"dataset {dataset_name!r}")
     what = f"dataset {dataset_name!r}"
 
     def find() -> list[Source]:
@@ -293,9 +294,7 @@ def _from_hub(name: str, registered: Mapping[str, Any], streaming: bool) -> tupl
         if streaming:
             commit = HfApi().dataset_info(name).sha  # every reading is of the same files
             opened = datasets.load_dataset(name, revision=commit, streaming=True)
-            return {SPLIT_NAMES.get(split, split): _streamed(rows, Path(split)) for split, rows in opened.items()}, str(
-                commit
-            )
+            return {split: _streamed(rows, Path(split)) for split, rows in opened.items()}, str(commit)
         loaded = datasets.load_dataset(name)
     except Exception as error:  # each layer below (datasets, pyarrow, httpx) has exceptions of its own
         known = "".join(f"{other}, " for other in registered)
@@ -303,7 +302,7 @@ def _from_hub(name: str, registered: Mapping[str, Any], streaming: bool) -> tupl
             f"dataset {name!r} cannot be loaded ({' '.join(str(error).split())}); give {known}a Hub dataset id (a private one "
             f"needs your token: HF_TOKEN, or hf auth login), or a file or folder of {READ}{did_you_mean(name, registered)}"
         ) from error
-    tables = {SPLIT_NAMES.get(split, split): in_memory(as_arrow(rows), Path(split)) for split, rows in loaded.items()}
+    tables = {split: in_memory(as_arrow(rows), Path(split)) for split, rows in loaded.items()}
     return tables, _hash(f"{split} {rows._fingerprint}" for split, rows in loaded.items())
 
 

@@ -171,6 +171,23 @@ class FlipTrainer(Trainer):
             order, self._train_batch_size, args.process_index, args.world_size, args.dataloader_drop_last
         )
 
+    @contextmanager
+    def _every_row(self) -> Iterator[None]:
+        """`dataloader_drop_last` is of training: all rows are scored."""
+        drops, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            yield
+        finally:
+            self.args.dataloader_drop_last = drops
+
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        with self._every_row():
+            return super().get_eval_dataloader(*args, **kwargs)
+
+    def get_test_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        with self._every_row():
+            return super().get_test_dataloader(*args, **kwargs)
+
     def get_train_dataloader(self) -> DataLoader:
         """This process's rows of each batch. accelerate would fill the last batch up with rows of the first."""
         args = self.args

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import datetime as dt
+import decimal
 import io
 import json
 from typing import Any
@@ -466,6 +467,17 @@ def test_what_is_not_read_as_a_person_would_is_warned_of() -> None:
     texts = [" ".join([f"n{i}", *(f"w{j}" for j in range(60 + (i % 4 == 0) * 8))]) for i in range(N)]
     assert infer(texts).field.kind == "text"
     assert infer(texts).warning == "25.0% of its texts are cut to their first 64 words (max_words)"
+    assert infer([text.replace(" ", "\n") for text in texts]).warning == infer(texts).warning  # as they are cut
+    lists = [[f"m{j}" for j in range(i % 4, 20 + i % 4 + (i % 2))] for i in range(N)]
+    assert infer(lists).warning == "50.0% of its lists are cut to their first 20 members (max_items)"
+    assert infer(lists, max_items=21).warning == ""
+
+
+def test_decimals_without_fractions_are_integers() -> None:
+    ids = [decimal.Decimal(100_000 + i % 40) for i in range(N)]
+    for scale, expected in ((0, ("categorical", "integer")), (2, ("numeric", "number"))):
+        field = infer_fields(pa.table({"user_id": pa.array(ids, pa.decimal128(20, scale))}))[0].field
+        assert (field.kind, field.type) == expected
 
 
 def test_declared_columns_come_in_their_order_and_others_are_left_out() -> None:

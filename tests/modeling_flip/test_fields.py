@@ -229,13 +229,14 @@ def test_min_count_is_that_of_each_field_that_has_one_and_says_nothing_else() ->
         MOVIE,
         history(),
         Field(name="own", min_count=2),
+        Field(name="whole", min_count=1),
         Field(name="tags", kind="list"),
         Field(name="price", kind="numeric", type="number"),
         Field(name="title", kind="text"),
         Field(name="row", kind="ignored"),
     ]
-    assert [field.min_count for field in with_min_count(schema, 5)] == [5, 1, 2, 5, 1, 1, 1]
-    assert with_min_count(schema, 1) == schema
+    assert [field.min_count for field in with_min_count(schema, 5)] == [5, None, 2, None, 5, None, None, None]
+    assert [field.min_count for field in with_min_count(schema, 1)] == [None, None, 2, *[None] * 5]
 
 
 @pytest.mark.parametrize("min_count", [0, -1])

@@ -701,6 +701,18 @@ def test_weights_that_should_be_there_and_those_that_should_not_are_named(
     assert random_text_towers(model)
 
 
+def test_weights_that_are_there_are_kept_where_others_lack(flip_folder: Path) -> None:
+    file = flip_folder / "pretraining" / "model.safetensors"
+    weights = load_file(file)
+    del weights["mtm.hidden.bias"]
+    save_file(weights, file, metadata={"format": "pt"})
+    (flip_folder / "pretraining" / "model.sha256").unlink()
+    model = FlipForPreTraining.from_pretrained(flip_folder / "pretraining")
+    assert model.untrained_weights == ("mtm.hidden.bias",)
+    loaded = model.state_dict()
+    assert [name for name, weight in weights.items() if not torch.equal(loaded[name], weight)] == []
+
+
 def test_of_a_text_model_only_its_own_missing_weights_are_named(
     tmp_path: Path, wordpiece: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -502,6 +502,17 @@ def test_columns_in_a_dict_are_refused(pipe: CtrPredictionPipeline, rows: Any) -
         pipe(rows)
 
 
+@pytest.mark.parametrize(
+    "row", [{"genres": ["War"]}, {"genres": ["War", None]}, {"genres": []}, {"genres": ["War"], "clicked": [1, 0]}]
+)
+def test_a_row_of_lists_alone_is_a_row(row: dict[str, Any]) -> None:
+    members = [["War", "Noir"], ["Noir"], ["Drama"]]
+    processor = FlipProcessor.fit(pa.table({"genres": members}), ["genres"])
+    model = FlipForCTR(FlipConfig.from_processor(processor, embedding_size=4, hidden_sizes=[4]))
+    score = CtrPredictionPipeline(model, processor)
+    assert score(row) == score([row])[0]
+
+
 @pytest.mark.parametrize("rows", [{}, {"bogus": 1}, [{"bogus": 1}], pd.DataFrame({"bogus": [1]})], ids=repr)
 def test_rows_without_any_field_are_refused(pipe: CtrPredictionPipeline, rows: Any) -> None:
     with pytest.raises(ValueError, match="the rows have none of the fields"):

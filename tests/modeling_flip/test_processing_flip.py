@@ -57,6 +57,44 @@ def test_fields_that_are_not_declared_are_inferred(wordpiece: PreTrainedTokenize
     assert some.display_names == {"tags": "tags", "price": "cost"}
 
 
+def test_the_label_is_no_field_however_the_fields_are_given(caplog: pytest.LogCaptureFixture) -> None:
+    rows = {"city": ["Rome", "Oslo"] * 60, "bought": [1, 0] * 60, "clicked": [1, 0] * 60}
+    for fields in ([Field(name="city"), Field(name="clicked")], [{"name": "city"}, {"name": "clicked"}]):
+        with pytest.raises(ValueError, match="column 'clicked' is declared as a field but also left out"):
+            FlipProcessor.fit(rows, fields, label="clicked")
+    caplog.clear()
+    given = [Field(name="bought", words="paid")]
+    assert FlipProcessor.fit(rows, given, label="clicked").schema == tuple(given)
+    assert "field 'bought' is used, but check it: identical to the label" in caplog.text
+    with pytest.raises(ValueError, match="no column is left to learn from"):
+        FlipProcessor.fit(rows, [])
+
+
+def test_a_dict_of_list_columns_is_fitted_as_the_same_table() -> None:
+    texts = ["War|Noir|Drama", "Noir|War", "Drama|Noir", "War"] * 30
+    members, clicks = [text.split("|") for text in texts], [1, 0, 0, 1, 0] * 24
+    fields = {"genres": {"kind": "list", "separator": "|"}}
+    for rows in ({"genres": cells, **rest} for cells in (texts, members) for rest in ({}, {"clicked": clicks})):
+        label = "clicked" if "clicked" in rows else None
+        ours, theirs = (FlipProcessor.fit(given, fields, label=label) for given in (rows, pa.table(rows)))
+        assert sorted(ours.vocabulary.values["genres"].to_pylist()) == ["Drama", "Noir", "War"]
+        assert ours.vocabulary.fingerprint == theirs.vocabulary.fingerprint
+        if label is not None:
+            assert len(ours.encode(rows, label)) == 120
+
+
+def test_labels_are_clicks_one_for_each_row() -> None:
+    rows = {"city": ["Rome", "Oslo", "Rome"]}
+    processor = FlipProcessor.fit(rows, ["city"])
+    assert processor.encode(rows, np.array([1, 0, 1])).labels.tolist() == [1, 0, 1]
+    with pytest.raises(ValueError, match=r"holds '5' \(row 1\); labels are 0 or 1"):
+        processor.encode(rows, np.array([1, 5, 0]))
+    with pytest.raises(ValueError, match=r"holds a missing value \(row 2\)"):
+        processor.encode(rows, np.array([1, 0, np.nan]))
+    with pytest.raises(ValueError, match="there are 4 labels for 3 rows: give each row one"):
+        processor.encode(rows, np.array([1, 0, 1, 0]))
+
+
 def test_display_names_replace_the_columns_names(wordpiece: PreTrainedTokenizerFast) -> None:
     processor = FlipProcessor.fit(
         {"user_id": [1], "sex": ["f"]}, ["user_id", "sex"], wordpiece, display_names={"sex": "gender"}

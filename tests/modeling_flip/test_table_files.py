@@ -177,6 +177,11 @@ def test_cp1252_is_found_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixtu
         ('a,b\n1,2\n3,"', "rows.csv, line 3: a quote that opens"),
         ('a\n"', "rows.csv, line 2: a quote that opens"),
         ('"a,b\n1,2\n', "rows.csv, line 1: a quote in the header is not closed"),
+        ('a,b,c\n1,x,"Al\n2,y,z\n3,y,"Heroes"\n', "line 2: a quote that opens in this row is closed only in line 4"),
+        (
+            'a,b\n"say "hi",1\n"Al,2\n3,4\n"Heroes",5\n',
+            "line 3: a quote that opens in this row is closed only in line 5",
+        ),
     ],
     ids=lambda value: str(value)[:20],
 )
@@ -185,6 +190,19 @@ def test_broken_csv_is_named_by_its_line(text: str, message: str, tmp_path: Path
     with pytest.raises(ValueError, match=message) as error:
         open_table(path).to_table()
     assert "\n" not in str(error.value)
+
+
+def test_a_long_cell_in_the_first_row_hides_no_row(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.csv", "a,b\n1," + "x" * 200_000 + "\n" + "2,y\n" * 5)
+    assert open_table(path).to_table()["a"].to_pylist() == ["1"] + ["2"] * 5
+
+
+def test_cells_of_several_lines_and_stray_quotes_are_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.csv", 'a,b\n1,"two\nlines, ""quoted"""\n\n2,5" disk\n')
+    assert open_table(path).to_table().to_pylist() == [
+        {"a": "1", "b": 'two\nlines, "quoted"'},
+        {"a": "2", "b": '5" disk'},
+    ]
 
 
 def test_a_quote_that_is_never_closed_does_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -465,6 +483,11 @@ def test_what_save_to_disk_wrote(tmp_path: Path) -> None:
     datasets.DatasetDict({"train": rows, "dev": rows}).save_to_disk(tmp_path / "many")
     splits = open_splits(tmp_path / "many")
     assert {split: table.num_rows for split, table in splits.items()} == {"train": 3, "validation": 3}
+    datasets.DatasetDict({"dev": rows, "train": rows, "validation": rows}).save_to_disk(tmp_path / "twice")
+    with pytest.raises(
+        ValueError, match="twice holds dev and validation, all named after split validation: leave all but"
+    ):
+        open_splits(tmp_path / "twice")
     (tmp_path / "one" / "state.json").write_text("{")
     with pytest.raises(ValueError, match="one cannot be read as what save_to_disk writes"):
         open_table(tmp_path / "one")

@@ -20,6 +20,7 @@ def test_patience_without_evaluation_is_refused(tmp_path: Path) -> None:
         {"tabular_mask_ratio": 1.1},
         {"text_masking": "word"},
         {"float32_matmul_precision": "low"},
+        {"train_sampling_strategy": "sequential"},
     ],
 )
 def test_a_bad_argument_is_refused_before_training(arguments: dict[str, Any], tmp_path: Path) -> None:

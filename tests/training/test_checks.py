@@ -201,6 +201,19 @@ def test_settings_that_others_would_refuse_in_lines_of_theirs(settings: dict[str
         check_recipe(make_recipe(towers="tabular", **settings))
 
 
+@pytest.mark.parametrize(
+    ("metric", "greater"), [("auc", True), ("eval_tabular_auc", True), ("logloss", False), ("ece", False)]
+)
+def test_the_best_epoch_is_the_one_of_the_best_metric(metric: str, greater: bool) -> None:
+    given: dict[str, Any] = {"metric_for_best_model": metric, "lr_scheduler_type": "reduce_lr_on_plateau"}
+    arguments = stage_arguments(make_recipe(finetuning=given | {"lr_scheduler_kwargs": {"factor": 0.5}}), "finetuning")
+    assert arguments.greater_is_better is greater
+    assert arguments.lr_scheduler_kwargs == {"mode": "max" if greater else "min", "factor": 0.5}
+    assert (
+        stage_arguments(make_recipe(finetuning={"greater_is_better": False}), "finetuning").greater_is_better is False
+    )
+
+
 def test_labels_all_alike_are_named_by_their_column() -> None:
     data = {split: table.set_column(3, "label", pa.array([1, 1, 1])) for split, table in make_data().items()}
     with pytest.raises(ValueError, match=r"every label of split 'train' is 1 \(column 'label'\)"):

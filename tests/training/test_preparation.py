@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from modeling_flip import Field, FlipConfig, FlipForCTR, FlipProcessor
 from modeling_flip.commands import no_space
 from modeling_flip.row_dataset import FlipDataset
 from modeling_flip.training import encoded_rows, preparation
@@ -101,6 +102,22 @@ def test_other_settings_are_another_entry(recipe: Recipe, change: dict[str, Any]
     assert len(entries(recipe)) == 2
     prepared(replace(recipe, seed=7, finetuning={"learning_rate": 1.0}, output_dir="elsewhere", num_proc=2))
     assert len(entries(recipe)) == 2
+
+
+@pytest.mark.parametrize("key", ["pretrained_model_name_or_path", "init_from"])
+def test_a_checkpoint_that_would_read_the_label_or_what_is_excluded_is_refused(
+    recipe: Recipe, key: str, tmp_path: Path
+) -> None:
+    processor = FlipProcessor.fit(a_log(), [Field(name="city", min_count=1), Field(name="price", kind="numeric")])
+    model = FlipForCTR(FlipConfig.from_processor(processor, embedding_size=4, hidden_sizes=[4]))
+    model.save_pretrained(tmp_path / "model", processor=processor)
+    checkpoint: dict[str, Any] = {key: str(tmp_path / "model")}
+    given = replace(recipe, **checkpoint)
+    assert prepared(replace(given, fields={"city": {"min_count": 1}})).processor.fields == ["city", "price"]
+    with pytest.raises(ValueError, match=r"label_column names 'city', but .* was trained with it as a field"):
+        prepared(replace(given, label_column="city"))
+    with pytest.raises(ValueError, match=r"exclude_fields names 'price', but .* was trained with it as a field"):
+        prepared(replace(given, exclude_fields=["row", "price"]))
 
 
 def test_a_changed_file_is_another_entry(recipe: Recipe) -> None:

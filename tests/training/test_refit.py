@@ -209,6 +209,10 @@ def test_run_again_it_returns_what_it_has_and_goes_on_where_it_was(
     ("given", "said"),
     [
         (("--refit", "-1"), "refit is -1"),
+        (
+            ("--refit", "true", "--finetuning.lr_scheduler_type", "reduce_lr_on_plateau"),
+            "finetuning.lr_scheduler_type reduce_lr_on_plateau needs them",
+        ),
         (("--refit", "9"), "refit is 9 epochs, and finetuning.num_train_epochs 4"),
         (("--refit", "2", "--calibration", "platt"), "needs validation rows"),
         (

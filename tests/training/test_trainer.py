@@ -417,6 +417,13 @@ def test_predictions_come_in_the_order_of_the_rows(make: Callable[..., FlipTrain
         torch.testing.assert_close(torch.from_numpy(predicted), logits, atol=1e-5, rtol=1e-4)
 
 
+def test_all_rows_are_scored_whatever_training_drops(make: Callable[..., FlipTrainer]) -> None:
+    trainer = make(per_device_eval_batch_size=5, dataloader_drop_last=True, eval_strategy="no")
+    assert len(trainer.predict(trainer.eval_dataset).predictions[0]) == 64
+    loaded = sum(len(batch["labels"]) for batch in trainer.get_eval_dataloader())
+    assert loaded == 64 and trainer.args.dataloader_drop_last
+
+
 def test_rows_without_labels_are_predicted(make: Callable[..., FlipTrainer], processor: FlipProcessor) -> None:
     output = make(towers="tabular").predict(processor.encode({"user_id": [1, 2], "title": ["Das Boot", None]}))
     assert output.predictions.shape == (2,)
