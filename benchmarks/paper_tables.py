@@ -100,55 +100,57 @@ def base_name(system: str) -> str:
 # ---- comparisons
 
 
-def size_of(runs: Runs) -> str:
-    """Whether these are runs of the small recipes or of the paper's."""
-    return "small" if any(system.endswith(SIZES["small"]) for system in runs) else "paper"
+def sizes_of(runs: Runs) -> list[str]:
+    """Whether these are runs of the small recipes, of the paper's, or of both; ID models have one recipe for both."""
+    small = {base_name(system) for system in runs if system.endswith(SIZES["small"])}
+    return [*(["small"] if small else []), *(["paper"] if not small or small & runs.keys() else [])]
 
 
 def compare_all(folder: Path) -> dict[str, Any]:
     """Compares, of a dataset's runs: in Table 2 both FLIP_IDs and FLIP_PLM with the best baseline of their kind, both FLIPs
     with the best of all; FLIP_ID also with CTRL, which serves the tabular tower alone too; in Table 5 FLIP and FLIP_ID with each
-    ablation. The best baseline is the one of the highest mean AUC in test. p values are corrected within each table, CTRL's with
-    those of Table 2. Writes comparisons.json.
+    ablation. Small systems and the paper's are compared with their like. The best baseline is the one of the highest mean AUC in
+    test. p values are corrected within each table, CTRL's with those of Table 2. Writes comparisons.json.
 
     Raises:
         ValueError: the seeds of a system had different settings, or two runs were tested on different rows.
     """
     runs = load_runs(folder)
     check_alike(runs)
-    size = size_of(runs)
-    named = {base_name(system): system for system in runs if base_name(system) in KINDS}
-    pairs: dict[str, dict[str, str]] = {"table2": {}, "ctrl": {}, "table5": {}}
-    best_of: dict[str, int] = {}
-    for name in (name for name in OURS if name in named):
-        kinds = KINDS.values() if KINDS[name] == KINDS["flip"] else [KINDS[name]]
-        baselines = [other for other in named if other not in OURS and KINDS[other] in kinds]
-        if baselines:
-            best = max(baselines, key=lambda other: mean_of(runs[named[other]], "test_auc"))
-            pairs["table2"][named[name]] = named[best]
-            best_of[named[name]] = len(baselines)
-    if {"flip-id", "ctrl"} <= named.keys():
-        pairs["ctrl"][named["flip-id"]] = named["ctrl"]
-    for name in ("flip", "flip-id"):
-        for variant in parts_of(name):
-            whole, other = (name_of_runs(folder.name, size, name, given) for given in ("", variant))
-            if whole in runs and other in runs:
-                pairs["table5"][other] = whole
     users = significance.read_users(folder / "predictions" / significance.USERS)
-    comparisons: dict[str, dict[str, Any]] = {table: {} for table in pairs}
-    for tables in (("table2", "ctrl"), ("table5",)):
-        family = []
-        for table, system, other in [(one, *pair) for one in tables for pair in pairs[one].items()]:
+    comparisons: dict[str, dict[str, Any]] = {"table2": {}, "ctrl": {}, "table5": {}}
+
+    def compare(pairs: Sequence[tuple[str, str, str, dict[str, Any]]]) -> None:
+        """Compares each system (the second) with another, and corrects their p values together."""
+        records = []
+        for table, system, other, more in pairs:
             a, b = (with_predictions(folder, one, runs[one]) for one in (system, other))
-            record = {"against": other} | significance.compare_systems(a, b, users=users)
-            if table == "table2":
-                record["best_of"] = best_of[system]
-            comparisons[table][system] = record
-            family.append(record)
-        corrected = significance.holm([record["auc"]["p_seeds"] for record in family])
-        for record, p in zip(family, corrected, strict=True):
+            records.append({"against": other} | significance.compare_systems(a, b, users=users) | more)
+            # DCNv2 is what both sizes of FLIP_ID are without their alignment.
+            place = comparisons[table].setdefault(other, {}) if table == "table5" else comparisons[table]
+            place[system] = records[-1]
+        corrected = significance.holm([record["auc"]["p_seeds"] for record in records])
+        for record, p in zip(records, corrected, strict=True):
             record["p_holm"] = None if np.isnan(p) else float(p)
             record["is_better"] = significance.is_better(record, p)
+
+    for size in sizes_of(runs):
+        named = {name: run for name in KINDS if (run := name_of_runs(folder.name, size, name)) in runs}
+        of_table2: list[tuple[str, str, str, dict[str, Any]]] = []
+        for name in (name for name in OURS if name in named):
+            kinds = KINDS.values() if KINDS[name] == KINDS["flip"] else [KINDS[name]]
+            baselines = [other for other in named if other not in OURS and KINDS[other] in kinds]
+            if baselines:
+                best = max(baselines, key=lambda other: mean_of(runs[named[other]], "test_auc"))
+                of_table2.append(("table2", named[name], named[best], {"best_of": len(baselines)}))
+        if {"flip-id", "ctrl"} <= named.keys():
+            of_table2.append(("ctrl", named["flip-id"], named["ctrl"], {}))
+        compare(of_table2)
+        variants = [(name, variant) for name in ("flip", "flip-id") for variant in parts_of(name)]
+        parts = [
+            [name_of_runs(folder.name, size, name, given) for given in (variant, "")] for name, variant in variants
+        ]
+        compare([("table5", other, whole, {}) for other, whole in parts if {other, whole} <= runs.keys()])
     manifest.write(folder / COMPARISONS, json.dumps(comparisons, indent=2) + "\n")
     return comparisons
 
@@ -246,10 +248,10 @@ def table5(folder: Path, size: str) -> Table:
     for name in ("flip", "flip-id"):
         titles = {"": "all of it"} | {variant: title for variant, (title, _) in parts_of(name).items()}
         for variant, title in titles.items():
-            system = name_of_runs(folder.name, size, name, variant)
+            whole, system = (name_of_runs(folder.name, size, name, given) for given in ("", variant))
             theirs = published.get(variant or "flip") if name == "flip" else None
             cells = [TITLES[name], title, *figures_of(runs.get(system, {})), *published_of(theirs)]
-            rows.append([*cells, *against(comparisons.get(system))[:3]])
+            rows.append([*cells, *against(comparisons.get(whole, {}).get(system))[:3]])
     return Table([[*head, "AUC against all of it", "p, seeds", "p, rows"], *rows])
 
 

@@ -23,17 +23,15 @@ from data_scripts.registry import registered_datasets
 from modeling_flip.training import manifest
 from modeling_flip.training.command_line import parse_recipe
 from modeling_flip.training.data import group_codes
-from modeling_flip.training.publishing import PREDICTIONS_FILE, RESULTS_FILE
-from modeling_flip.training.recipe import FREE_MODEL_KEYS, Recipe, needs_text
+from modeling_flip.training.publishing import PREDICTIONS_FILE, RECIPE_FILE, RESULTS_FILE
+from modeling_flip.training.recipe import Recipe, needs_text, read_yaml
 
 # What a trial leaves in the record of the search.
 FIGURES = ("validation_auc", "validation_logloss", "test_auc", "test_logloss", "best_epoch", "epochs", "wall_time")
 
 
 # Of a recipe, what says nothing of what is computed: where things lie, and what is shown.
-NOT_COMPUTED = ("output_dir", "raw_dir", "cache_dir", "num_proc", "pretrained_model_name_or_path", "disable_tqdm")
-# What train.py sets itself where a recipe does not.
-FILLED_IN = ("text_model_name_or_path", "item_fields")
+NOT_COMPUTED = ("output_dir", "raw_dir", "cache_dir", "num_proc", "disable_tqdm")
 OF_TEXT = ("text_model_name_or_path", "max_length")
 DEFAULTS = {key.name: key.default for key in fields(Recipe) if key.default not in (MISSING, None)}
 
@@ -97,7 +95,7 @@ class Bench:
             return known
         trials = []
         for number, settings in enumerate(system.trials):
-            figures = self.run(system, seed, settings, f"{system.name}-trial-{number}")
+            figures = self.run(system, seed, settings, f"{system.name}-trial-{number}-seed-{seed}")
             trials.append({"settings": list(settings)} | {key: figures[key] for key in FIGURES if key in figures})
         best = max(range(len(trials)), key=lambda i: trials[i]["validation_auc"])
         return {"seed": seed, "trials": trials, "chosen": best}
@@ -106,7 +104,7 @@ class Bench:
         """What an earlier run of the system has recorded, of any seed; None where there is none.
 
         Raises:
-            ValueError: that run had other settings, so that the seeds could not be taken together.
+            ValueError: that run had other settings or another search, so that the seeds could not be taken together.
         """
         for file in sorted(self.result_file(system, seed).parent.glob(f"{system.name}-[0-9]*.json")):
             if "search" not in (figures := json.loads(file.read_text())):
@@ -116,6 +114,11 @@ class Bench:
             if changed := changes(figures["recipe"], recipe.to_dict()):
                 raise ValueError(
                     f"{file} was measured with {'; '.join(changed)}: give the settings that it had, or remove it"
+                )
+            if has_other_search(search, system):
+                raise ValueError(
+                    f"{file} was searched with {len(search['trials'])} trials (now {len(system.trials)}): give the --trials that "
+                    "it had, or remove it"
                 )
             return search
         return None
@@ -135,7 +138,10 @@ class Bench:
         if self.is_measured(system, seed):
             figures: dict[str, Any] = json.loads(file.read_text())
             recipe = self.recipe(system, seed, *refit_of(figures["search"]))
-            if changed := changes(figures["recipe"], recipe.to_dict()):
+            changed = changes(figures["recipe"], recipe.to_dict())
+            if has_other_search(figures["search"], system):
+                changed.append(f"{len(figures['search']['trials'])} trials (now {len(system.trials)})")
+            if changed:
                 print(
                     f"{file.stem} is kept, though it was measured with {'; '.join(changed)}. To measure it again remove {file} "
                     f"and, where they are, the models {self.folder(recipe.dataset_name, system.name)}-*"
@@ -144,13 +150,14 @@ class Bench:
         search = self.search(system, seed)
         figures = self.run(system, seed, refit_of(search), file.stem)
         figures |= {"search": search}
-        if self.recipe(system, seed).pretraining is not None:
+        recipe = self.recipe(system, seed)
+        if recipe.pretraining is not None and recipe.pretrained_model_name_or_path is None:
             figures["pretraining_seed"] = seed
         write_predictions(
             self.folder(figures["recipe"]["dataset_name"], file.stem) / PREDICTIONS_FILE,
             file.parent / "predictions" / f"{file.stem}.parquet",
         )
-        self.keep_users(self.recipe(system, seed), file.parent / "predictions" / USERS)
+        self.keep_users(recipe, file.parent / "predictions" / USERS)
         manifest.write(file, json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
         return figures
 
@@ -171,8 +178,12 @@ class Bench:
         recipe = self.recipe(system, seed, *settings)
         folder = self.folder(recipe.dataset_name, name)
         given = [*self.given(system, seed, *settings), "--output_dir", str(folder)]
-        pretrained = self.pretraining_for(recipe)
-        if pretrained not in (None, folder / "pretraining"):
+        begun = folder / RECIPE_FILE
+        if begun.exists():  # it goes on with the pretraining that it has begun with
+            pretrained = dict(read_yaml(begun.read_text())).get("pretrained_model_name_or_path")
+        else:
+            pretrained = self.pretraining_for(recipe)
+        if pretrained not in (None, folder / "pretraining", recipe.pretrained_model_name_or_path):
             given += ["--pretrained_model_name_or_path", str(pretrained)]
         if not (folder / RESULTS_FILE).exists():
             print(f"=== {recipe.dataset_name}, {name}: {' '.join(given)}", flush=True)
@@ -257,22 +268,37 @@ def chosen_epochs(search: Mapping[str, Any]) -> float:
     return float(chosen.get("best_epoch") or chosen["epochs"])
 
 
+def has_other_search(search: Mapping[str, Any], system: System) -> bool:
+    return [trial["settings"] for trial in search["trials"]] != [[*settings] for settings in system.trials]
+
+
 def of_pretraining(recipe: Recipe) -> Recipe:
-    """A recipe without what its pretraining does not read."""
-    free = {key: value for key, value in recipe.model.items() if key not in FREE_MODEL_KEYS}
-    # Text pooling is read by ICL.
-    free["text_pooling"] = recipe.model.get("text_pooling")
+    """A recipe without what its pretraining does not read. Dropout and text pooling, which finetuning may change, it does."""
+    model = {key: value for key, value in recipe.model.items() if key != "embedding_l2"}
     refit = 1.0 if recipe.refit is not None else None  # pretraining reads the rows, not for how long finetuning does
-    return replace(recipe, output_dir="", towers="both", model=free, finetuning={}, refit=refit)
+    return replace(recipe, towers="both", model=model, finetuning={}, refit=refit)
+
+
+def own_choices(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's recipe without what was filled in: by train.py a text model, by `Bench.run` the pretraining of a run beside it."""
+    kept, folder = dict(recipe), Path(recipe["output_dir"])
+    made = (f"{folder}-text-model", str(folder.parent / f"{recipe['dataset_name']}-text-model"))
+    if recipe.get("text_model_name_or_path") in made:
+        del kept["text_model_name_or_path"]
+    if pretrained := recipe.get("pretrained_model_name_or_path"):
+        path = Path(pretrained)
+        if path.name == "pretraining" and path.parent.parent == folder.parent:
+            del kept["pretrained_model_name_or_path"]
+    return kept
 
 
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs between a run's recorded recipe and that of another run, which may be one to come. The text model is compared
     only where it is read: it is given to every run."""
-    ignored = {key for key in FILLED_IN if key not in now}
+    ignored = set() if "item_fields" in now else {"item_fields"}  # train.py knows those of a registered dataset
     if not needs_text(Recipe(**{**now, "pretrained_model_name_or_path": None})):
         ignored |= set(OF_TEXT)
-    old, new = (flat(json.loads(json.dumps({**DEFAULTS, **recipe}))) for recipe in (then, now))
+    old, new = (flat(json.loads(json.dumps({**DEFAULTS, **own_choices(recipe)}))) for recipe in (then, now))
     changed = [
         key
         for key in sorted(old.keys() | new.keys())

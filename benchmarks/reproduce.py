@@ -109,7 +109,10 @@ def make_runs(bench: Bench, runs: Sequence[tuple[System, int]], seconds: float, 
             left_out += [make_run(costs, run, ends) for run in wanted]
         else:  # processes, not threads: reading a recipe changes the folder that a process is in for a moment
             with ProcessPoolExecutor(at_once, get_context("spawn")) as pool:
-                left_out += pool.map(make_run, repeat(costs), wanted, repeat(ends))
+                for _, of_seed in groupby(
+                    wanted, lambda run: run[1]
+                ):  # a system's later seeds take what the first has chosen
+                    left_out += pool.map(make_run, repeat(costs), of_seed, repeat(ends))
     return [why for why in left_out if why]
 
 

@@ -24,7 +24,7 @@ from benchmarks.paper_tables import (
     figures_of,
     load_runs,
     searches,
-    size_of,
+    sizes_of,
     table2,
     table5,
 )
@@ -363,8 +363,10 @@ def results() -> str:
         folder, tables = RESULTS / name, {}
         if runs := load_runs(folder):
             tables["all systems (Table 2)"] = table2(folder).markdown() + "\n\n" + "\n".join(verdicts(name))
-            if any(base_name(system).endswith((*ABLATIONS, *CONTROLS)) for system in runs):
-                tables["parts of the pretraining (Table 5)"] = table5(folder, size_of(runs)).markdown()
+            sizes = sizes_of(runs)
+            for size in sizes if any(base_name(system).endswith((*ABLATIONS, *CONTROLS)) for system in runs) else ():
+                what = f", {size} recipes" if len(sizes) > 1 else ""
+                tables[f"parts of the pretraining (Table 5){what}"] = table5(folder, size).markdown()
             tables["what was chosen on validation"] = searches(folder).markdown()
         if load_runs(folder, is_refitted=False):
             tables["before the refit"] = before_refit(folder).markdown()

@@ -115,7 +115,10 @@ def without_times(figures: Any) -> Any:
 def test_slices_end_with_what_one_run_would(
     carried: Path, in_this_process: None, interrupt: Callable[[], None]
 ) -> None:
-    result, trial = Path("work/results/movielens-1m/dcnv2-1.json"), Path("work/models/movielens-1m/dcnv2-trial-0")
+    result, trial = (
+        Path("work/results/movielens-1m/dcnv2-1.json"),
+        Path("work/models/movielens-1m/dcnv2-trial-0-seed-1"),
+    )
     summary = run_slice(carried, "whole")
     assert summary["exit_code"] == 0
     expected = json.loads(result.read_text())
@@ -125,7 +128,7 @@ def test_slices_end_with_what_one_run_would(
     interrupt()
     summary = run_slice(carried, "first")
     assert summary["exit_code"] is None and not result.exists()
-    assert list(summary["packed_mib"]) == ["results", "models/movielens-1m/dcnv2-trial-0/checkpoints/finetuning"]
+    assert list(summary["packed_mib"]) == ["results", "models/movielens-1m/dcnv2-trial-0-seed-1/checkpoints/finetuning"]
     shutil.rmtree("work")  # the next machine is bare
 
     assert run_slice(carried, "second", "--from", "first")["exit_code"] == 0
@@ -163,12 +166,12 @@ def test_the_command_of_a_slice_gives_the_papers_batch(
 def test_systems_of_the_recipe_share_a_pretraining(tmp_path: Path) -> None:
     bench = Bench(tmp_path / "results", tmp_path / "models")
     flip_id, flip = (system("movielens-1m", "paper", name) for name in ("flip-id", "flip"))
-    for settings, name in ([], "flip-id-trial-0"), (["--refit", "2.0"], "flip-id-1"):
+    for settings, name in ([], "flip-id-trial-0-seed-1"), (["--refit", "2.0"], "flip-id-1"):
         folder = bench.folder("movielens-1m", name)
         (folder / "pretraining").mkdir(parents=True)
         results = {"recipe": bench.recipe(flip_id, 1, *settings).to_dict()}
         (folder / "all_results.json").write_text(json.dumps(results))
-    for settings, name in ([], "flip-id-trial-0"), (["--refit", "5.0"], "flip-id-1"):
+    for settings, name in ([], "flip-id-trial-0-seed-1"), (["--refit", "5.0"], "flip-id-1"):
         assert (
             bench.pretraining_for(bench.recipe(flip, 1, *settings))
             == bench.folder("movielens-1m", name) / "pretraining"

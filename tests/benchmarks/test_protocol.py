@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -122,7 +123,7 @@ def test_a_model_with_other_settings_is_not_taken_for_a_new_run(bench: Bench, la
         file.unlink()
     more = System("mine", QUICKSTART, (*system.settings, "--model.embedding_l2", "0.5"))
     with pytest.raises(
-        ValueError, match=r"mine-trial-0 holds a run with model\.embedding_l2 not set \(now 0\.5\): remove it"
+        ValueError, match=r"mine-trial-0-seed-1 holds a run with model\.embedding_l2 not set \(now 0\.5\): remove it"
     ):
         bench.measure(more, 1)
     assert not bench.result_file(more, 1).exists()
@@ -152,7 +153,7 @@ def test_rows_and_fields_are_settings_too(
     bench.measure(system, 1)
     assert "mine-1 is kept, though it was measured with max_train_samples 500 (now not set)" in capsys.readouterr().out
     bench.result_file(system, 1).unlink()
-    with pytest.raises(ValueError, match=r"mine-trial-0 holds a run with max_train_samples 500 \(now not set\)"):
+    with pytest.raises(ValueError, match=r"mine-trial-0-seed-1 holds a run with max_train_samples 500 \(now not set\)"):
         bench.measure(system, 1)
 
 
@@ -177,8 +178,62 @@ def test_what_of_a_recipe_changes_figures(recipe: dict[str, Any], more: dict[str
     assert protocol.changes(recipe, recipe | more) == changed
 
 
-def test_a_text_model_that_train_py_has_set_itself_is_no_change() -> None:
-    assert protocol.changes(FLIP_ID | {"text_model_name_or_path": "b"}, FLIP_ID) == []
+@pytest.mark.parametrize("made", ["runs/flip-id-1-text-model", "runs/demo-text-model"])
+def test_a_text_model_that_train_py_has_set_itself_is_no_change(made: str) -> None:
+    one, other = ({**FLIP_ID, "output_dir": f"runs/flip-id-{seed}"} for seed in (1, 2))
+    its_own = "runs/flip-id-2-text-model" if "flip-id" in made else made
+    assert protocol.changes({**one, "text_model_name_or_path": made}, other) == []
+    assert (
+        protocol.changes({**one, "text_model_name_or_path": made}, {**other, "text_model_name_or_path": its_own}) == []
+    )
+    assert protocol.changes({**one, "text_model_name_or_path": "b"}, other) == [
+        "text_model_name_or_path b (now not set)"
+    ]
+    assert protocol.changes(one, {**other, "text_model_name_or_path": "b"}) == [
+        "text_model_name_or_path not set (now b)"
+    ]
+
+
+def test_a_checkpoint_that_was_asked_for_is_a_setting(bench: Bench, launched: list[Any]) -> None:
+    system = System("mine", QUICKSTART)
+    a, b = (
+        Bench(bench.results, bench.output_dir, ["--pretrained_model_name_or_path", f"ckpt/{name}"]) for name in "AB"
+    )
+    assert "pretraining_seed" not in a.measure(system, 1)
+    for other in (b, bench):
+        with pytest.raises(ValueError, match=r"was measured with pretrained_model_name_or_path ckpt/A \(now "):
+            other.measure(system, 2)
+
+
+def test_a_run_goes_on_with_the_pretraining_that_it_has_begun_with(bench: Bench, launched: list[Any]) -> None:
+    flip, flip_id = System("flip", QUICKSTART), System("flip-id", QUICKSTART, ("--towers", "tabular"))
+    begun = bench.output_dir / "demo" / "flip-id-1"
+    begun.mkdir(parents=True)
+    (begun / "recipe.yaml").write_text("pretrained_model_name_or_path: null\n")
+    bench.run(flip, 1, ["--refit", "2"], "flip-1")
+    bench.run(flip_id, 1, ["--refit", "2"], "flip-id-1")
+    bench.run(flip_id, 1, ["--refit", "2"], "flip-id-another")
+    shared = [one.pretrained_model_name_or_path for one in launched]
+    assert shared == [None, None, str(bench.output_dir / "demo" / "flip-1" / "pretraining")]
+
+
+def test_seeds_have_the_same_search(bench: Bench, launched: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    one, three = (System("mine", QUICKSTART, (), ((), *more)) for more in ((), (("--seed", "1"), ("--seed", "1"))))
+    bench.measure(one, 1)
+    bench.measure(three, 1)
+    assert "mine-1 is kept, though it was measured with 1 trials (now 3)" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"mine-1.json was searched with 1 trials \(now 3\): give the --trials"):
+        bench.measure(three, 2)
+
+
+def test_a_seed_whose_refit_failed_is_in_no_others_way(
+    bench: Bench, launched: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system, launch = System("mine", QUICKSTART), protocol.launch
+    monkeypatch.setattr(protocol, "launch", lambda *given: 1 if {"--refit", "1"} <= {*given} else launch(*given))
+    with pytest.raises(protocol.RunFailedError):
+        bench.measure(system, 1)
+    assert bench.measure(system, 2)["search"]["seed"] == 2
 
 
 def test_a_pretraining_with_other_settings_is_not_shared(bench: Bench, launched: list[Any]) -> None:
@@ -191,7 +246,10 @@ def test_a_pretraining_with_other_settings_is_not_shared(bench: Bench, launched:
     assert [one.pretrained_model_name_or_path for one in launched[-2:]] == [None, None]
     # Other settings of finetuning do not matter to it.
     again = Bench(bench.results, bench.output_dir, [*short.arguments, "--finetuning.num_train_epochs", "2"])
-    assert again.pretraining_for(again.recipe(flip, 1)) == bench.output_dir / "demo" / "flip-id-trial-0" / "pretraining"
+    assert (
+        again.pretraining_for(again.recipe(flip, 1))
+        == bench.output_dir / "demo" / "flip-id-trial-0-seed-1" / "pretraining"
+    )
     assert again.pretraining_for(again.recipe(flip, 2)) is None
 
 
@@ -207,8 +265,9 @@ def test_a_run_of_another_protocol_is_made_again(bench: Bench, launched: list[An
 def test_systems_with_the_same_pretraining_share_it_seed_by_seed(bench: Bench, launched: list[Any]) -> None:
     systems = [
         System("flip", QUICKSTART),
-        System("flip-id", QUICKSTART, ("--towers", "tabular", "--model.dropout", "0.5")),
+        System("flip-id", QUICKSTART, ("--towers", "tabular", "--model.embedding_l2", "0.5")),
         System("cold", QUICKSTART, ("--model.temperature", "0.1")),
+        System("dropped", QUICKSTART, ("--model.dropout", "0.5")),
         System("dcnv2", QUICKSTART, ("--towers", "tabular", "--pretraining", "null")),
     ]
     for seed in (1, 2):
@@ -217,10 +276,10 @@ def test_systems_with_the_same_pretraining_share_it_seed_by_seed(bench: Bench, l
     models = bench.output_dir / "demo"
     shared = {Path(one.output_dir).name: one.pretrained_model_name_or_path for one in launched}
     # A search and a refit pretrain on other rows.
-    assert shared.pop("flip-id-trial-0") == str(models / "flip-trial-0" / "pretraining")
+    assert shared.pop("flip-id-trial-0-seed-1") == str(models / "flip-trial-0-seed-1" / "pretraining")
     assert shared.pop("flip-id-1") == str(models / "flip-1" / "pretraining")
     assert shared.pop("flip-id-2") == str(models / "flip-2" / "pretraining")
-    assert len(shared) == 9 and set(shared.values()) == {None}
+    assert len(shared) == 12 and set(shared.values()) == {None}
     figures = json.loads((bench.results / "demo" / "flip-id-2.json").read_text())
     assert figures["pretraining_seed"] == 2
     assert "pretraining_seed" not in json.loads((bench.results / "demo" / "dcnv2-2.json").read_text())
@@ -236,7 +295,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(
 ) -> None:
     monkeypatch.setattr(results_table, "RESULTS", tmp_path / "results")
     failed = compare.compare([QUICKSTART], [13, 4], [], tmp_path / "models")
-    assert len(failed) == 1 and failed[0].startswith("demo, quickstart-trial-0: train.py")
+    assert len(failed) == 1 and failed[0].startswith("demo, quickstart-trial-0-seed-13: train.py")
     assert {path.name for path in (tmp_path / "results" / "demo").glob("*.json")} == {
         "quickstart-4.json",
         "comparisons.json",
@@ -318,6 +377,30 @@ def test_costs_count_what_is_still_to_come(bench: Bench, costs: reproduce.Costs,
     assert costs.of(flip, 2) == 60 + 20  # searched: two epochs were chosen
     assert costs.of(tower, 1) == 30 + 30  # the pretraining of both parts is there
     assert costs.of(tower, 2) == 2 * 90
+
+
+def test_at_once_are_systems_of_one_seed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system's later seeds need what its first has chosen."""
+    groups: list[list[str]] = []
+
+    class Pool(contextlib.AbstractContextManager[Any]):
+        def __init__(self, *_: Any) -> None: ...
+
+        def __enter__(self) -> Pool:
+            return self
+
+        def map(self, _: Any, costs: Any, runs: Iterable[tuple[System, int]], ends: Any) -> list[str]:
+            groups.append([f"{system.name}-{seed}" for system, seed in runs])
+            return [""] * len(groups[-1])
+
+        def __exit__(self, *_: Any) -> None: ...
+
+    monkeypatch.setattr(reproduce, "ProcessPoolExecutor", Pool)
+    dcnv2 = ("--towers", "tabular", "--pretraining", "null")
+    systems = [System(name, QUICKSTART, dcnv2) for name in ("dcnv2", "other")]
+    runs = [(system, seed) for seed in (1, 2) for system in systems]
+    assert reproduce.make_runs(bench, runs, 60, at_once=4) == []
+    assert groups == [["dcnv2-1", "other-1"], ["dcnv2-2", "other-2"]]
 
 
 def test_what_does_not_fit_into_the_budget_is_left_out(
@@ -430,7 +513,8 @@ def test_every_recipe_is_a_system_with_a_title() -> None:
 def test_two_recipes_have_the_same_pretraining(dataset: str, pair: tuple[str, str]) -> None:
     folder = ROOT / "configuration" / dataset
     one, other = (parse_recipe([str(folder / f"{name}.yaml")]) for name in pair)
-    assert protocol.of_pretraining(one) == protocol.of_pretraining(other)
+    alike = [protocol.of_pretraining(recipe).to_dict() for recipe in (one, other)]
+    assert protocol.changes(*alike) == []
 
 
 @pytest.mark.parametrize("dataset", ["movielens-1m", "bookcrossing"])
@@ -515,8 +599,9 @@ def test_tables_and_figures_of_runs(bench: Bench, tmp_path: Path) -> None:
         "flip": "dcnv2",
         "flip-searched": "dcnv2",
     }
-    assert comparisons["table5"]["flip-id-without-mlm"]["against"] == "flip-id"
-    assert comparisons["table5"]["flip-id-without-mlm"]["auc"]["difference"] < 0
+    ablated = comparisons["table5"]["flip-id"]
+    assert ablated["flip-id-without-mlm"]["against"] == "flip-id"
+    assert ablated["flip-id-without-mlm"]["auc"]["difference"] < 0
     record = comparisons["table2"]["flip-id"]
     assert record["auc"]["difference"] == pytest.approx(0.782 - 0.7005)
     assert record["p_holm"] == pytest.approx(min(1, 3 * record["auc"]["p_seeds"]))
@@ -545,6 +630,39 @@ def test_tables_and_figures_of_runs(bench: Bench, tmp_path: Path) -> None:
     assert "| FLIP_ID | w/o MLM | 3 | 0.7205 ± 0.0005 |" in (out / "table5.md").read_text()
     assert (out / "figure4.png").read_bytes().startswith(b"\x89PNG")
     assert comparisons == json.loads((bench.results / "demo" / "comparisons.json").read_text())
+
+
+def test_each_size_is_compared_with_its_like(bench: Bench) -> None:
+    """On one machine the small recipes were run, on another the paper's; DCNv2 has one recipe for both."""
+
+    def near(center: float, spread: float = 0.0) -> Callable[[int], float]:
+        return lambda seed: center + spread * (seed % 3)
+
+    aucs = {"dcnv2": near(0.7)}
+    for ending, less in (("", 0.0), ("-small", 0.04)):
+        aucs |= {f"ctrl{ending}": near(0.72 - less), f"flip{ending}": near(0.8 - less, 0.0007)}
+        aucs |= {f"flip-id{ending}": near(0.78 - less, 0.0007), f"flip-id-without-icl{ending}": near(0.71 - less)}
+    fake_runs(bench, aucs, range(1, 4))
+    ours = bench.results / "movielens-1m"
+    (bench.results / "demo").rename(ours)
+    comparisons = reproduce.paper_tables.compare_all(ours)
+    assert {name: record["against"] for name, record in comparisons["table2"].items()} == {
+        "flip-id-small": "dcnv2",
+        "flip-small": "dcnv2",
+        "flip-id": "dcnv2",
+        "flip": "ctrl",
+    }
+    assert {name: record["against"] for name, record in comparisons["ctrl"].items()} == {
+        "flip-id-small": "ctrl-small",
+        "flip-id": "ctrl",
+    }
+    assert {whole: [*of] for whole, of in comparisons["table5"].items()} == {
+        "flip-id-small": ["flip-id-without-icl-small", "dcnv2"],
+        "flip-id": ["flip-id-without-icl", "dcnv2"],
+    }
+    shown = reproduce.paper_tables.table5(ours, "paper").markdown()
+    assert "| FLIP_ID | w/o ICL | 3 | 0.7100 ± 0.0000 | 0.6000 ± 0.0000 | – | – | -0.0707 [" in shown
+    assert "| FLIP_ID | w/o MLM & MTM & ICL | 3 | 0.7000 ± 0.0000 | 0.6000 ± 0.0000 | – | – | -0.0807 [" in shown
 
 
 def test_a_sweep_is_drawn_of_the_seeds_that_all_its_values_have(
