@@ -107,6 +107,8 @@ class Bench:
             ValueError: that run had other settings or another search, so that the seeds could not be taken together.
         """
         for file in sorted(self.result_file(system, seed).parent.glob(f"{system.name}-[0-9]*.json")):
+            if not file.stem.removeprefix(f"{system.name}-").isdecimal():  # of a system whose name is longer
+                continue
             if "search" not in (figures := json.loads(file.read_text())):
                 continue
             search = dict(figures["search"])

@@ -109,7 +109,8 @@ class SplitRows:
 
     @property
     def column_names(self) -> list[str]:
-        return list(self.schema.names)
+        """Those that all sources have."""
+        return [name for name in self.schema.names if all(name in one.table.schema.names for one in self.sources)]
 
     def __getitem__(self, name: str) -> pa.ChunkedArray:
         """A whole column."""
@@ -176,7 +177,19 @@ class RawSplits(Mapping[str, SplitRows]):
         return found
 
     def with_validation_in_train(self) -> RawSplits:
-        """The validation rows after the training rows, as one split."""
+        """The validation rows after the training rows, as one split.
+
+        Raises:
+            ValueError: a column has types in them that cannot be one.
+        """
+        schemas = [source.table.schema for split in ("train", "validation") for source in self[split].sources]
+        try:
+            pa.unify_schemas(schemas, promote_options="permissive")
+        except pa.ArrowException as error:
+            raise ValueError(
+                f"refit joins the training and validation rows, whose columns differ ({' '.join(str(error).split())}): give both "
+                "the same types, or leave refit out"
+            ) from error
 
         def find() -> list[Source]:
             train, validation = (np.int8(SPLITS.index(split)) for split in ("train", "validation"))

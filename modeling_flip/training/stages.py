@@ -220,8 +220,9 @@ def run(
     if check_output_dir(recipe) and (Path(recipe.output_dir) / RESULTS_FILE).exists():
         return finished(recipe)
 
+    all_rows = raw.with_validation_in_train() if recipe.refit is not None else raw
     if refits_now(recipe):
-        raw = raw.with_validation_in_train()
+        raw = all_rows
     prepared = prepare(recipe, raw, kinds, times)
     publisher = None
     if recipe.push_to_hub:
@@ -240,7 +241,7 @@ def run(
             epochs = selected["best_epoch"] or selected["epochs"]
             logger.warning(f"refit: training again on training and validation rows together, for {epochs:g} epochs")
             this = replace(this, recipe=replace(recipe, refit=epochs), selected=selected)
-            prepared = prepare(this.recipe, raw.with_validation_in_train(), kinds, times)
+            prepared = prepare(this.recipe, all_rows, kinds, times)
         return all_stages(this, prepared, times, started)
     except Exception as error:  # whatever first misses a file: each library has errors of its own
         if (this.folder / RECIPE_FILE).exists():

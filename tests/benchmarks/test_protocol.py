@@ -217,6 +217,11 @@ def test_a_run_goes_on_with_the_pretraining_that_it_has_begun_with(bench: Bench,
     assert shared == [None, None, str(bench.output_dir / "demo" / "flip-1" / "pretraining")]
 
 
+def test_a_system_of_a_longer_name_is_another(bench: Bench, launched: list[Any]) -> None:
+    bench.measure(System("mine-2layers", QUICKSTART, ("--model.embedding_size", "4")), 1)
+    assert bench.known_search(System("mine", QUICKSTART), 1) is None
+
+
 def test_seeds_have_the_same_search(bench: Bench, launched: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     one, three = (System("mine", QUICKSTART, (), ((), *more)) for more in ((), (("--seed", "1"), ("--seed", "1"))))
     bench.measure(one, 1)

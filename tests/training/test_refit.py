@@ -80,6 +80,16 @@ def test_splits_that_were_given_are_joined() -> None:
     assert numbers(both["train"].to_table()) == all_parts(both, 0) == [0, 1, 2, 10, 11, 12]
 
 
+def test_of_splits_that_differ_the_common_columns_are_joined_or_it_is_said() -> None:
+    train = pa.table({"number": [1, 2], "debug": ["x", "y"]})
+    both = RawSplits.of({"train": train, "validation": pa.table({"number": [3]})}).with_validation_in_train()
+    assert both["train"].column_names == ["number"] and numbers(both["train"].to_table()) == [1, 2, 3]
+    with pytest.raises(
+        ValueError, match=r"refit joins .* whose columns differ \(.*number.*\): give both the same types"
+    ):
+        RawSplits.of({"train": train, "validation": pa.table({"number": ["3"]})}).with_validation_in_train()
+
+
 # ---- the run
 
 
