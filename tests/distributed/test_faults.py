@@ -70,6 +70,6 @@ def test_when_one_dies_the_other_ends_too_and_says_why(begun: tuple[subprocess.P
     ended(launcher, ranks)
     text = log.read_text()
     # Rank 0 is left and has no traceback. What reads rank 1's rows may say that the one it was handing them to is gone.
-    assert "[rank0" not in text
-    assert "train.py: error: another process of this run has ended" in text
+    assert "[rank0" not in text, text
+    assert "train.py: error: another process of this run has ended" in text, text
     assert re.search(r"rank\s+: 1 .*\n\s+exitcode\s+: -9 ", text), text  # the launcher's

@@ -360,6 +360,7 @@ def test_a_bar_only_where_it_takes_long(
     pipe: CtrPredictionPipeline, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     transformers_logging.enable_progress_bar()  # whatever a test before has done
+    monkeypatch.setattr(pipeline_flip, "SECONDS_WITHOUT_BAR", 1e9)
     pipe(ROWS, batch_size=1)
     assert capfd.readouterr().err == ""  # seven chunks, but soon done
     monkeypatch.setattr(pipeline_flip, "SECONDS_WITHOUT_BAR", 0.0)
