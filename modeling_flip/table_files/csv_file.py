@@ -171,7 +171,10 @@ def _csv_batches(
                 last = "" if batch is None or not len(batch) or ends_left_out else batch[names[-1]][-1].as_py() or ""
                 if batch is not None and not ends_left_out and _is_open(last, raw.end, delimiter):
                     raise pa.ArrowInvalid("a quote is not closed")
-                if raw.lines > skipped + 1 + seen + len(ragged):  # some cell is of several lines, or some line is empty
+                empty = raw.end[len(raw.end.rstrip("\r\n")) :].count("\n") - 1  # lines at the end
+                if raw.lines - empty > skipped + 1 + seen + len(
+                    ragged
+                ):  # some cell has several lines, or a line has none
                     _check_quotes(path, encoding, delimiter, marks)
                 if quarantine is not None:
                     quarantine.check(path, seen + len(ragged))

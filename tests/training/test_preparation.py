@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import os
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from modeling_flip import Field, FlipConfig, FlipForCTR, FlipProcessor
 from modeling_flip.commands import no_space
@@ -102,6 +104,16 @@ def test_other_settings_are_another_entry(recipe: Recipe, change: dict[str, Any]
     assert len(entries(recipe)) == 2
     prepared(replace(recipe, seed=7, finetuning={"learning_rate": 1.0}, output_dir="elsewhere", num_proc=2))
     assert len(entries(recipe)) == 2
+
+
+def test_a_tokenizer_of_another_limit_is_another_entry(recipe: Recipe, wordpiece: PreTrainedTokenizerFast) -> None:
+    """Which fields are cut is kept with the rows."""
+    raw = load_splits(recipe.dataset_name, time_column=recipe.time_column)
+    shorter = copy.deepcopy(wordpiece)
+    folders = [preparation.cache_folder(recipe, raw, {}, None, one) for one in (wordpiece, shorter)]
+    assert folders[0] == folders[1]
+    shorter.model_max_length = 16
+    assert preparation.cache_folder(recipe, raw, {}, None, shorter) != folders[0]
 
 
 @pytest.mark.parametrize("key", ["pretrained_model_name_or_path", "init_from"])

@@ -6,6 +6,7 @@ import datetime as dt
 import io
 import math
 import uuid
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -196,6 +197,14 @@ def test_columns_without_text_are_refused_by_name(values: Any) -> None:
     remedy = "declare it as kind: list" if "list" in str(getattr(values, "type", "")) else "turn it into"
     with pytest.raises(TypeError, match=f"^field 'tags' (has type|holds a).*; {remedy}"):
         read_column(values, Field(name="tags"))
+
+
+@pytest.mark.parametrize("type_", ["string", "date"])
+def test_a_date_is_read_as_its_text_is(type_: str) -> None:
+    field, day = Field(name="x", type=type_), dt.date(2024, 1, 31)
+    for values in ([day, "2024-01-31"], pa.array([day, day]), [[day], ["2024-01-31"]]):
+        kind = replace(field, kind="list") if isinstance(values[0], list) else field
+        assert read_column(values, kind).to_pylist() == ["2024-01-31", "2024-01-31"]
 
 
 # ---- lists
