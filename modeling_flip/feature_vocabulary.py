@@ -222,7 +222,7 @@ class FeatureVocabulary:
                 values[name], counts[name] = self.values[name], self.counts[name]
             elif field.max_size is not None:
                 others = np.setdiff1d(np.arange(len(counts[name])), np.flatnonzero(self._kept[name]))
-                others = others[counts[name][others] >= (field.min_count or 1)]
+                others = others[counts[name][others] >= field.least_count]
                 room = field.max_size - int(self._kept[name].sum())
                 left_out = others[np.argsort(-counts[name][others], kind="stable")[room:]]
                 stays = left_out[left_out < size]
@@ -326,7 +326,7 @@ class FeatureVocabulary:
         kept = {}
         for field in self.columns:
             counts = self.counts[field.name]
-            kept[field.name] = counts >= (field.min_count or 1)
+            kept[field.name] = counts >= field.least_count
             if field.kind == "numeric":
                 kept[field.name] = np.zeros(len(counts), bool)
             if field.hash_size is not None:

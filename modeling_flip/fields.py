@@ -130,6 +130,11 @@ class Field:
             )
 
     @property
+    def least_count(self) -> int:
+        """How often a value must be seen to have a feature of its own."""
+        return self.min_count or 1
+
+    @property
     def has_table_side(self) -> bool:
         """Whether the tabular tower reads it."""
         return self.kind in ("categorical", "numeric", "list")

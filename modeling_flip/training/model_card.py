@@ -256,7 +256,7 @@ def field_table(processor: Any) -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", f"{vocabulary.num_features:,} features in all, including an unknown one for each field and one mask."]
-    rare = {field.name: n for field in vocabulary.columns if (n := field.min_count or 1) > 1}
+    rare = {field.name: field.least_count for field in vocabulary.columns if field.least_count > 1}
     if rare:
         named = ", ".join(f"{count} times in {code(name)}" for name, count in rare.items())
         lines[-1] += f" Values seen fewer than {named} share their field's unknown feature."

@@ -371,7 +371,7 @@ def pretrained_processor(recipe: Recipe) -> FlipProcessor | None:
     processor = FlipProcessor.from_pretrained(checkpoint)
     theirs = {
         "fields": processor.fields,
-        "min_count": max(field.min_count or 1 for field in processor.schema),
+        "min_count": max(field.least_count for field in processor.schema),
         "max_length": processor.max_length,
     }
     ours = {"fields": field_names(recipe), "min_count": recipe.min_count, "max_length": recipe.max_length}
@@ -397,9 +397,7 @@ def check_settings_of_fields(recipe: Recipe, schema: Sequence[Field]) -> None:
     theirs = {field.name: field for field in schema}
     for name, settings in declared.items():
         for key, value in settings.items():
-            pretrained = getattr(theirs.get(name), key, None)
-            if key == "min_count":
-                pretrained = pretrained or 1
+            pretrained = getattr(theirs.get(name), "least_count" if key == "min_count" else key, None)
             if value != pretrained:
                 raise ValueError(
                     f"{key} of field {name!r} is {value!r}, but {starts_from(recipe)} was trained with {pretrained!r}; use that, "
