@@ -95,6 +95,17 @@ def lasting(trainer: Any) -> list[dict[str, Any]]:
     return [{k: v for k, v in entry.items() if not k.endswith(passing)} for entry in trainer.state.log_history]
 
 
+def test_the_mean_loss_of_a_resumed_training_is_that_of_its_own_steps(make: Make, tmp_path: Path) -> None:
+    """Not of the steps that were not yet logged at the interruption too."""
+    straight = make(output_dir=str(tmp_path / "straight"), **NEVER, logging_steps=1)
+    straight.train()
+    losses = [entry["loss"] for entry in straight.state.log_history if "loss" in entry]
+    stopped(make([Send(3)], **NEVER, logging_steps=100))
+    again = make(**NEVER, logging_steps=100)
+    again.train(resume_from_checkpoint=last_checkpoint(again.args))
+    assert again.state.log_history[-1]["train_loss"] == pytest.approx(sum(losses[3:]) / len(losses[3:]))
+
+
 def test_it_is_sigterm_or_ctrl_c_that_ends_it(make: Make) -> None:
     for signum, kind in ((signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)):
         with pytest.raises(KeyboardInterrupt) as ended, interruptible(trainer := make([Send(1, signum)])):
