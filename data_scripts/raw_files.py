@@ -39,8 +39,9 @@ def download(url: str, md5: str | None, instead: str) -> Path:
     try:
         file = Path(manager.download(url))
     except Exception as error:  # each layer below (fsspec, aiohttp, the offline mode) has exceptions of its own
+        told = error.__cause__ if str(error) == url and error.__cause__ else error  # fsspec's own names the URL alone
         raise ConnectionError(
-            f"cannot download {url} ({error}): pass --raw_dir (raw_dir= in Python), {instead}"
+            f"cannot download {url} ({told}): pass --raw_dir (raw_dir= in Python), {instead}"
         ) from error
     if md5 is not None:
         with file.open("rb") as content:

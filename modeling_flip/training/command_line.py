@@ -52,7 +52,12 @@ OF_THE_REFIT = {"stop_after_epochs"}
 
 def load_yaml(text: str) -> Any:
     check_yaml(text)
-    return LOAD_YAML(text)
+    loaded = LOAD_YAML(text)
+    if isinstance(loaded, dict) and loaded.get("pretraining") == {}:  # jsonargparse would leave it out without a word
+        raise yaml.YAMLError(
+            "pretraining is {}: write its keys below it, such as num_train_epochs: 30, or leave it out"
+        )
+    return loaded
 
 
 LOAD_YAML = jsonargparse.get_loader("yaml")
@@ -212,7 +217,9 @@ def is_expected(error: Exception) -> bool:
     """
     if isinstance(error, OSError) and error.errno is not None:
         return True
-    if not isinstance(error, (ValueError, FloatingPointError)):
+    if isinstance(error, ImportError) and error.name is not None:  # by an import statement, not by us
+        return False
+    if not isinstance(error, (ValueError, FloatingPointError, OSError, ImportError)):
         return False
     frames = [frame for frame, _ in walk_tb(error.__traceback__)]
     return bool(frames) and frames[-1].f_globals["__name__"].partition(".")[0] in OUR_MODULES

@@ -481,7 +481,7 @@ class FlipTrainer(Trainer):
         unlogged, device = json.loads(path.read_text()), self.args.device
         self._globalstep_last_logged, self._num_steps_logged = unlogged["since"], unlogged["number"]
         self._tr_loss.fill_(unlogged["loss"])
-        self._total_loss_scalar = -unlogged["loss"]  # Trainer's mean loss at the end is that of the steps after the resume
+        self._total_loss_scalar = -unlogged["loss"]  # Trainer's mean loss is that of the steps after the resume
         self._components = {name: torch.tensor(value, device=device) for name, value in unlogged["components"].items()}
 
     def _load_best_model(self) -> None:

@@ -222,11 +222,15 @@ def test_only_what_a_person_can_mend_is_one_line() -> None:
 
     assert is_expected(raised_by("raise ValueError('label is 3')", "modeling_flip.row_reader"))
     assert is_expected(raised_by("raise FloatingPointError('loss')", "modeling_flip.training.trainer"))
+    assert is_expected(raised_by("raise FileNotFoundError('raw_dir')", "data_scripts.raw_files"))
+    assert is_expected(raised_by("raise ImportError('lora needs peft')", "modeling_flip.training.lora"))
     assert is_expected(raised_by("open('/no/where')", "torch.serialization"))
     assert not is_expected(raised_by("raise ValueError('shapes')", "torch.functional"))
     assert not is_expected(raised_by("int('x')", "numpy"))
     assert not is_expected(raised_by("import numpy; numpy.zeros(3).reshape(2)", "numpy.core"))
     assert not is_expected(raised_by("{}['x']", "modeling_flip.fields"))
+    assert not is_expected(raised_by("import no_such_module", "modeling_flip.fields"))
+    assert not is_expected(raised_by("from math import no_such_name", "modeling_flip.fields"))
     assert not is_expected(raised_by("raise RuntimeError('CUDA')", "modeling_flip.training.trainer"))
 
 
@@ -236,6 +240,7 @@ def test_only_what_a_person_can_mend_is_one_line() -> None:
         ("model: 1", "model is 1; it is a section: write its keys below it"),
         ("finetuning: [1]", "finetuning is [1]; it is a section"),
         ("pretraining: 1", "pretraining is 1; it is a section"),
+        ("pretraining: {}", "pretraining is {}: write its keys below it"),
         ("use_cpu: x", "Value not boolean: x. use_cpu and push_to_hub are true or false"),
     ],
 )
