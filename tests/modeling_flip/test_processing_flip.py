@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
+from datasets import Dataset
 from transformers import AutoProcessor, PreTrainedTokenizerFast
 
 from modeling_flip import FeatureVocabulary, Field, FlipProcessor
@@ -185,6 +188,24 @@ def test_a_number_that_cannot_be_read_is_said_once(
     assert len(found) == bool(said)
     if said:
         assert found[0].startswith(said) and found[0].endswith("training saw numbers such as 22.82")
+
+
+def dict_of_columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    return {key: [row[key] for row in rows] for key in rows[0]}
+
+
+@pytest.mark.parametrize("made", [list, dict_of_columns, pd.DataFrame, pa.Table.from_pylist, Dataset.from_list])
+def test_shared_fields_are_those_of_each_row(
+    made: Callable[[list[dict[str, Any]]], Any], processors_of_all_kinds: dict[tuple[str, int], FlipProcessor]
+) -> None:
+    processor = processors_of_all_kinds["wordpiece", 128]
+    shared = {"history": [8, 9], "price": 2.0, "day": "2024-01-31"}
+    candidates = [{"movie": movie, "tags": "old|fun", "title": f"part {movie}"} for movie in (9, 5, 7)]
+    whole = processor.encode([row | shared for row in candidates])
+    apart = processor.encode(made(candidates), shared=shared)
+    for of in (processor.features, processor.sentences):
+        for key, expected in of(whole).items():
+            assert np.array_equal(of(apart)[key], expected), key
 
 
 def test_a_processor_without_a_vocabulary_says_how_to_make_one(wordpiece: PreTrainedTokenizerFast) -> None:
