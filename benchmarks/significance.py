@@ -314,7 +314,7 @@ def over_seeds(a: Figures, b: Figures, *, is_paired: bool = True) -> Difference:
     if min(len(a), len(b)) < 2:
         return Difference(difference, *[math.nan] * 4)
     error = stats.sem(a - b) if is_paired else math.hypot(stats.sem(a), stats.sem(b))
-    if error == 0:
+    if error <= np.finfo(np.float64).eps * max(abs(a).max(), abs(b).max()):  # what rounding leaves of none
         return Difference(difference, 0.0, difference, difference, math.nan)
     test = stats.ttest_rel(a, b) if is_paired else stats.ttest_ind(a, b, equal_var=False)
     effect_size = test.statistic / math.sqrt(len(a)) if is_paired else math.nan

@@ -244,10 +244,11 @@ def test_one_seed_has_a_difference_and_no_test(a: list[float], is_paired: bool) 
     assert all(math.isnan(value) for value in found[1:])
 
 
-@pytest.mark.parametrize("gap", [0, 0.25])
+@pytest.mark.parametrize("gap", [0, 0.25, 0.1])
 def test_differences_without_spread_have_no_p(gap: float) -> None:
-    found = significance.over_seeds([0.5 + gap, 0.25 + gap], [0.5, 0.25])
-    assert found[:4] == (gap, 0, gap, gap)
+    """Of 0.1, rounding makes differences that are not equal."""
+    found = significance.over_seeds([0.5 + gap, 0.25 + gap, 0.3 + gap], [0.5, 0.25, 0.3])
+    assert found[:4] == pytest.approx((gap, 0, gap, gap), abs=1e-15)
     assert math.isnan(found.p) and math.isnan(found.statistic)
 
 
