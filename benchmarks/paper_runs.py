@@ -7,9 +7,11 @@ text tower. A system without a recipe of its own is made of the dataset's FLIP r
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 from benchmarks.protocol import System
+from modeling_flip.training.recipe import read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {"small": "-small", "paper": ""}
@@ -77,13 +79,17 @@ TEMPERATURES = (0.05, 0.1, 0.3, 0.5, 1.0)  # figure 4, beside the recipe's 0.7
 # Figure 6: pretrainings whose embeddings are drawn.
 EMBEDDINGS = ("without-mlm-mtm", "without-mlm", "without-mtm", "")
 TARGETS = ("table2", "table3", "table4", "table5", "figure3", "figure4", "figure5", "figure6")
-# What each system's search tries beside its recipe: as many trials for each.
-HALF_THE_RATE = ("--finetuning.learning_rate", "5e-4", "--finetuning.text_learning_rate", "2.5e-4")
-TRIALS = {
-    "ID": ((), ("--finetuning.learning_rate", "5e-4"), ("--model.embedding_l2", "1e-5")),
-    "ID + text": ((), HALF_THE_RATE, ("--model.embedding_l2", "1e-5")),
-    "text": ((), HALF_THE_RATE, ("--finetuning.weight_decay", "0.1")),
-}
+RATES = ("learning_rate", "text_learning_rate")
+
+
+def trials_of(name: str, recipe: Path) -> list[tuple[str, ...]]:
+    """What a system's search tries, as many settings for each system: its recipe, half its learning rates, and a tenth of its
+    penalty on embeddings, or, where it has no tabular tower, some weight decay."""
+    settings = read_yaml(recipe.read_text())
+    model, finetuning = settings.get("model", {}), settings["finetuning"]
+    half = [(f"--finetuning.{key}", f"{finetuning[key] / 2:g}") for key in RATES if key in finetuning]
+    weaker = ("--model.embedding_l2", f"{model.get('embedding_l2', 1e-4) / 10:g}")
+    return [(), tuple(chain(*half)), ("--finetuning.weight_decay", "0.1") if KINDS[name] == "text" else weaker]
 
 
 def recipe_of(dataset: str, size: str, name: str) -> tuple[Path, str] | None:
@@ -119,7 +125,7 @@ def system(dataset: str, size: str, name: str, *settings: str, variant: str = ""
     added = () if recipe.stem == f"{name}{ending}" else SETTINGS[name]
     t5 = ("--text_model_name_or_path", DEMO_T5) if (name, dataset) == ("p5", "demo") else ()
     title = name_of_runs(dataset, size, name, variant)
-    return System(title, str(recipe), (*added, *t5, *settings), TRIALS[KINDS[name]][:num_trials])
+    return System(title, str(recipe), (*added, *t5, *settings), tuple(trials_of(name, recipe)[:num_trials]))
 
 
 def systems_of(target: str, dataset: str, size: str, num_trials: int = 1) -> list[System]:

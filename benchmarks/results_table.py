@@ -167,6 +167,7 @@ NEW_VALUES = {
     "FLIP-text-scoring-text": 'FLIP, `--init_from`, and scored with `cold_start="text"`',
     "FLIP-scratch": "FLIP from scratch on all days",
     "scoring-unknown": "FLIP of the old days scores the test rows",
+    "scoring-mean": "FLIP of the old days scores them, new values as the mean of their field",
     "scoring-text": 'FLIP of the old days scores them with `cold_start="text"`',
 }
 
@@ -189,12 +190,14 @@ def new_values() -> str:
             f"{mean[f'{system}-text']['new'] - mean[f'{system}-mean']['new']:+.4f} for {system}"
             for system in ("FLIP_ID", "FLIP")
         )
+        scored = mean["scoring-text"]["new"] - mean["scoring-mean"]["new"]
         parts += [
             f"**{title}**: {old:,} rows of old days, {new - old:,} of new ones and {end - new:,} test rows after them, "
             f"{runs[0]['rows']['new']:,} of these with a value that the old days do not have (*new*). Test AUC, mean of "
             f"{len(runs)} seeds:",
             table(["", "all rows", "new", "seconds"], rows),
-            f"Starting from the words instead of the mean changed the AUC on the new rows, after finetuning, by {gains}.",
+            f"Starting from the words instead of the mean changed the AUC on the new rows, after finetuning, by {gains}; "
+            f"scoring with the words instead of the mean changed it by {scored:+.4f}.",
         ]
     return "\n\n".join(parts)
 

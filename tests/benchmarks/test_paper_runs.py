@@ -21,9 +21,7 @@ def test_every_run_of_every_table_is_a_recipe_of_its_own(dataset: str, size: str
     runs = paper_runs.runs_of(paper_runs.TARGETS, dataset, size, [1, 2], num_trials=3)
     systems = [system for system, seed in runs if seed == 1]
     assert runs == [(system, seed) for seed in (1, 2) for system in systems]
-    assert [len(system.trials) for system in systems] == [3] * len(
-        systems
-    )  # each is searched for as long as the others
+    assert {len(system.trials) for system in systems} == {3}  # each is searched for as long as the others
     seen: dict[str, str] = {}
     for system in systems:
         said = json.dumps(bench.recipe(system, 1).to_dict() | {"output_dir": ""}, sort_keys=True)
@@ -32,11 +30,21 @@ def test_every_run_of_every_table_is_a_recipe_of_its_own(dataset: str, size: str
     assert len(seen) == len({system.name for system in systems})
 
 
-@pytest.mark.parametrize("kind", ["ID", "ID + text", "text"])
-def test_trials_are_settings_of_recipes(kind: str, bench: Bench) -> None:
-    name = paper_runs.TABLE2[kind][0]
-    for settings in paper_runs.TRIALS[kind]:
-        bench.recipe(paper_runs.system("movielens-1m", "small", name), 1, *settings)
+@pytest.mark.parametrize("size", paper_runs.SIZES)
+@pytest.mark.parametrize("dataset", [*results_table.DATASETS, "demo"])
+def test_trials_are_the_recipe_half_its_rates_and_another_regularisation(dataset: str, size: str, bench: Bench) -> None:
+    for name, kind in paper_runs.KINDS.items():
+        if name in paper_runs.ALSO:
+            continue
+        system = paper_runs.system(dataset, size, name, num_trials=3)
+        own, half, regularised = (bench.recipe(system, 1, *settings) for settings in system.trials)
+        for key in ("learning_rate", "text_learning_rate"):
+            assert half.finetuning.get(key, 0) == pytest.approx(own.finetuning.get(key, 0) / 2), (name, key)
+        assert half.finetuning["learning_rate"] > 0
+        if kind == "text":
+            assert regularised.finetuning["weight_decay"] == 0.1
+        else:
+            assert 0 < regularised.model["embedding_l2"] < own.model.get("embedding_l2", 1e-4), name
 
 
 def test_the_papers_figures_are_probabilities_of_known_systems() -> None:
@@ -91,6 +99,7 @@ def test_every_recipe_is_a_system_with_a_title() -> None:
     [
         ("movielens-1m", ("flip-id-small", "flip-id-searched-small")),
         ("bookcrossing", ("flip-id-searched-small", "flip-searched-small")),
+        *((name, ("flip", other)) for name in results_table.DATASETS for other in ("flip-id", "flip-plm")),
     ],
 )
 def test_two_recipes_have_the_same_pretraining(dataset: str, pair: tuple[str, str]) -> None:
@@ -100,11 +109,18 @@ def test_two_recipes_have_the_same_pretraining(dataset: str, pair: tuple[str, st
     assert protocol.changes(*alike) == []
 
 
-@pytest.mark.parametrize("dataset", ["movielens-1m", "bookcrossing"])
-@pytest.mark.parametrize("pair", [("flip-id-small", "dcnv2"), ("flip-id-searched-small", "dcnv2-searched")])
+PAIRS = [("flip-id-small", "dcnv2"), ("flip-id-searched-small", "dcnv2-searched"), ("flip-id", "dcnv2")]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "pair"),
+    [*((name, pair) for name in ("movielens-1m", "bookcrossing") for pair in PAIRS), ("goodreads", PAIRS[-1])],
+)
 def test_flip_id_differs_from_dcnv2_in_the_alignment_alone(pair: tuple[str, str], dataset: str) -> None:
     folder = ROOT / "configuration" / dataset
-    batch = ("--finetuning.per_device_train_batch_size", "1024")  # of all runs; the paper's on BookCrossing is 256
+    batch = (
+        ("--finetuning.per_device_train_batch_size", "1024") if "-small" in pair[0] else ()
+    )  # of all runs on two cores
     aligned, alone = (parse_recipe([str(folder / f"{name}.yaml"), *batch]) for name in pair)
     assert aligned.finetuning == alone.finetuning
     assert aligned.model.items() >= alone.model.items()
