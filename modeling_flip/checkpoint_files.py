@@ -27,6 +27,7 @@ from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
     register_module_parameter_registration_hook,
 )
+from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import (
     ADAPTER_CONFIG_NAME,
@@ -387,7 +388,14 @@ class CheckpointMixin(PushToHubMixin):
             )
         if processor is not None:
             processor.check_belongs_to(self.config)
-        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        # Only the model's own: with those of its text tower, weights get the names of that model's first release, which Trainer
+        # cannot read.
+        conversions = get_model_conversion_mapping(self, add_legacy=False)
+        self._weight_conversions = [one for one in conversions if not one.scope_prefix]
+        try:
+            super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        finally:
+            del self._weight_conversions
         if is_main_process:
             if processor is not None:
                 processor.save_pretrained(save_directory)

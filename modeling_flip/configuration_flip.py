@@ -90,6 +90,10 @@ class FlipConfig(PreTrainedConfig):
         mtm_weight: weight of the MTM loss (masked features).
         icl_weight: weight of the ICL loss (contrastive).
         joint_reconstruction: recover a masked field with the help of the other tower.
+        logit_scale: what a calibration multiplies the model's logit by in scoring.
+        logit_shift: what is added to that.
+        sampling_shift: the part of `logit_shift` that corrects for a log that kept only a share of its non-clicks. It holds for
+            a single tower too, the rest of the calibration does not.
         vocabulary_fingerprint: fingerprint of the vocabulary that the weights were trained with.
         format_version: version of the checkpoint's files.
     """
@@ -124,6 +128,7 @@ class FlipConfig(PreTrainedConfig):
     joint_reconstruction: bool = True
     logit_scale: float | int = 1.0
     logit_shift: float | int = 0.0
+    sampling_shift: float | int = 0.0
     vocabulary_fingerprint: str | None = None
     format_version: int = FORMAT_VERSION
 
@@ -184,6 +189,13 @@ class FlipConfig(PreTrainedConfig):
             settings.setdefault("batch_norm", False)
             if tower == "autoint":
                 settings["tower_settings"] = {"deep": False}
+        is_of_both = settings.get("towers", cls.towers) == "both" and settings.get("logit_scale", 1.0) != 1
+        if is_of_both and kwargs.get("towers", "both") != "both" and not {"logit_scale", "logit_shift"} & kwargs.keys():
+            said = f"the checkpoint's calibration is of both towers' logit: the {kwargs['towers']} tower alone is not calibrated"
+            if "sampling_shift" not in settings:  # an older checkpoint
+                said += ". If its log kept only a share r of the non-clicks, pass logit_shift, the logarithm of r"
+            logger.warning(said)
+            settings |= {"logit_scale": 1.0, "logit_shift": settings.get("sampling_shift", 0.0)}
         # Tower settings among the arguments of from_pretrained: transformers would pass unknown ones on to the model, and
         # replace `tower_settings` as a whole.
         settings |= {name: kwargs.pop(name) for name in flat_settings(kwargs)}
@@ -267,8 +279,9 @@ class FlipConfig(PreTrainedConfig):
             raise ValueError(f"temperature is {self.temperature}; it must be above 0")
         if not 0 < self.logit_scale < math.inf:
             raise ValueError(f"logit_scale is {self.logit_scale}; it must be a number above 0")
-        if not math.isfinite(self.logit_shift):
-            raise ValueError(f"logit_shift is {self.logit_shift}; it must be a finite number")
+        for name in ("logit_shift", "sampling_shift"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be a finite number")
         for name in ("mlm_weight", "mtm_weight", "icl_weight", "embedding_l2"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")

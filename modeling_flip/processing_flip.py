@@ -143,7 +143,11 @@ class FlipProcessor(ProcessorMixin):
         if isinstance(rows, Mapping) and all(field.kind == "list" for field in schema):
             # Columns here; read by such fields alone, each list could as well be the members of one row.
             names, _, column_of = open_rows(rows)
-            rows = [dict(zip(names, cells, strict=True)) for cells in zip(*map(column_of, names), strict=True)]
+            columns = [
+                column.to_pylist() if isinstance(column, (pa.Array, pa.ChunkedArray)) else column
+                for column in map(column_of, names)
+            ]
+            rows = [dict(zip(names, cells, strict=True)) for cells in zip(*columns, strict=True)]
         return cls(tokenizer, FeatureVocabulary.fit(rows, schema, min_count), **kwargs)
 
     def tabular_only(self) -> FlipProcessor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,9 @@ from .row_containers import OF_LISTS, UnreadableError, arrow_or_cells, decoded, 
 
 # Between the members of a list in its canonical text; no member holds it.
 MEMBER_SEPARATOR = "\x1f"
+# A numpy array as pandas writes it to a CSV: ['rock' 'jazz'], [1 2 3].
+NUMPY_MEMBER = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[-+]?(?:[0-9][0-9.eE+-]*|nan|inf)""")
+NUMPY_ARRAY = re.compile(rf"\[\s*(?:{NUMPY_MEMBER.pattern})(?:\s+(?:{NUMPY_MEMBER.pattern}))+\s*\]")
 
 
 def read_columns(
@@ -201,20 +205,34 @@ def _from_cells(cells: pa.Array, field: Field) -> pa.Array:
         return _from_members(read_column(cells, _member(field)), np.arange(len(cells)), len(cells), field)
     cells = cells.cast(pa.string())
     is_json = pc.fill_null(pc.match_substring_regex(cells, r"(?s)^\s*\[.*\]\s*$"), False).to_numpy(zero_copy_only=False)
-    out = _from_lists(pc.split_pattern(cells, field.separator or ","), field)
+    separator = field.separator or ","
+    pieces = pc.split_pattern(cells, separator)
+    # Trimmed first, so that a missing word is one wherever it stands: "rock, nan".
+    trimmed = pc.utf8_trim_whitespace(pieces.flatten())
+    lengths = pc.fill_null(pc.list_value_length(pieces), 0).to_numpy()
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    out = _from_lists(pa.ListArray.from_arrays(pa.array(offsets), trimmed), field)
     if is_json.any():
-        loaded = [_json_list(text) for text in cells.filter(pa.array(is_json)).to_pylist()]
-        out = pc.replace_with_mask(out, pa.array(is_json), _from_containers(loaded, field))
+        places = np.flatnonzero(is_json)
+        loaded = [_bracketed_list(text, separator) for text in cells.filter(pa.array(is_json)).to_pylist()]
+        is_json[places] = [members is not None for members in loaded]
+        members = [members for members in loaded if members is not None]
+        out = pc.replace_with_mask(out, pa.array(is_json), _from_containers(members, field))
     return out
 
 
-def _json_list(text: str) -> list[Any]:
+def _bracketed_list(text: str, separator: str) -> list[Any] | None:
+    """The members of a text in square brackets: JSON, a list of Python, or a numpy array as pandas writes it. None where it is
+    none of these and has a separator of its own: then the brackets belong to the members."""
+    text = text.strip()
+    if NUMPY_ARRAY.fullmatch(text):  # which Python would read as one text, put together of several
+        return [quoted[1:-1] if quoted[0] in "'\"" else quoted for quoted in NUMPY_MEMBER.findall(text[1:-1])]
     for read in (json.loads, ast.literal_eval):  # a Python list in a CSV has single quotes
         try:
-            return list(read(text.strip()))
+            return list(read(text))
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
-    return [member.strip().strip("'\"") for member in text.strip()[1:-1].split(",")]
+    return [member.strip().strip("'\"") for member in text[1:-1].split(",")] if separator == "," else None
 
 
 def _member(field: Field) -> Field:

@@ -5,6 +5,7 @@ A row is a dict of its fields; a missing value is None, or not there.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -118,7 +119,8 @@ def known_values(vocabulary: FeatureVocabulary, field: Field, most: int) -> list
         return []
     name = field.features_of or field.name
     order = np.argsort(-vocabulary.counts[name], kind="stable")[:most]
-    return [vocabulary.values[name][int(i)].as_py() for i in order]
+    values = [vocabulary.values[name][int(i)].as_py() for i in order]
+    return [cell_text([value], field) for value in values] if field.kind == "list" else values
 
 
 def sampled_rows(processor: FlipProcessor, count: int, seed: int = 0) -> list[dict[str, str]]:
@@ -132,14 +134,18 @@ def sampled_rows(processor: FlipProcessor, count: int, seed: int = 0) -> list[di
         if field.kind == "text" or field.hash_size is not None or not counts.sum():
             continue
         for row, i in zip(rows, rng.choice(len(counts), count, p=counts / counts.sum()), strict=True):
-            row[field.name] = vocabulary.values[name][int(i)].as_py()
+            value = vocabulary.values[name][int(i)].as_py()
+            row[field.name] = cell_text([value], field) if field.kind == "list" else value
     return rows
 
 
 def cell_text(cell: Any, field: Field) -> str:
-    """A cell as one would write it in a CSV: nothing for a missing value, the members of a list with their separator."""
+    """A cell as one would write it in a CSV: nothing for a missing value, the members of a list with their separator, or where
+    that would be read otherwise, as JSON."""
     if cell is None:
         return ""
     if isinstance(cell, (list, tuple)):
-        return (field.separator or ",").join(map(str, cell))
+        separator, members = field.separator or ",", [str(member) for member in cell]
+        is_plain = not any(separator in member or member[:1] == "[" or member[-1:] == "]" for member in members)
+        return separator.join(members) if is_plain else json.dumps(members, ensure_ascii=False)
     return str(cell)

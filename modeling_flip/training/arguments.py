@@ -23,6 +23,7 @@ SPARSE_OPTIMS = ("adamw_torch_fused", "adamw_torch", "adagrad", "sgd")
 PACKAGES = dict.fromkeys(("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit", "lion_8bit"), "bitsandbytes")
 PACKAGES |= dict.fromkeys(("adamw_torch_8bit", "adamw_torch_4bit"), "torchao")
 
+EPOCHS = ("num_train_epochs", "above 0")
 # What only a text tower that reads sentences while training can use.
 TRAINS_TEXT = ("lora", "gradient_checkpointing", "mini_batch_tokens")
 
@@ -115,7 +116,16 @@ class FlipTrainingArguments(TrainingArguments):
         if self.learning_rate is None:
             self.learning_rate = LEARNING_RATE
             self.text_learning_rate = TEXT_LEARNING_RATE if self.text_learning_rate is None else self.text_learning_rate
+        if self.early_stopping_patience is not None:  # its count is part of what a resumed training goes on with
+            self.restore_callback_states_from_checkpoint = True
         super().__post_init__()
+        if self.max_steps == 0 or (self.max_steps < 0 and not self.num_train_epochs > 0):
+            name, remedy = ("max_steps", "1 or more, or -1 for no limit") if self.max_steps == 0 else EPOCHS
+            raise ValueError(f"{name} is {getattr(self, name):g}, which trains nothing; it must be {remedy}")
+        if self.label_smoothing_factor:
+            raise ValueError(
+                f"label_smoothing_factor is {self.label_smoothing_factor}; it is for models of several classes: leave it out"
+            )
         if self.float32_matmul_precision not in (None, "highest", "high", "medium"):
             raise ValueError(
                 f"float32_matmul_precision is {self.float32_matmul_precision!r}; it must be highest, high or medium"
@@ -157,6 +167,12 @@ class FlipTrainingArguments(TrainingArguments):
             raise ValueError(
                 "early_stopping_patience needs evaluations, but eval_strategy is 'no': set it to epoch or steps"
             )
+
+    @property
+    def n_gpu(self) -> int:
+        """The GPUs of this process: one at most. Several are for `accelerate launch`, a process each; Trainer would put them
+        into one `nn.DataParallel`, where each contrasts its own rows alone."""
+        return min(super().n_gpu, 1)
 
     def _check_sparse_embeddings(self) -> None:
         if self.optim not in SPARSE_OPTIMS:

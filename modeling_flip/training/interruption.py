@@ -85,8 +85,6 @@ class Interruption(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
         if state.epoch.is_integer() or control.should_training_stop:
             return  # on_epoch_end follows
-        if control.should_evaluate and args.load_best_model_at_end:
-            return  # a checkpoint that only a signal asked for must not become the best one
         waits = PartialState().num_processes > 1 and PartialState().device.type != "cpu"
         if not (waits and state.global_step % STEPS_BETWEEN_LOOKS):
             control.should_save |= self._is_agreed()

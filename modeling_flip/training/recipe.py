@@ -26,7 +26,7 @@ MODEL_KEYS = [
     if name
     not in (
         *("text_config", "towers", "tabular_tower", "tower_settings", "item_fields", "list_fields", "text_fields"),
-        *("num_features", "num_fields", "logit_scale", "logit_shift"),
+        *("num_features", "num_fields", "logit_scale", "logit_shift", "sampling_shift"),
         *("vocabulary_fingerprint", "format_version", "remote_classes"),
     )
 ]

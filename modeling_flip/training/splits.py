@@ -160,7 +160,8 @@ class RawSplits(Mapping[str, SplitRows]):
     @classmethod
     def of(cls, tables: Mapping[str, Any]) -> RawSplits:
         """Splits that are there already, as Arrow tables or `datasets.Dataset`s."""
-        made = {split: as_table(rows) for split, rows in tables.items() if split in SPLITS}
+        # In this order: rows of a later source come after those of an earlier one, and refit joins train and validation.
+        made = {split: as_table(tables[split]) for split in SPLITS if split in tables}
         files = {split: in_memory(table, Path(split)) for split, table in made.items()}
         return cls(_hash_of(made), lambda: [Source.of_split(file, split) for split, file in files.items()])
 

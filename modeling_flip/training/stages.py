@@ -434,7 +434,7 @@ def calibrate(run: Run, trainer: FlipTrainer, validation: FlipDataset | None) ->
         scale, shift = platt(named_logits(output.predictions)[""], np.asarray(output.label_ids))
         shift += sampling_shift(rate)
     config = trainer.accelerator.unwrap_model(trainer.model).config
-    config.logit_scale, config.logit_shift = scale, shift
+    config.logit_scale, config.logit_shift, config.sampling_shift = scale, shift, sampling_shift(rate)
     said = {"calibration": recipe.calibration, "negative_sampling_rate": rate}
     said |= {"logit_scale": config.logit_scale, "logit_shift": config.logit_shift}
     return {key: value for key, value in said.items() if value is not None}

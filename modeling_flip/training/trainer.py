@@ -23,6 +23,7 @@ from transformers.trainer import FSDP_MODEL_NAME
 from transformers.trainer_utils import PredictionOutput, TrainOutput, rotate_checkpoints
 from transformers.utils import logging
 
+from ..checkpoint_files import some_of
 from ..data_collator import FlipDataCollator, PretrainingCollator
 from ..modeling_flip import FlipForCTR, FlipForPreTraining, FlipPreTrainedModel
 from ..processing_flip import FlipProcessor
@@ -241,10 +242,13 @@ class FlipTrainer(Trainer):
         What is trained is not calibrated; calibrate it again."""
         model = self.accelerator.unwrap_model(self.model)
         config = model.config
-        config.logit_scale, config.logit_shift = 1.0, 0.0  # a calibration was of the weights before
+        # A calibration was of the weights before.
+        config.logit_scale, config.logit_shift, config.sampling_shift = 1.0, 0.0, 0.0
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision(self.args.float32_matmul_precision or before)
         sparse = sparse_gradients(self.model) if self.args.sparse_embeddings else nullcontext()
+        if self.args.lora is not None:  # these adapters are new, and an optimizer of an earlier training has others
+            vars(self).update(optimizer=None, lr_scheduler=None)
         adapted = nullcontext() if self.args.lora is None else adapters(model, lora_settings(self.args.lora))
         frozen = standing_still(model) if self.args.freeze_text_tower else nullcontext()
         is_slow = self.args.bf16 and self.args.device.type == "cpu"
@@ -435,6 +439,12 @@ class FlipTrainer(Trainer):
 
     # ---- checkpoints
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """As in Trainer, and what is to be loaded at the end is saved, even where evaluations are more frequent than saves."""
+        is_best = super()._determine_best_metric(metrics, trial)
+        self.control.should_save |= is_best and self.args.load_best_model_at_end
+        return is_best
+
     def _init_training_state(
         self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, *args: Any
     ) -> tuple[int, int]:
@@ -524,9 +534,24 @@ class FlipTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """As in Trainer, which misses the weights that `_save` leaves out."""
+        """As in Trainer, which misses the weights that `_save` leaves out, and only warns of others.
+
+        Raises:
+            ValueError: weights are missing, which would stay as they are, or have no place.
+        """
         frozen = frozen_names(self.model) if self.args.lora is not None else set()
+        tied = self.model._keys_to_ignore_on_save or set()
         load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in frozen]
+        lost = [name for name in load_result.missing_keys if name not in tied]
+        if lost or load_result.unexpected_keys:
+            found = (
+                f"lacks {some_of(lost)}"
+                if lost
+                else f"has weights without a place: {some_of(load_result.unexpected_keys)}"
+            )
+            raise ValueError(
+                f"the checkpoint {found}; it was written by another version: give another output_dir to train anew"
+            )
         super()._issue_warnings_after_load(load_result)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:

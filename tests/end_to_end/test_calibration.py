@@ -13,7 +13,14 @@ import pytest
 import torch
 
 from benchmarks.calibration import click_log, measure
-from modeling_flip import CtrPredictionPipeline, FlipForCTR, FlipProcessor, FlipTrainer, FlipTrainingArguments
+from modeling_flip import (
+    CtrPredictionPipeline,
+    FlipConfig,
+    FlipForCTR,
+    FlipProcessor,
+    FlipTrainer,
+    FlipTrainingArguments,
+)
 from modeling_flip.serving import score
 from modeling_flip.training import evaluation
 from modeling_flip.training.metrics import ctr_metrics
@@ -65,6 +72,7 @@ def test_results_and_card_say_what_was_done_and_what_it_was_good_for(measured: A
     folder, _, calls = measured
     results, card = results_of(folder, "platt"), (folder / "platt" / "README.md").read_text()
     assert (results["calibration"], results["negative_sampling_rate"]) == ("platt", RATE)
+    assert FlipConfig.from_pretrained(folder / "platt").sampling_shift == pytest.approx(np.log(RATE))
     assert results["test_ece"] < 0.02 < 0.1 < results["test_ece_before"]
     before = f"{results['test_ece']:.4f}, {results['test_ece_before']:.4f} before."
     for said in ("by Platt scaling", "kept 0.1 of its non-clicks", before, "](reliability.png)", "normalised entropy"):

@@ -611,6 +611,27 @@ def test_calibration_scales_and_shifts_the_final_logits_in_evaluation_mode_alone
         assert torch.equal(calibrated.text_logits, plain.text_logits)
 
 
+@pytest.mark.parametrize(
+    ("scale", "shift", "of_one"),
+    [(0.5, -2.0, (1, -1.5)), (0.5, 0.25, (1, -1.5)), (1, -1.5, (1, -1.5))],
+)
+def test_one_tower_of_a_calibrated_model_has_the_correction_for_sampling_alone(
+    scale: float, shift: float, of_one: tuple[float, float], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, batch = make_model(FlipForCTR).eval(), make_batch()
+    config = model.config
+    config.logit_scale, config.logit_shift, config.sampling_shift = scale, shift, -1.5
+    model.save_pretrained(tmp_path)
+    for tower in ("tabular", "text"):
+        caplog.clear()
+        one = FlipForCTR.from_pretrained(tmp_path, towers=tower)
+        assert (one.config.logit_scale, one.config.logit_shift) == of_one
+        torch.testing.assert_close(one(**batch).logits, model(**batch)[f"{tower}_logits"] - 1.5)
+        assert (f"the {tower} tower alone is not calibrated" in caplog.text) == (scale != 1)
+    asked_for = FlipForCTR.from_pretrained(tmp_path, towers="tabular", logit_scale=2.0, logit_shift=0.5)
+    assert (asked_for.config.logit_scale, asked_for.config.logit_shift) == (2.0, 0.5)
+
+
 def test_a_calibrated_checkpoint_comes_back_and_is_of_a_format_that_older_code_refuses(tmp_path: Path) -> None:
     model, batch = make_model(FlipForCTR).eval(), make_batch()
     versions = []

@@ -86,6 +86,20 @@ def test_a_dict_of_list_columns_is_fitted_as_the_same_table() -> None:
             assert len(ours.encode(rows, label)) == 120
 
 
+@pytest.mark.parametrize(
+    ("tags", "members"),
+    [
+        (pa.array([["a", "b"], ["c"]]), ["a", "b", "c"]),
+        (pa.chunked_array([["a,b"], ["c"]]), ["a", "b", "c"]),
+        (pa.array(["c", "a,b"]).dictionary_encode(), ["c", "a", "b"]),
+    ],
+)
+def test_a_dict_of_arrow_columns_is_fitted_where_all_are_lists(tags: Any, members: list[str]) -> None:
+    processor = FlipProcessor.fit({"tags": tags}, [Field(name="tags", kind="list")])
+    assert processor.vocabulary.values["tags"].to_pylist() == members
+    assert len(processor.vocabulary.counts["tags"]) == 3
+
+
 def test_labels_are_clicks_one_for_each_row() -> None:
     rows = {"city": ["Rome", "Oslo", "Rome"]}
     processor = FlipProcessor.fit(rows, ["city"])

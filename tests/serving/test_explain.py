@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from modeling_flip import CtrPredictionPipeline, Field, FlipConfig, FlipForCTR, FlipProcessor
+from modeling_flip.row_reader import read_column
 from modeling_flip.serving import explain
 
 FIELDS = ["user_id", "gender", "title"]
@@ -135,7 +136,21 @@ def test_the_fields_of_the_item_are_those_that_are_said_to_be() -> None:
 
 @pytest.mark.parametrize(
     ("cell", "separator", "text"),
-    [(None, None, ""), (["a", "b"], "|", "a|b"), ([1, 2], None, "1,2"), (1.5, None, "1.5")],
+    [
+        *((None, None, ""), (["a", "b"], "|", "a|b"), ([1, 2], None, "1,2"), (1.5, None, "1.5"), ([], None, "")),
+        *((["a, b", "é"], None, '["a, b", "é"]'), (["a, b"], "|", "a, b"), (["[live]"], "|", '["[live]"]')),
+    ],
 )
 def test_a_cell_as_text(cell: Any, separator: str | None, text: str) -> None:
-    assert explain.cell_text(cell, Field(name="x", kind="list", separator=separator)) == text
+    field = Field(name="x", kind="list", separator=separator)
+    assert explain.cell_text(cell, field) == text
+    assert read_column([text], field).to_pylist() == read_column([cell], field).to_pylist()
+
+
+def test_members_with_a_comma_are_still_known_in_sampled_rows_and_choices() -> None:
+    rows = [{"authors": ["Tolkien, J. R. R."]}, {"authors": ["Le Guin, Ursula"]}]
+    processor = FlipProcessor.fit(rows, fields := [Field(name="authors", kind="list")])
+    choices = explain.known_values(processor.vocabulary, fields[0], 9)
+    assert len(choices) == 2
+    for row in (*explain.sampled_rows(processor, 3), *({"authors": choice} for choice in choices)):
+        assert explain.unseen_fields(processor, row) == []

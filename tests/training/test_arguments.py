@@ -21,6 +21,10 @@ def test_patience_without_evaluation_is_refused(tmp_path: Path) -> None:
         {"text_masking": "word"},
         {"float32_matmul_precision": "low"},
         {"train_sampling_strategy": "sequential"},
+        {"max_steps": 0},
+        {"num_train_epochs": 0.0},
+        {"num_train_epochs": -1.0},
+        {"label_smoothing_factor": 0.1},
     ],
 )
 def test_a_bad_argument_is_refused_before_training(arguments: dict[str, Any], tmp_path: Path) -> None:
@@ -45,6 +49,13 @@ def test_an_optimizer_that_moves_every_row_is_refused_for_sparse_embeddings(
     FlipTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **arguments)
     with pytest.raises(ValueError, match=error):
         FlipTrainingArguments(output_dir=str(tmp_path), use_cpu=True, sparse_embeddings=True, **arguments)
+
+
+def test_a_process_has_one_gpu_at_most(tmp_path: Path) -> None:
+    arguments = FlipTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    assert arguments.n_gpu == 0
+    arguments._n_gpu = 4  # as Trainer finds where it was not started by accelerate
+    assert arguments.n_gpu == 1 and arguments.train_batch_size == arguments.per_device_train_batch_size
 
 
 def test_rates_of_this_field_where_nothing_is_said(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from modeling_flip import FlipDataset, FlipProcessor, FlipTrainer
@@ -182,6 +183,38 @@ def best_before_last(folder: Path) -> Path:
     state = json.loads((folder / "checkpoint-6" / "trainer_state.json").read_text())
     assert state["best_global_step"] < 6  # each is saved
     return folder / f"checkpoint-{state['best_global_step']}"
+
+
+def test_the_best_is_saved_and_kept_however_rare_saves_are(make: Make, processor: FlipProcessor) -> None:
+    trainer = make(evaluated_on=spoiled_by_training(processor), save_steps=100, early_stopping_patience=3)
+    trainer.train()
+    assert 0 < trainer.state.global_step < 8
+    aucs = {entry["step"]: entry["eval_auc"] for entry in trainer.state.log_history if "eval_auc" in entry}
+    assert trainer.state.best_model_checkpoint.endswith(f"checkpoint-{max(aucs, key=lambda step: aucs[step])}")
+    assert trainer.evaluate()["eval_auc"] == max(aucs.values())
+
+
+def test_patience_goes_on_where_it_was_without_being_asked_for(
+    make: Make, processor: FlipProcessor, tmp_path: Path
+) -> None:
+    patient: dict[str, Any] = {"evaluated_on": spoiled_by_training(processor), "early_stopping_patience": 3}
+    patient |= {"num_train_epochs": 4, "restore_callback_states_from_checkpoint": False}
+    straight = make(output_dir=str(tmp_path / "straight"), **patient)
+    straight.train()
+    killed_at(straight.state.global_step - 1, make, **patient)
+    again = make(**patient)
+    again.train(resume_from_checkpoint=last_checkpoint(again.args))
+    assert again.state.global_step == straight.state.global_step
+
+
+@pytest.mark.parametrize("change", [dict.popitem, lambda weights: weights.update(stranger=torch.zeros(1))])
+def test_weights_that_do_not_fit_are_refused(change: Callable[[dict[str, torch.Tensor]], Any], make: Make) -> None:
+    folder = killed_at(2, make) / "checkpoint-2"
+    found = load_file(folder / "model.safetensors")
+    change(found)
+    save_file(found, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"the checkpoint (lacks|has weights without a place)"):
+        make()._load_from_checkpoint(str(folder))
 
 
 def spoiled_by_training(processor: FlipProcessor) -> FlipDataset:

@@ -15,11 +15,12 @@ import pytest
 import torch
 from transformers import TrainerCallback, TrainerControl
 
+from modeling_flip import FlipProcessor
 from modeling_flip.commands import Terminated
 from modeling_flip.training import interruption
 from modeling_flip.training.checkpoints import last_checkpoint
 from modeling_flip.training.interruption import Interruption, interruptible
-from tests.training.test_checkpoints import Make, same, weights
+from tests.training.test_checkpoints import Make, same, spoiled_by_training, weights
 
 
 @pytest.fixture(autouse=True)
@@ -130,11 +131,20 @@ def test_a_signal_after_the_last_save_still_ends_the_run(make: Make) -> None:
     assert steps(trainer)[-1] == 8
 
 
-def test_a_checkpoint_that_a_signal_asked_for_does_not_become_the_best_one(make: Make, tmp_path: Path) -> None:
+def test_a_checkpoint_that_a_signal_asked_for_does_not_become_the_best_one(
+    make: Make, processor: FlipProcessor, tmp_path: Path
+) -> None:
     """Where it was evaluated, and was not to be saved."""
-    seldom = {"eval_steps": 1, "save_steps": 3}
-    told = stopped(make([Send(1)], **seldom))
-    assert told.endswith("step 3 of run")
+    seldom = {"eval_steps": 1, "save_steps": 3, "evaluated_on": spoiled_by_training(processor)}
+    straight = make(output_dir=str(tmp_path / "straight"), **seldom)
+    straight.train()
+    best = straight.state.best_global_step
+    assert best < 7
+    assert stopped(make([Send(best + 1)], **seldom)).endswith(f"step {best + 1} of run")
+    again = make(**seldom)
+    again.train(resume_from_checkpoint=last_checkpoint(again.args))
+    assert again.state.best_global_step == best
+    assert same(weights(again), weights(straight))
 
 
 def test_outside_of_a_training_signals_do_what_they_did(make: Make) -> None:

@@ -44,6 +44,14 @@ def make(wordpiece: Any, tiny_text_model: Path, tmp_path: Path) -> Make:
     return trainer
 
 
+def test_a_second_training_has_adapters_that_learn_too(make: Make) -> None:
+    trainer = make(text_learning_rate=0.05)
+    trainer.train()
+    before = {name: w.clone() for name, w in trainer.model.state_dict().items() if "text_tower." in name}
+    trainer.train()
+    assert any(not torch.equal(weight, trainer.model.state_dict()[name]) for name, weight in before.items())
+
+
 @pytest.mark.parametrize("model_class", [FlipForCTR, FlipForPreTraining])
 def test_adapters_learn_and_are_merged(model_class: Any, make: Make) -> None:
     trainer = make(model_class, text_learning_rate=0.05, weight_decay=0.1)

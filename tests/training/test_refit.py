@@ -80,6 +80,15 @@ def test_splits_that_were_given_are_joined() -> None:
     assert numbers(both["train"].to_table()) == all_parts(both, 0) == [0, 1, 2, 10, 11, 12]
 
 
+def test_splits_may_be_given_in_any_order() -> None:
+    tables = {"validation": pa.table({"number": [10, 11]}), "train": pa.table({"number": [0, 1, 2]})}
+    both = RawSplits.of(tables).with_validation_in_train()
+    placed: dict[int, int] = {}
+    for part, _, at in both.parts(["number"]):
+        placed |= dict(zip(at.tolist(), part["number"].to_pylist(), strict=True))
+    assert both["train"].to_table()["number"].to_pylist() == [placed[i] for i in range(5)] == [0, 1, 2, 10, 11]
+
+
 def test_of_splits_that_differ_the_common_columns_are_joined_or_it_is_said() -> None:
     train = pa.table({"number": [1, 2], "debug": ["x", "y"]})
     both = RawSplits.of({"train": train, "validation": pa.table({"number": [3]})}).with_validation_in_train()

@@ -12,7 +12,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BertModel
 
-from modeling_flip import FlipForCTR, FlipForPreTraining, FlipProcessor, PretrainingCollator
+from modeling_flip import (
+    FlipForCTR,
+    FlipForPreTraining,
+    FlipProcessor,
+    FlipTrainer,
+    FlipTrainingArguments,
+    PretrainingCollator,
+)
 from tests.modeling_flip.text_families.families import (
     ALL_FAMILIES,
     FAMILIES,
@@ -60,6 +67,20 @@ def test_a_family_comes_back_to_the_bit_with_its_processor(
         actual = loaded(**collate(loaded, processor, processor.encode(rows)))
         assert torch.equal(actual.logits, expected.logits)
         assert torch.equal(actual.text_logits, expected.text_logits)
+
+
+@ALL_FAMILIES
+def test_trainer_reads_what_it_has_saved(text_model: Callable[[str], TextModel], family: str, tmp_path: Path) -> None:
+    """A checkpoint, where a training goes on or ends with its best epoch."""
+    source = text_model(family)
+    model = make_model(FlipForCTR, source)
+    trainer = FlipTrainer(model, FlipTrainingArguments(str(tmp_path), use_cpu=True), source.processor, source.rows)
+    trainer.save_model(str(tmp_path / "checkpoint"))
+    before = copy.deepcopy(model.state_dict())
+    for parameter in model.parameters():
+        parameter.data += 1
+    trainer._load_from_checkpoint(str(tmp_path / "checkpoint"))
+    assert [name for name, weight in model.state_dict().items() if not torch.equal(weight, before[name])] == []
 
 
 @pytest.mark.parametrize("family", LACKING)
