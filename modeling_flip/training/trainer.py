@@ -248,7 +248,8 @@ class FlipTrainer(Trainer):
         torch.set_float32_matmul_precision(self.args.float32_matmul_precision or before)
         sparse = sparse_gradients(self.model) if self.args.sparse_embeddings else nullcontext()
         if self.args.lora is not None:  # these adapters are new, and an optimizer of an earlier training has others
-            vars(self).update(optimizer=None, lr_scheduler=None)
+            none: Any = None
+            self.optimizer, self.lr_scheduler = none, none
         adapted = nullcontext() if self.args.lora is None else adapters(model, lora_settings(self.args.lora))
         frozen = standing_still(model) if self.args.freeze_text_tower else nullcontext()
         is_slow = self.args.bf16 and self.args.device.type == "cpu"

@@ -97,7 +97,7 @@ def test_a_tower_from_elsewhere_is_set_from_a_recipe(recipe_file: Path, monkeypa
 
 
 def test_a_recipe_without_rates_has_those_of_this_field(recipe_file: Path) -> None:
-    recipe_file.write_text("dataset_name: demo\noutput_dir: out\npretraining: {}\n")
+    recipe_file.write_text("dataset_name: demo\noutput_dir: out\npretraining: {bf16: true}\n")
     for stage in ("pretraining", "finetuning"):
         arguments = stage_arguments(parse_recipe([str(recipe_file)]), stage)
         assert (arguments.learning_rate, arguments.text_learning_rate) == (1e-3, 5e-5)

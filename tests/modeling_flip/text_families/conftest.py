@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast, set_seed
 
 from modeling_flip import FlipProcessor
-from tests.modeling_flip.text_families.families import FAMILIES, FIELDS, ROWS, TextModel, without_tokens
+from tests.modeling_flip.text_families.families import FAMILIES, FIELDS, RENAMED, ROWS, TextModel, without_tokens
 
 
 @pytest.fixture(scope="session")
@@ -19,7 +19,7 @@ def text_model(
 
     def make(name: str) -> TextModel:
         if name not in made:
-            family, folder = FAMILIES[name], tmp_path_factory.mktemp(name)
+            family, folder = (FAMILIES | RENAMED)[name], tmp_path_factory.mktemp(name)
             tokenizer = without_tokens(tokenizers[family.tokenizer], family.lacks)
             pad = {} if "pad_token" in family.lacks else {"pad_token_id": tokenizer.pad_token_id}
             config = AutoConfig.for_model(name, vocab_size=len(tokenizer), **pad, **family.settings)

@@ -49,12 +49,14 @@ FAMILIES = {
     "deberta-v2": Family("unigram", LAYERS | DEBERTA),
     "xlm-roberta": Family("unigram", LAYERS | {"max_position_embeddings": 140}),
     "modernbert": Family("byte_level_bpe", LAYERS | {"cls_token_id": 0, "sep_token_id": 2}),
-    "nomic_bert": Family("wordpiece", LAYERS),  # whose first release has other names for its weights
     "gpt2": Family("byte_level_bpe", {"n_embd": 16, "n_layer": 2, "n_head": 2}, "last", ("mask_token", "pad_token")),
     "llama": Family("byte_level_bpe", LAYERS | {"num_key_value_heads": 1}, "last", ("mask_token", "pad_token")),
     "qwen2": Family("byte_level_bpe", LAYERS | {"num_key_value_heads": 1}, "last", ("mask_token",)),
     "t5": Family("unigram", T5, "mean", ("mask_token",)),
 }
+
+# Whose first release has other names for its weights.
+RENAMED = {"nomic_bert": Family("wordpiece", LAYERS)}
 
 DECODERS = [name for name, family in FAMILIES.items() if family.pooling == "last"]
 

@@ -25,6 +25,7 @@ from tests.modeling_flip.text_families.families import (
     FAMILIES,
     FIELDS,
     LACKING,
+    RENAMED,
     ROWS,
     SIZES,
     TextModel,
@@ -69,7 +70,7 @@ def test_a_family_comes_back_to_the_bit_with_its_processor(
         assert torch.equal(actual.text_logits, expected.text_logits)
 
 
-@ALL_FAMILIES
+@pytest.mark.parametrize("family", [*FAMILIES, *RENAMED])
 def test_trainer_reads_what_it_has_saved(text_model: Callable[[str], TextModel], family: str, tmp_path: Path) -> None:
     """A checkpoint, where a training goes on or ends with its best epoch."""
     source = text_model(family)
