@@ -183,7 +183,8 @@ class RawSplits(Mapping[str, SplitRows]):
         Raises:
             ValueError: a column has types in them that cannot be one.
         """
-        schemas = [source.table.schema for split in ("train", "validation") for source in self[split].sources]
+        joined = [split for split in ("train", "validation") if split in self]
+        schemas = [source.table.schema for split in joined for source in self[split].sources]
         try:
             pa.unify_schemas(schemas, promote_options="permissive")
         except pa.ArrowException as error:

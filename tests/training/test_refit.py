@@ -80,6 +80,11 @@ def test_splits_that_were_given_are_joined() -> None:
     assert numbers(both["train"].to_table()) == all_parts(both, 0) == [0, 1, 2, 10, 11, 12]
 
 
+def test_without_validation_rows_all_are_training_rows() -> None:
+    both = RawSplits.of({"train": pa.table({"number": [0, 1]})}).with_validation_in_train()
+    assert list(both) == ["train"] and both["train"].to_table()["number"].to_pylist() == [0, 1]
+
+
 def test_splits_may_be_given_in_any_order() -> None:
     tables = {"validation": pa.table({"number": [10, 11]}), "train": pa.table({"number": [0, 1, 2]})}
     both = RawSplits.of(tables).with_validation_in_train()
