@@ -70,11 +70,14 @@ def test_a_family_comes_back_to_the_bit_with_its_processor(
         assert torch.equal(actual.text_logits, expected.text_logits)
 
 
+@pytest.mark.parametrize("model_class", [FlipForPreTraining, FlipForCTR])
 @pytest.mark.parametrize("family", [*FAMILIES, *RENAMED])
-def test_trainer_reads_what_it_has_saved(text_model: Callable[[str], TextModel], family: str, tmp_path: Path) -> None:
+def test_trainer_reads_what_it_has_saved(
+    model_class: Any, text_model: Callable[[str], TextModel], family: str, tmp_path: Path
+) -> None:
     """A checkpoint, where a training goes on or ends with its best epoch."""
     source = text_model(family)
-    model = make_model(FlipForCTR, source)
+    model = make_model(model_class, source)
     trainer = FlipTrainer(model, FlipTrainingArguments(str(tmp_path), use_cpu=True), source.processor, source.rows)
     trainer.save_model(str(tmp_path / "checkpoint"))
     before = copy.deepcopy(model.state_dict())
