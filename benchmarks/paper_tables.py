@@ -126,7 +126,6 @@ def compare_all(folder: Path) -> dict[str, Any]:
         for table, system, other, more in pairs:
             a, b = (with_predictions(folder, one, runs[one]) for one in (system, other))
             records.append({"against": other} | significance.compare_systems(a, b, users=users) | more)
-            # DCNv2 is what both sizes of FLIP_ID are without their alignment.
             place = comparisons[table].setdefault(other, {}) if table == "table5" else comparisons[table]
             place[system] = records[-1]
         corrected = significance.holm([record["auc"]["p_seeds"] for record in records])
