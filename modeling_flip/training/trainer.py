@@ -541,18 +541,21 @@ class FlipTrainer(Trainer):
             ValueError: weights are missing, which would stay as they are, or have no place.
         """
         frozen = frozen_names(self.model) if self.args.lora is not None else set()
-        tied = self.model._keys_to_ignore_on_save or set()
-        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in frozen]
-        lost = [name for name in load_result.missing_keys if name not in tied]
+        missing = set(load_result.missing_keys)
+        weights = self.accelerator.unwrap_model(self.model).state_dict()
+        found = {weight.data_ptr() for name, weight in weights.items() if name not in missing}
+        # A file holds weights that are tied once.
+        lost = [name for name in missing - frozen if name not in weights or weights[name].data_ptr() not in found]
         if lost or load_result.unexpected_keys:
-            found = (
+            said = (
                 f"lacks {some_of(lost)}"
                 if lost
                 else f"has weights without a place: {some_of(load_result.unexpected_keys)}"
             )
             raise ValueError(
-                f"the checkpoint {found}; it was written by another version: give another output_dir to train anew"
+                f"the checkpoint {said}; it was written by another version: give another output_dir to train anew"
             )
+        load_result.missing_keys.clear()
         super()._issue_warnings_after_load(load_result)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:

@@ -46,6 +46,24 @@ def test_the_text_towers_start_from_the_pretrained_weights(make: Make, text_mode
 
 
 @ALL_MODELS
+def test_trainer_reads_what_it_has_saved(
+    make: Make, processors: dict[str, FlipProcessor], name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A checkpoint, in whose file weights that are tied stand once."""
+    model, processor = make(name), processors[name]
+    rows = processor.encode(ROWS, "label")
+    trainer = FlipTrainer(model, FlipTrainingArguments(str(tmp_path), use_cpu=True), processor, rows)
+    trainer.save_model(str(tmp_path / "checkpoint"))
+    before = copy.deepcopy(model.state_dict())
+    for parameter in model.parameters():
+        parameter.data += 1
+    caplog.clear()
+    trainer._load_from_checkpoint(str(tmp_path / "checkpoint"))
+    assert [key for key, weight in model.state_dict().items() if not torch.equal(weight, before[key])] == []
+    assert "missing keys" not in caplog.text
+
+
+@ALL_MODELS
 def test_a_baseline_comes_back_to_the_bit(
     make: Make,
     collate: Collate,
