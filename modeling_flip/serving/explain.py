@@ -119,8 +119,7 @@ def known_values(vocabulary: FeatureVocabulary, field: Field, most: int) -> list
         return []
     name = field.features_of or field.name
     order = np.argsort(-vocabulary.counts[name], kind="stable")[:most]
-    values = [vocabulary.values[name][int(i)].as_py() for i in order]
-    return [cell_text([value], field) for value in values] if field.kind == "list" else values
+    return [_cell_of(vocabulary.values[name][int(i)].as_py(), field) for i in order]
 
 
 def sampled_rows(processor: FlipProcessor, count: int, seed: int = 0) -> list[dict[str, str]]:
@@ -134,9 +133,13 @@ def sampled_rows(processor: FlipProcessor, count: int, seed: int = 0) -> list[di
         if field.kind == "text" or field.hash_size is not None or not counts.sum():
             continue
         for row, i in zip(rows, rng.choice(len(counts), count, p=counts / counts.sum()), strict=True):
-            value = vocabulary.values[name][int(i)].as_py()
-            row[field.name] = cell_text([value], field) if field.kind == "list" else value
+            row[field.name] = _cell_of(vocabulary.values[name][int(i)].as_py(), field)
     return rows
+
+
+def _cell_of(value: str, field: Field) -> str:
+    """The cell of one value: of a list field, a list of that member."""
+    return cell_text([value], field) if field.kind == "list" else value
 
 
 def cell_text(cell: Any, field: Field) -> str:

@@ -172,9 +172,8 @@ def _csv_batches(
                 if batch is not None and not ends_left_out and _is_open(last, raw.end, delimiter):
                     raise pa.ArrowInvalid("a quote is not closed")
                 empty = raw.end[len(raw.end.rstrip("\r\n")) :].count("\n") - 1  # lines at the end
-                if raw.lines - empty > skipped + 1 + seen + len(
-                    ragged
-                ):  # some cell has several lines, or a line has none
+                num_read = skipped + 1 + seen + len(ragged)
+                if raw.lines - empty > num_read:  # some cell has several lines, or a line has none
                     _check_quotes(path, encoding, delimiter, marks)
                 if quarantine is not None:
                     quarantine.check(path, seen + len(ragged))

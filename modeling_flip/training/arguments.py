@@ -23,7 +23,6 @@ SPARSE_OPTIMS = ("adamw_torch_fused", "adamw_torch", "adagrad", "sgd")
 PACKAGES = dict.fromkeys(("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit", "lion_8bit"), "bitsandbytes")
 PACKAGES |= dict.fromkeys(("adamw_torch_8bit", "adamw_torch_4bit"), "torchao")
 
-EPOCHS = ("num_train_epochs", "above 0")
 # What only a text tower that reads sentences while training can use.
 TRAINS_TEXT = ("lora", "gradient_checkpointing", "mini_batch_tokens")
 
@@ -119,9 +118,10 @@ class FlipTrainingArguments(TrainingArguments):
         if self.early_stopping_patience is not None:  # its count is part of what a resumed training goes on with
             self.restore_callback_states_from_checkpoint = True
         super().__post_init__()
-        if self.max_steps == 0 or (self.max_steps < 0 and not self.num_train_epochs > 0):
-            name, remedy = ("max_steps", "1 or more, or -1 for no limit") if self.max_steps == 0 else EPOCHS
-            raise ValueError(f"{name} is {getattr(self, name):g}, which trains nothing; it must be {remedy}")
+        if self.max_steps == 0:
+            raise ValueError("max_steps is 0, which trains nothing; it must be 1 or more, or -1 for no limit")
+        if self.max_steps < 0 and not self.num_train_epochs > 0:
+            raise ValueError(f"num_train_epochs is {self.num_train_epochs:g}, which trains nothing; it must be above 0")
         if self.label_smoothing_factor:
             raise ValueError(
                 f"label_smoothing_factor is {self.label_smoothing_factor}; it is for models of several classes: leave it out"

@@ -535,7 +535,7 @@ class FlipTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """As in Trainer, which misses the weights that `_save` leaves out, and only warns of others.
+        """In place of Trainer's, which only warns. Weights that `_save` leaves out or that are tied may be missing.
 
         Raises:
             ValueError: weights are missing, which would stay as they are, or have no place.
@@ -555,8 +555,6 @@ class FlipTrainer(Trainer):
             raise ValueError(
                 f"the checkpoint {said}; it was written by another version: give another output_dir to train anew"
             )
-        load_result.missing_keys.clear()
-        super()._issue_warnings_after_load(load_result)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         self._stop_if_not_finite()
