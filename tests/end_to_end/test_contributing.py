@@ -22,7 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tower, script, test = BLOCKS
     (here / "my_tower.py").write_text(tower)
     (here / "my_train.py").write_text(script)
-    matrix = (ROOT / "tests" / "modeling_flip" / "test_tabular_towers.py").read_text()
+    matrix = (ROOT / "tests" / "modeling_flip" / "tabular_towers" / "test_every_tower.py").read_text()
     (here / "test_towers.py").write_text(
         f"import my_tower\n{matrix.replace('from __future__ import annotations', '')}\n{test}"
     )

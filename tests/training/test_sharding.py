@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModel
 
 from modeling_flip import FlipForCTR
 from modeling_flip.training.sharding import alpha, layer_classes, units_of_layers
-from tests.modeling_flip.test_modeling_flip import make_model
+from tests.modeling_flip.flip_models.models import make_model
 
 SIZES = {
     "bert": {"num_hidden_layers": 2, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8},
