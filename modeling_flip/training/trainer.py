@@ -116,6 +116,7 @@ class FlipTrainer(Trainer):
         self.processor = processor
         self.args: FlipTrainingArguments
         self.optimizer: torch.optim.Optimizer | None
+        self.lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None
         self.compute_metrics: Any
         self._has_text = model.config.towers != "tabular"
         self._components: dict[str, torch.Tensor] = {}
@@ -248,8 +249,7 @@ class FlipTrainer(Trainer):
         torch.set_float32_matmul_precision(self.args.float32_matmul_precision or before)
         sparse = sparse_gradients(self.model) if self.args.sparse_embeddings else nullcontext()
         if self.args.lora is not None:  # these adapters are new, and an optimizer of an earlier training has others
-            none: Any = None
-            self.optimizer, self.lr_scheduler = none, none
+            self.optimizer, self.lr_scheduler = None, None
         adapted = nullcontext() if self.args.lora is None else adapters(model, lora_settings(self.args.lora))
         frozen = standing_still(model) if self.args.freeze_text_tower else nullcontext()
         is_slow = self.args.bf16 and self.args.device.type == "cpu"
