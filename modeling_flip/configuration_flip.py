@@ -78,7 +78,7 @@ class FlipConfig(PreTrainedConfig):
             no for the others.
         dropout: dropout of the tabular tower's MLP, and of AFM's pooled products.
         embedding_l2: weight λ of the penalty λ/2 Σ (‖e‖² + w²) that is added to the finetuning loss, over the embeddings and
-            first-order weights of all features; with sparse_embeddings, of those in the batch.
+            first-order weights of all features; with sparse_embeddings, of those in the rows of a step.
         text_pooling: how a sentence becomes one vector: "cls" (the first token), "mean" or "last" (of the tokens that are not
             padding). The default depends on the model: last for decoders, mean for encoders of encoder-decoders, else cls.
         projection_size: size of the space in which ICL compares the towers, and of MTM's hidden layer.

@@ -67,10 +67,12 @@ class FeatureEmbeddings(nn.Module):
         return self._fields(self.first_order, feature_ids, list_feature_ids).sum((1, 2))
 
     def squared_norm(self, feature_ids: torch.Tensor, list_feature_ids: torch.Tensor | None = None) -> torch.Tensor:
-        """Scalar Σ (‖e‖² + w²) over all features; where the tables' gradients are sparse, over those that the batch looks up."""
+        """Scalar Σ (‖e‖² + w²) over all features. Where the tables' gradients are sparse, over those that these rows look up, and
+        without a gradient: that is of all rows of a step, which stand in several batches (`training.sparse`)."""
         if self.embedding.sparse:
-            ids = torch.cat(self._looked_up(feature_ids, list_feature_ids)).unique()
-            return torch.stack([self._rows(table, ids).square().sum() for table in self.tables]).sum()
+            with torch.no_grad():
+                ids = torch.cat(self._looked_up(feature_ids, list_feature_ids)).unique()
+                return torch.stack([self._rows(table, ids).square().sum() for table in self.tables]).sum()
         return torch.stack([table.squared_norm() for table in self.tables]).sum()
 
     @property

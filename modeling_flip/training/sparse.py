@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..feature_embeddings import FeatureTable
+from ..feature_embeddings import FeatureEmbeddings, FeatureTable
 
 
 def feature_tables(model: nn.Module) -> dict[str, FeatureTable]:
@@ -53,8 +53,12 @@ def sparse_gradients(model: nn.Module) -> Iterator[None]:
             table.sparse = False
 
 
-def reduce_sparse_gradients(model: nn.Module, accelerator: Accelerator) -> None:
-    """Make each sparse gradient the mean over all processes, with one row for each feature that any of them looked up."""
+def reduce_sparse_gradients(model: nn.Module, accelerator: Accelerator, embedding_l2: float) -> None:
+    """Make each sparse gradient the mean over all processes, with one row for each feature that any of them looked up in this
+    step, and add that of the penalty λ/2 Σ (‖e‖² + w²) over these features: once for each, however many processes, parts and
+    accumulated batches looked it up."""
+    penalised = {table for module in model.modules() if isinstance(module, FeatureEmbeddings) for table in module.tables}
+    scale = 1.0 if accelerator.scaler is None else accelerator.scaler.get_scale()  # fp16's gradients are scaled until the step
     for table in feature_tables(model).values():
         gradient = table.weight.grad
         if gradient is None or not gradient.is_sparse:
@@ -67,6 +71,9 @@ def reduce_sparse_gradients(model: nn.Module, accelerator: Accelerator) -> None:
             is_row = rows >= 0
             parts = rows[is_row][None], values[is_row]
             gradient = torch.sparse_coo_tensor(*parts, gradient.shape, check_invariants=False).coalesce()
+        if embedding_l2 and table in penalised:
+            rows = table.weight.detach().index_select(0, gradient.indices()[0])
+            gradient.values().add_(rows, alpha=embedding_l2 * scale)
         table.weight.grad = gradient
 
 

@@ -354,7 +354,9 @@ class FlipTrainer(Trainer):
         step = self._step_that_fits if self._finds_size else self._step
         loss = step(model, inputs, *args, **kwargs)
         if self.args.sparse_embeddings and self.accelerator.sync_gradients:
-            reduce_sparse_gradients(self.model, self.accelerator)
+            own = self.accelerator.unwrap_model(self.model)
+            penalty = 0.0 if isinstance(own, FlipForPreTraining) else own.config.embedding_l2
+            reduce_sparse_gradients(own, self.accelerator, penalty)
         self._first_bad.note("loss", loss, self.state.global_step + 1)
         return loss
 

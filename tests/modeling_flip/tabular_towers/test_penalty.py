@@ -7,8 +7,9 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 
-from modeling_flip.training.sparse import sparse_gradients
+from modeling_flip.training.sparse import reduce_sparse_gradients, sparse_gradients
 from tests.modeling_flip.tabular_towers.models import (
     LIST_FIELDS,
     LISTS,
@@ -51,6 +52,8 @@ def test_a_feature_is_penalised_once_however_often_it_stands_in_the_batch(sparse
         enlarge_embeddings(model)
         with sparse_gradients(model) if sparse else nullcontext():
             model(feature_ids=ROWS[[0, 0, 4]], labels=torch.tensor([1.0, 1.0, 0.0])).loss.backward()
+            if sparse:
+                reduce_sparse_gradients(model, Accelerator(cpu=True), l2)
         features = model.flip.feature_embeddings
         gradients[l2] = [table.weight.grad.to_dense() for table in features.children()]
     looked_up = [1, 4, 5, 8]
