@@ -37,7 +37,7 @@ FLAT_SETTINGS: dict[str, tuple[str, ...]] = {
     "dcn_mix": ("num_cross_layers", "num_experts", "cross_rank"),
     "xdeepfm": ("cin_sizes",),
     "afn": ("num_logarithmic_neurons",),
-    "autoint": ("num_attention_layers", "num_attention_heads", "attention_size"),
+    "autoint": ("num_attention_layers", "num_attention_heads", "attention_size", "deep"),
 }
 # Far above any real model or table; beyond these limits a config.json could fill memory before its weights are checked.
 MOST_PARTS, LONGEST_TEXT = 100_000, 10_000
@@ -189,6 +189,9 @@ class FlipConfig(PreTrainedConfig):
             settings.setdefault("batch_norm", False)
             if tower == "autoint":
                 settings["tower_settings"] = {"deep": False}
+        for name in flat_settings(settings):  # AutoInt's `deep` once stood there too, and was not read
+            if name in (settings.get("tower_settings") or {}):
+                del settings[name]
         is_of_both = settings.get("towers", cls.towers) == "both" and settings.get("logit_scale", 1.0) != 1
         if is_of_both and kwargs.get("towers", "both") != "both" and not {"logit_scale", "logit_shift"} & kwargs.keys():
             said = f"the checkpoint's calibration is of both towers' logit: the {kwargs['towers']} tower alone is not calibrated"

@@ -138,6 +138,8 @@ class MoRecForCTR(FlipPreTrainedModel):
     @torch.no_grad()
     def remember_items(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """As `encode_items`, for a frozen text tower: only items that are not cached are encoded."""
+        if len(tokens) == 0:  # of a process that has none of the rows of a short last batch
+            return self.encode_items(tokens, mask)
         fingerprint = Fingerprint(self.text_tower, self.config.text_pooling)
         if fingerprint != self._remembered_with:
             self._remembered.clear()

@@ -207,7 +207,7 @@ class SentenceTokenizer:
             texts.append(text)
             all_spans.append(value_spans)
         if not texts:
-            return {key: np.zeros((0, 0), np.int64) for key in ("input_ids", "attention_mask", "token_field_ids")}
+            return {key: np.zeros((0, 1), np.int64) for key in ("input_ids", "attention_mask", "token_field_ids")}
         encoded = self.tokenize(texts, truncation=True, max_length=max_length)
         before, after = map(len, self.special_ids)
         width = max(map(len, encoded["input_ids"]), default=0)

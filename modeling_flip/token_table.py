@@ -93,7 +93,7 @@ def gather_sentences(
     room = max_length - len(before) - len(after)
     fits = position < room
     kept = np.minimum(sentence_lengths, room)
-    width = int(kept.max(initial=0)) + len(before) + len(after)
+    width = max(1, int(kept.max(initial=0)) + len(before) + len(after))  # models are not made for (0, 0)
     input_ids = np.full((size, width), pad_token_id, np.int64)
     token_field_ids = np.full((size, width), -1, np.int64)
     row, column, source = row[fits], position[fits] + len(before), source[fits]

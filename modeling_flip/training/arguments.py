@@ -24,7 +24,7 @@ PACKAGES = dict.fromkeys(("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit", "l
 PACKAGES |= dict.fromkeys(("adamw_torch_8bit", "adamw_torch_4bit"), "torchao")
 
 # What only a text tower that reads sentences while training can use.
-TRAINS_TEXT = ("lora", "gradient_checkpointing", "mini_batch_tokens")
+TRAINS_TEXT = ("lora", "gradient_checkpointing", "mini_batch_tokens", "auto_find_batch_size")
 
 
 @dataclass
@@ -125,6 +125,11 @@ class FlipTrainingArguments(TrainingArguments):
         if self.label_smoothing_factor:
             raise ValueError(
                 f"label_smoothing_factor is {self.label_smoothing_factor}; it is for models of several classes: leave it out"
+            )
+        if not self.dataloader_in_order:
+            raise ValueError(
+                "dataloader_in_order is false, which would give rows the predictions of others; leave it out: with several "
+                "workers, batches come in their order"
             )
         if self.float32_matmul_precision not in (None, "highest", "high", "medium"):
             raise ValueError(

@@ -19,8 +19,9 @@ from ..configuration_flip import FlipConfig, load_text_config
 from ..ctr_models import CTR_MODELS
 from ..fields import Field, did_you_mean, used
 from ..modeling_p5 import check_has_decoder
-from ..tabular_towers import TABULAR_TOWERS
+from ..tabular_towers import TABULAR_TOWERS, create_tabular_tower
 from ..text_tower import check_can_checkpoint
+from .compatibility import OF_FLIP, check_in_parts, has_batch_norm
 from .data import read_labels
 from .hub import push_error
 from .metrics import METRICS
@@ -154,6 +155,15 @@ def check_recipe(recipe: Recipe) -> None:
                     "beginning"
                 )
     check_text_tower(recipe, text_config)
+    with torch.device("meta"):
+        tower = create_tabular_tower(FlipConfig(towers=recipe.towers, **settings, num_fields=3, num_features=9))
+    for stage in STAGE_DEFAULTS:
+        arguments = stage_arguments(recipe, stage)
+        if stage == "finetuning" or recipe.pretraining is not None:
+            asked = [name for name in OF_FLIP if getattr(arguments, name)]
+            takes = recipe.model_type == "flip" and (stage == "pretraining" or recipe.towers != "tabular")
+            reads_table = stage == "pretraining" or recipe.towers != "text"
+            check_in_parts(asked, takes, reads_table and has_batch_norm(tower))
 
 
 def check_text_tower(recipe: Recipe, text_config: PreTrainedConfig | None) -> None:

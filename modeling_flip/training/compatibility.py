@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
+from torch import nn
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 
 from ..modeling_flip import FlipForCTR, FlipForPreTraining, FlipPreTrainedModel
+from ..tabular_layers import BatchNorm
 from ..text_tower import random_text_towers, text_towers_of
 
 if TYPE_CHECKING:
@@ -27,6 +30,22 @@ OF_FLIP = {"mini_batch_tokens": "null", "auto_find_batch_size": "false"}  # and 
 def takes_mini_batches(model: FlipPreTrainedModel) -> bool:
     """Whether a model's batches can be computed in parts (training/parts.py)."""
     return isinstance(model, FlipForCTR | FlipForPreTraining) and model.config.towers != "tabular"
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    return any(isinstance(module, BatchNorm) for module in model.modules())
+
+
+def check_in_parts(asked: Collection[str], takes_mini_batches: bool, has_batch_norm: bool) -> None:
+    """Raises ValueError if batches are to be computed in parts, by the settings that are asked for, and cannot be."""
+    for name, off in OF_FLIP.items():
+        if name in asked and not takes_mini_batches:
+            raise ValueError(f"{name} is for FLIP with a text tower: set it to {off}")
+        if name in asked and has_batch_norm:
+            raise ValueError(
+                f"{name} computes a batch in parts, and batch normalisation (AFN, or batch_norm: true) would take the mean and "
+                f"variance of a part for those of the batch: set {name} to {off}"
+            )
 
 
 def check_together(trainer: FlipTrainer, finds_size: bool) -> None:
@@ -50,9 +69,11 @@ def check_together(trainer: FlipTrainer, finds_size: bool) -> None:
         raise ValueError(
             "DeepSpeed pickles its checkpoints, and pickles are neither pushed nor read from the Hub: set hub_strategy to end"
         )
-    for name, off in OF_FLIP.items():
-        if name in asked and not takes_mini_batches(model):
-            raise ValueError(f"{name} is for FLIP with a text tower: set it to {off}")
+    if "lora" in asked and args.push_to_hub and args.hub_strategy != HubStrategy.END:
+        raise ValueError(
+            "checkpoints saved while lora trains do not hold the whole model, and would be pushed: set hub_strategy to end"
+        )
+    check_in_parts(asked, takes_mini_batches(model), has_batch_norm(model))
     if finds_size and (args.world_size > 1 or args.gradient_accumulation_steps > 1):
         raise ValueError(
             "auto_find_batch_size works in one process and without gradient_accumulation_steps: set it to false, and "

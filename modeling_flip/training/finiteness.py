@@ -20,11 +20,22 @@ class FirstBad:
         bad = torch.where(value.isfinite(), torch.inf, float(step))
         self._steps[what] = torch.minimum(self._steps[what], bad) if what in self._steps else bad
 
-    def first(self) -> tuple[str, int] | None:
-        """What was not finite first, of two in the same step the one that was noted first, and the step; None where nothing."""
-        steps = {what: step.item() for what, step in self._steps.items()}
-        what = min(steps, key=lambda what: steps[what], default=None)
-        return None if what is None or steps[what] == torch.inf else (what, int(steps[what]))
+    def first(self, of_all: bool = False) -> tuple[str, int, bool] | None:
+        """What was not finite first, of two in the same step the one that was noted first, the step, and whether it was noted
+        here; None where nothing.
+
+        Args:
+            of_all: of all processes, which must all ask: then all stop, or none.
+        """
+        if not self._steps:
+            return None
+        own = torch.stack([*self._steps.values()])
+        steps = own.clone()
+        if of_all:
+            dist.all_reduce(steps, op=dist.ReduceOp.MIN)
+        of = dict(zip(self._steps, zip(steps.tolist(), own.tolist(), strict=True), strict=True))
+        what, (step, here) = min(of.items(), key=lambda item: item[1][0])
+        return None if step == torch.inf else (what, int(step), here == step)
 
 
 def bad_weight(model: nn.Module) -> str | None:

@@ -57,8 +57,10 @@ def reduce_sparse_gradients(model: nn.Module, accelerator: Accelerator, embeddin
     """Make each sparse gradient the mean over all processes, with one row for each feature that any of them looked up in this
     step, and add that of the penalty λ/2 Σ (‖e‖² + w²) over these features: once for each, however many processes, parts and
     accumulated batches looked it up."""
-    penalised = {table for module in model.modules() if isinstance(module, FeatureEmbeddings) for table in module.tables}
-    scale = 1.0 if accelerator.scaler is None else accelerator.scaler.get_scale()  # fp16's gradients are scaled until the step
+    embeddings = [module for module in model.modules() if isinstance(module, FeatureEmbeddings)]
+    penalised = {table for module in embeddings for table in module.tables}
+    if accelerator.scaler is not None:  # fp16's gradients are scaled until the step
+        embedding_l2 *= accelerator.scaler.get_scale()
     for table in feature_tables(model).values():
         gradient = table.weight.grad
         if gradient is None or not gradient.is_sparse:
@@ -73,7 +75,7 @@ def reduce_sparse_gradients(model: nn.Module, accelerator: Accelerator, embeddin
             gradient = torch.sparse_coo_tensor(*parts, gradient.shape, check_invariants=False).coalesce()
         if embedding_l2 and table in penalised:
             rows = table.weight.detach().index_select(0, gradient.indices()[0])
-            gradient.values().add_(rows, alpha=embedding_l2 * scale)
+            gradient.values().add_(rows, alpha=embedding_l2)
         table.weight.grad = gradient
 
 

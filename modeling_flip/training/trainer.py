@@ -18,7 +18,7 @@ from accelerate.utils.memory import clear_device_cache
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Sampler
-from transformers import EarlyStoppingCallback, EvalPrediction, ProgressCallback, Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, EvalPrediction, ProgressCallback, Trainer, TrainerCallback, set_seed
 from transformers.trainer import FSDP_MODEL_NAME
 from transformers.trainer_utils import PredictionOutput, TrainOutput, rotate_checkpoints
 from transformers.utils import logging
@@ -34,7 +34,7 @@ from . import parts
 from .arguments import FlipTrainingArguments
 from .callbacks import EpochClock, LogAtSave, StopAfter
 from .checkpoints import UNLOGGED, check_weights, fact, seal
-from .compatibility import check_together, takes_mini_batches, warn_of_what_trains_badly
+from .compatibility import check_together, has_batch_norm, takes_mini_batches, warn_of_what_trains_badly
 from .finiteness import FirstBad, bad_weight
 from .frozen import standing_still
 from .interruption import Interruption, leave_signals_to_parent
@@ -204,7 +204,6 @@ class FlipTrainer(Trainer):
             persistent_workers=args.dataloader_persistent_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
             multiprocessing_context=args.dataloader_multiprocessing_context,
-            in_order=args.dataloader_in_order,
             worker_init_fn=leave_signals_to_parent,
         )
         return prepare_data_loader(
@@ -254,6 +253,10 @@ class FlipTrainer(Trainer):
         frozen = standing_still(model) if self.args.freeze_text_tower else nullcontext()
         is_slow = self.args.bf16 and self.args.device.type == "cpu"
         attention = plain_attention(self.model) if is_slow else nullcontext()
+        if (
+            self.args.process_index
+        ):  # dropout is of a process's own rows; a resumed training then takes its state of before
+            set_seed(self.args.seed + self.args.process_index)
         try:
             with adapted, frozen, sparse, attention, out_of_memory(self._smaller_batch):
                 output = super().train(*args, **kwargs)
@@ -277,8 +280,16 @@ class FlipTrainer(Trainer):
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         rows = self.args.per_device_eval_batch_size
         smaller = f"{max(1, rows // 2)} rows instead of {rows}"
+        self._share_statistics()
         with out_of_memory(lambda: f"set per_device_eval_batch_size to {smaller}, and {ANEW}"):
             return super().evaluation_loop(*args, **kwargs)
+
+    def _share_statistics(self) -> None:
+        """Batch norm's are of each process's own rows. Those of the first process are saved, so all score with them."""
+        for module in self.model.modules() if self.args.world_size > 1 else ():
+            if isinstance(module, BatchNorm):
+                for statistic in (module.running_mean, module.running_var):
+                    torch.distributed.broadcast(statistic, src=0)
 
     def _smaller_batch(self) -> str:
         rows, tokens = self.args.per_device_train_batch_size, self.args.mini_batch_tokens
@@ -286,7 +297,7 @@ class FlipTrainer(Trainer):
             return f"set mini_batch_tokens to {max(1, tokens // 2)} instead of {tokens}, and {ANEW}"
         half = max(1, rows // 2)
         remedy = f"set per_device_train_batch_size to {half} instead of {rows}"
-        if takes_mini_batches(self.model):
+        if takes_mini_batches(self.model) and not (self.args.freeze_text_tower or has_batch_norm(self.model)):
             longest = int(self.train_dataset.lengths.max(initial=1))
             remedy += f", or, for the same batch in parts, mini_batch_tokens to {half * longest}"
         return f"{remedy}, and {ANEW}"
@@ -400,10 +411,14 @@ class FlipTrainer(Trainer):
         return 0
 
     def _stop_if_loss_is_not_finite(self) -> None:
-        if (bad := self._first_bad.first()) is None:
+        if (bad := self._first_bad.first(of_all=self.args.world_size > 1)) is None:
             return
-        what, step = bad
+        what, step, is_own = bad
         epoch, rows = self._rows_of(step)
+        if not is_own:
+            raise FloatingPointError(
+                f"the {what} of batch {step} (epoch {epoch:.2f}) is not finite in another process, which names its rows; {REMEDY}"
+            )
         more = f" and {len(rows) - ROWS_NAMED} more" if len(rows) > ROWS_NAMED else ""
         raise FloatingPointError(
             f"the {what} of batch {step} (epoch {epoch:.2f}; rows {', '.join(map(str, rows[:ROWS_NAMED]))}{more} of the "

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from modeling_flip import MoRecForCTR
+from modeling_flip import FlipDataCollator, FlipProcessor, MoRecForCTR
 from tests.baselines.tiny import ITEMS, ROWS, UNKNOWN, Collate, Make, counting_rows, padded
 
 
@@ -35,6 +35,16 @@ def test_a_frozen_text_tower_reads_each_item_once(make: Make, collate: Collate) 
         model(**collate(model, [*ROWS, UNKNOWN[0] | {"label": 0}]))
         assert counts == [1] * (len(ITEMS) + 1)
     torch.testing.assert_close(torch.cat(logits), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_frozen_text_tower_has_nothing_to_read_for_a_process_without_rows(
+    make: Make, processors: dict[str, FlipProcessor]
+) -> None:
+    model, processor = make("morec", freeze_text_tower=True).train(), processors["morec"]
+    collator = FlipDataCollator(processor, model.inputs, model.config.item_fields)
+    loss = model(**collator(processor.encode(ROWS, "label").__getitems__([]))).loss
+    loss.backward()
+    assert loss == 0
 
 
 @pytest.mark.parametrize("freeze", [True, False])

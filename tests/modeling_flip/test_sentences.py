@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import BertConfig, ByT5Tokenizer, PreTrainedTokenizerFast
 
-from modeling_flip import Field, FlipProcessor
+from modeling_flip import Field, FlipConfig, FlipForPreTraining, FlipProcessor, PretrainingCollator
 from modeling_flip.row_reader import MEMBER_SEPARATOR
+from modeling_flip.training.parts import split
 from tests.modeling_flip.conftest import FAMILIES, FIELDS
 
 SPECIAL_WORDS = ["[MASK]", "[SEP]", "[UNK]", "<mask>", "</s>", "<s>", "<pad>", "<unk>"]
@@ -182,7 +184,21 @@ def test_whole_sentences_find_the_values_tokens_by_their_offsets(crossing: dict[
 
 
 def test_a_batch_of_no_rows_where_whole_sentences_are_tokenised(crossing: dict[str, FlipProcessor]) -> None:
-    assert len(crossing["merges"]({"gender": [], "title": []})["input_ids"]) == 0
+    assert crossing["merges"]({"gender": [], "title": []})["input_ids"].shape == (0, 1)
+
+
+def test_sentences_of_no_rows_are_one_token_wide_without_special_tokens(wordpiece: PreTrainedTokenizerFast) -> None:
+    """What a process has of a last batch that is smaller than the number of processes."""
+    bare = copy.deepcopy(wordpiece)
+    bare.backend_tokenizer.post_processor = processors.Sequence([])
+    processor = FlipProcessor.fit({"gender": ["female", "male"]}, ["gender"], bare)
+    assert processor({"gender": ["female"]})["input_ids"].shape == (1, 4)  # no [CLS], no [SEP]
+    batch = PretrainingCollator(processor)(processor.encode({"gender": ["male"]}).__getitems__([]))
+    assert {batch[name].shape for name in ("input_ids", "masked_input_ids", "mlm_labels")} == {(0, 1)}
+    assert len(split(batch, 25)) == 1
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    config = FlipConfig.from_processor(processor, text_config=BertConfig(**sizes))
+    assert FlipForPreTraining(config)(**batch).loss == 0
 
 
 # ---- the template

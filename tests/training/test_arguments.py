@@ -25,6 +25,7 @@ def test_patience_without_evaluation_is_refused(tmp_path: Path) -> None:
         {"num_train_epochs": 0.0},
         {"num_train_epochs": -1.0},
         {"label_smoothing_factor": 0.1},
+        {"dataloader_in_order": False},
     ],
 )
 def test_a_bad_argument_is_refused_before_training(arguments: dict[str, Any], tmp_path: Path) -> None:

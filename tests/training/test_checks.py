@@ -82,6 +82,18 @@ def test_a_sound_recipe_of_each_model_passes(model_type: str, tiny_text_model: P
             "text_model_name_or_path is missing",
         ),
         ({"model": {"icl_subspaces": 3}}, r"icl_subspaces is 3; it must divide projection_size \(128\)"),
+        (
+            {"towers": "tabular", "finetuning": {"mini_batch_tokens": 9}},
+            "mini_batch_tokens is for FLIP with a text tower: set it to null",
+        ),
+        (
+            {"tabular_tower": "afn", "pretraining": {"mini_batch_tokens": 9}},
+            "mini_batch_tokens computes a batch in parts, and batch normalisation",
+        ),
+        (
+            {"model": {"batch_norm": True}, "finetuning": {"auto_find_batch_size": True}},
+            "auto_find_batch_size computes a batch in parts, and batch normalisation",
+        ),
     ],
     ids=str,
 )

@@ -128,6 +128,10 @@ def test_a_killed_computation_leaves_no_vectors(recipe: Callable[..., Recipe], t
         ({"model_type": "ctr_bert", "item_fields": ["x"]}, r"with model_type morec, model.freeze_text_tower"),
         ({"finetuning": {"freeze_text_tower": True, "lora": {}}}, "lora is for .* leave out one of them"),
         ({"finetuning": {"freeze_text_tower": True, "mini_batch_tokens": 9}}, "mini_batch_tokens is for .* trained"),
+        (
+            {"finetuning": {"freeze_text_tower": True, "auto_find_batch_size": True}},
+            "auto_find_batch_size is .* trained",
+        ),
     ],
     ids=str,
 )

@@ -52,6 +52,13 @@ def test_a_second_training_has_adapters_that_learn_too(make: Make) -> None:
     assert any(not torch.equal(weight, trainer.model.state_dict()[name]) for name, weight in before.items())
 
 
+def test_checkpoints_of_adapters_alone_do_not_go_to_the_hub(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FlipTrainer, "init_hf_repo", lambda self: None)
+    with pytest.raises(ValueError, match="do not hold the whole model, and would be pushed: set hub_strategy to end"):
+        make(push_to_hub=True)
+    make(push_to_hub=True, hub_strategy="end")
+
+
 @pytest.mark.parametrize("model_class", [FlipForCTR, FlipForPreTraining])
 def test_adapters_learn_and_are_merged(model_class: Any, make: Make) -> None:
     trainer = make(model_class, text_learning_rate=0.05, weight_decay=0.1)

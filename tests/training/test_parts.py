@@ -114,3 +114,10 @@ def test_mini_batches_need_sentences_and_a_number(make: Make) -> None:
         FlipTrainingArguments(mini_batch_tokens=0)
     with pytest.raises(ValueError, match="mini_batch_tokens is for FLIP with a text tower: set it to null"):
         make(FlipForCTR, {"towers": "tabular"}, mini_batch_tokens=9)
+
+
+@pytest.mark.parametrize("model_class", [FlipForPreTraining, FlipForCTR])
+def test_what_a_whole_batch_normalises_is_not_computed_in_parts(model_class: Any, make: Make) -> None:
+    with pytest.raises(ValueError, match="mini_batch_tokens computes a batch in parts, and batch normalisation"):
+        make(model_class, {"batch_norm": True}, mini_batch_tokens=9)
+    make(model_class, {"batch_norm": True})

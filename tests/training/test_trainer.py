@@ -541,3 +541,22 @@ def test_a_push_answers_for_itself_alone(make: Callable[..., FlipTrainer], monke
     assert trainer._publisher is not None
     assert len(trainer._publisher.failures) == 1 and trainer._publisher.failures[0].startswith("first: ")
     assert not trainer.push_to_hub("first")
+
+
+def test_each_process_draws_dropout_of_its_own(
+    make: Callable[..., FlipTrainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Begin(TrainerCallback):
+        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+            states.append(torch.get_rng_state())
+            raise InterruptedError
+
+    states: list[torch.Tensor] = []
+    for process in (0, 1, 2):
+        trainer = make(seed=3)
+        trainer.add_callback(Begin())
+        monkeypatch.setattr(FlipTrainingArguments, "process_index", property(lambda self, process=process: process))
+        with pytest.raises(InterruptedError):
+            trainer.train()
+        monkeypatch.undo()
+    assert len({tuple(state.tolist()) for state in states}) == 3

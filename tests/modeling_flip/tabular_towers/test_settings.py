@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from modeling_flip.configuration_flip import FlipConfig
-from tests.modeling_flip.tabular_towers.models import make_model
+from modeling_flip.configuration_flip import FLAT_SETTINGS, FlipConfig
+from modeling_flip.modeling_flip import FlipForCTR
+from modeling_flip.tabular_towers import setting_names
+from tests.modeling_flip.tabular_towers.models import ALL_TOWERS, config_of, make_model
 
 
 @pytest.mark.parametrize(
@@ -78,3 +81,24 @@ def test_of_a_configuration_of_format_1_the_towers_own_settings_are_kept(name: s
     assert config.tower_settings == expected.get(name, {})
     assert config.batch_norm is False
     assert config.format_version == 2
+
+
+@ALL_TOWERS
+def test_each_setting_of_the_package_can_be_given_flat(name: str) -> None:
+    assert set(setting_names(name)) == set(FLAT_SETTINGS[name])
+
+
+def test_autoint_without_its_mlp_comes_back_so(tmp_path: Path) -> None:
+    config = config_of("autoint", deep=False)
+    model = FlipForCTR(config)
+    assert model.flip.tabular_tower.deep is None
+    model.save_pretrained(tmp_path)
+    assert FlipForCTR.from_pretrained(tmp_path).flip.tabular_tower.deep is None
+
+
+def test_what_was_recorded_of_a_tower_counts_where_a_file_has_both(tmp_path: Path) -> None:
+    """`deep` used to be left beside the settings, and was not read."""
+    FlipForCTR(config_of("autoint")).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"deep": False}))
+    assert FlipConfig.from_pretrained(tmp_path).tower_settings["deep"] is True
