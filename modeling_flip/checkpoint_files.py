@@ -291,6 +291,17 @@ def _weight_files(name_or_path: str | os.PathLike, variant: str | None, located:
     return [Path(cached_file(name_or_path, name, **located)) for name in names]
 
 
+def _remove_stale_weights(folder: Path, variant: str | None) -> None:
+    """Once new weights are written, remove what is left of an earlier save: the single file, which is read rather than shards, or
+    the index. Of shards, transformers leaves only the new ones."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank():
+        return  # the first process alone writes weights, and may not be done
+    whole, index = (folder / _of_variant(name, variant) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
+    shard = re.compile(rf"{re.escape(whole.stem)}-\d{{5}}-of-\d{{5}}\.safetensors")
+    in_shards = any(shard.fullmatch(file.name) for file in folder.iterdir())
+    (whole if in_shards else index).unlink(missing_ok=True)
+
+
 def _of_variant(name: str, variant: str | None) -> str:
     stem, _, suffix = name.rpartition(".")
     return name if variant is None else f"{stem}.{variant}.{suffix}"
@@ -397,6 +408,7 @@ class CheckpointMixin(PushToHubMixin):
         finally:
             del self._weight_conversions
         if is_main_process:
+            _remove_stale_weights(Path(save_directory), kwargs.get("variant"))
             if processor is not None:
                 processor.save_pretrained(save_directory)
             elif not Path(save_directory, PROCESSOR.needed[0]).exists():

@@ -9,7 +9,7 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModelForSeq2SeqLM
+from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
 from .configuration_flip import CLICK_AUTO_CLASS, FlipConfig, load_text_config
 from .modeling_flip import FlipForCTROutput, FlipPreTrainedModel
@@ -33,6 +33,8 @@ class P5Config(FlipConfig):
     Args:
         prompt_ids: tokens of each prompt template.
         answer_ids: tokens of the two answers, yes and no.
+        untied_head: whether the text model's output layer has weights of its own, as in T5 v1.1, Flan-T5 and mT5, instead of
+            those of its word embeddings.
     """
 
     model_type = "p5"
@@ -43,6 +45,7 @@ class P5Config(FlipConfig):
     towers: str = "text"
     prompt_ids: list[list[int]] | None = None
     answer_ids: list[list[int]] | None = None
+    untied_head: bool = False
 
 
 class P5ForCTR(FlipPreTrainedModel):
@@ -61,7 +64,9 @@ class P5ForCTR(FlipPreTrainedModel):
         if not config.prompt_ids or not config.answer_ids:
             raise ValueError("prompt_ids and answer_ids are missing; P5ForCTR.from_text_pretrained makes them")
         self.text_tower = create_text_tower(config.text_config, AutoModelForSeq2SeqLM)
-        # The same layer with the same, tied, weights.
+        if config.untied_head:
+            untie_head(self.text_tower)
+        # The same layer with the same weights, tied or not.
         self.text_tower.get_output_embeddings().__class__ = Float32Linear
         self.post_init()
 
@@ -76,6 +81,9 @@ class P5ForCTR(FlipPreTrainedModel):
         check_has_decoder(load_text_config(text_model_name_or_path))
         source = load_text_model(AutoModelForSeq2SeqLM, text_model_name_or_path)
         check_max_length(processor.max_length, most_tokens(source, tokenizer), text_model_name_or_path)
+        is_untied = source.get_output_embeddings().weight is not source.get_input_embeddings().weight
+        if is_untied:
+            untie_head(source)  # resizing would tie it
         if len(tokenizer) > source.get_input_embeddings().num_embeddings:
             source.resize_token_embeddings(len(tokenizer))
         prompt_ids, answer_ids = (tokenizer(list(t), add_special_tokens=False)["input_ids"] for t in (PROMPTS, ANSWERS))
@@ -84,6 +92,7 @@ class P5ForCTR(FlipPreTrainedModel):
             text_config=source.config,
             prompt_ids=prompt_ids,
             answer_ids=answer_ids,
+            untied_head=is_untied,
             **config_kwargs,
         )
         model = cls(config)
@@ -141,6 +150,20 @@ class Float32Linear(nn.Linear):
         bias = None if self.bias is None else self.bias.float()
         with torch.autocast(input.device.type, enabled=False):
             return F.linear(input.float(), self.weight.float(), bias)
+
+
+def untie_head(text_model: PreTrainedModel) -> None:
+    """Give a text model's output layer weights of its own, which transformers does not tie again.
+
+    Its configuration cannot say so: `tie_word_embeddings` also ties the tables of encoder and decoder, and T5's is always true.
+    """
+    head = text_model.get_output_embeddings()
+    if head.weight is text_model.get_input_embeddings().weight:
+        head.weight = nn.Parameter(head.weight.detach().clone())
+    own = [name for name, weight in text_model.named_parameters(remove_duplicate=False) if weight is head.weight]
+    tied = text_model._tied_weights_keys or {}
+    text_model._tied_weights_keys = {name: source for name, source in tied.items() if name not in own}
+    text_model.all_tied_weights_keys = text_model.get_expanded_tied_weights_keys(all_submodels=True)
 
 
 def check_has_decoder(text_config: Any) -> None:

@@ -329,7 +329,11 @@ class CtrPredictionPipeline(Pipeline):
         return columns
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
-        """Save model and processor: a complete checkpoint."""
+        """Save model and processor: a complete checkpoint; raises ValueError for an exported model."""
+        if not hasattr(self.model, "save_pretrained"):
+            raise ValueError(
+                f"an exported model is not saved again: copy its folder, {self.model.file.parent}, instead"
+            )
         self.model.save_pretrained(save_directory, processor=self.processor, **kwargs)
 
 

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import copy
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer, BertConfig, T5Config
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BertConfig, T5Config, set_seed
 
-from modeling_flip import FlipDataCollator, FlipProcessor, P5Config, P5ForCTR
+from modeling_flip import (
+    FlipDataCollator,
+    FlipProcessor,
+    FlipTrainer,
+    FlipTrainingArguments,
+    P5Config,
+    P5ForCTR,
+)
 from tests.baselines.tiny import FIELDS, ROWS, Collate, Make
 
 
@@ -138,3 +148,76 @@ def test_a_mask_token_that_p5s_tokenizer_lacked_gets_a_row_of_its_own(tiny_t5: P
     model.save_pretrained(tmp_path)
     loaded = copy.deepcopy(P5ForCTR.from_pretrained(tmp_path))
     assert torch.equal(loaded(**batch).logits, copy.deepcopy(model)(**batch).logits)
+
+
+# ---- a text model whose output layer has weights of its own
+
+
+@pytest.fixture(params=["t5", "mt5"])
+def untied_t5(request: pytest.FixtureRequest, tiny_t5: Path, tmp_path: Path) -> Path:
+    """tiny_t5 as T5 v1.1, Flan-T5 and mT5 are published."""
+    folder = Path(shutil.copytree(tiny_t5, tmp_path / "untied"))
+    config = json.loads((folder / "config.json").read_text())
+    del config["scale_decoder_outputs"]
+    config |= {"model_type": request.param, "architectures": None, "tie_word_embeddings": False}
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = load_file(folder / "model.safetensors")
+    shared = weights["shared.weight"]
+    set_seed(1)
+    weights["lm_head.weight"] = torch.randn_like(shared)
+    weights |= {f"{part}.embed_tokens.weight": shared.clone() for part in ("encoder", "decoder")}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def different(model: torch.nn.Module, expected: dict[str, torch.Tensor]) -> list[str]:
+    weights = model.state_dict()
+    assert weights.keys() == expected.keys()
+    return [name for name, weight in weights.items() if not torch.equal(weight, expected[name])]
+
+
+def test_an_output_layer_with_weights_of_its_own_keeps_them(
+    untied_t5: Path, processors: dict[str, FlipProcessor], tmp_path: Path
+) -> None:
+    """And its decoder's outputs are scaled, or not, as there."""
+    source = AutoModelForSeq2SeqLM.from_pretrained(untied_t5).eval()
+    weights = load_file(untied_t5 / "model.safetensors")
+    model = P5ForCTR.from_text_pretrained(untied_t5, processors["p5"]).eval()
+    tokens = torch.tensor([[5, 6, 7, 8]])
+    given = {"input_ids": tokens, "decoder_input_ids": tokens[:, :2]}
+    expected = source(**given).logits
+    model.save_pretrained(tmp_path / "saved")
+    for one in (model, P5ForCTR.from_pretrained(tmp_path / "saved")):
+        tower = one.text_tower
+        assert different(tower, weights) == []
+        torch.testing.assert_close(tower(**given).logits, expected)
+        one.tie_weights()
+        assert different(tower, weights) == []
+        assert tower.get_encoder().embed_tokens.weight is tower.get_decoder().embed_tokens.weight is tower.shared.weight
+    batch = FlipDataCollator(processors["p5"], model.inputs)(processors["p5"].encode(ROWS))
+    loaded = copy.deepcopy(P5ForCTR.from_pretrained(tmp_path / "saved"))
+    assert torch.equal(loaded(**batch).logits, copy.deepcopy(model)(**batch).logits)
+
+
+def test_trainer_reads_an_output_layer_with_weights_of_its_own(
+    untied_t5: Path, processors: dict[str, FlipProcessor], tmp_path: Path
+) -> None:
+    model, processor = P5ForCTR.from_text_pretrained(untied_t5, processors["p5"]), processors["p5"]
+    arguments = FlipTrainingArguments(str(tmp_path / "out"), use_cpu=True)
+    trainer = FlipTrainer(model, arguments, processor, processor.encode(ROWS, "label"))
+    trainer.save_model(str(tmp_path / "checkpoint"))
+    for parameter in model.parameters():
+        parameter.data += 1
+    trainer._load_from_checkpoint(str(tmp_path / "checkpoint"))
+    assert different(model.text_tower, load_file(untied_t5 / "model.safetensors")) == []
+
+
+def test_a_new_mask_token_leaves_an_output_layer_its_weights(untied_t5: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(untied_t5)
+    old_size = len(tokenizer)
+    tokenizer.add_special_tokens({"mask_token": "<a new mask>"})
+    model = P5ForCTR.from_text_pretrained(untied_t5, FlipProcessor.fit(ROWS, FIELDS, tokenizer))
+    source = load_file(untied_t5 / "model.safetensors")
+    for name, weight in model.text_tower.state_dict().items():
+        assert torch.equal(weight[:old_size], source[name]), name
+    assert len(model.text_tower.lm_head.weight) == old_size + 1

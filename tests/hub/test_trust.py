@@ -6,7 +6,7 @@ import ast
 import json
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoProcessor,
     PreTrainedTokenizerFast,
+    modeling_utils,
     pipeline,
 )
 
@@ -221,6 +222,54 @@ def test_what_is_saved_again_is_whole_again(copy: Path) -> None:
     processor.save_pretrained(copy)
     assert FlipForCTR.from_pretrained(copy).config.text_pooling == "mean"
     assert not list(copy.glob("model-*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "sizes", [("50GB", "50KB", "50KB"), ("50KB", "50GB", "50GB"), ("50KB", "100KB", "50GB", "50KB")]
+)
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_a_folder_holds_only_the_weights_saved_last(
+    variant: str | None, sizes: Sequence[str], whole: Path, tmp_path: Path
+) -> None:
+    """In shards or in a single file, which transformers would read instead of the shards."""
+    model, other = FlipForCTR.from_pretrained(whole), "fp16" if variant is None else None
+    model.save_pretrained(tmp_path, variant=other)
+    beside = {path.name for path in tmp_path.glob("model*.safetensors*")}
+    for size in sizes:
+        for parameter in model.parameters():
+            parameter.data += 1
+        model.save_pretrained(tmp_path, max_shard_size=size, variant=variant)
+        sums = (tmp_path / MODEL.checksums).read_text()
+        loaded = FlipForCTR.from_pretrained(tmp_path, variant=variant).state_dict()
+        assert [name for name, weight in model.state_dict().items() if not torch.equal(loaded[name], weight)] == []
+        files = {path.name for path in tmp_path.glob("model*.safetensors*")} - beside
+        shards = {name for name in files if "-of-" in name}
+        assert len(files - shards) == 1  # the single file or the index
+        assert bool(shards) == (size != "50GB") == any("index" in name for name in files)
+        assert all(name in sums for name in files if name.endswith(".safetensors"))
+
+
+def test_a_save_that_is_interrupted_leaves_the_single_file(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes only when all shards are written."""
+    model = FlipForCTR.from_pretrained(copy)
+    model.save_pretrained(tmp_path)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    for parameter in model.parameters():
+        parameter.data += 1
+    write, left = modeling_utils.safe_save_file, iter(range(2))
+
+    def write_two(*args: Any, **kwargs: Any) -> None:
+        if next(left, None) is None:
+            raise OSError("no space left")
+        write(*args, **kwargs)
+
+    monkeypatch.setattr(modeling_utils, "safe_save_file", write_two)
+    with pytest.raises(OSError, match="no space left"):
+        model.save_pretrained(tmp_path, max_shard_size="50KB")
+    loaded = FlipForCTR.from_pretrained(tmp_path).state_dict()
+    assert [name for name, weight in before.items() if not torch.equal(loaded[name], weight)] == []
 
 
 def test_a_pickle_is_not_read_even_where_there_is_nothing_else(copy: Path) -> None:

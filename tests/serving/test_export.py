@@ -235,6 +235,15 @@ def test_what_was_settled_by_the_export_cannot_be_asked_for(exported: Path, give
         AutoModelForSequenceClassification.from_pretrained(exported, **given)
 
 
+def test_an_exported_model_is_copied_instead_of_saved(exported: Path, tmp_path: Path) -> None:
+    pipe = pipeline("ctr-prediction", model=str(exported))
+    with pytest.raises(
+        ValueError, match=f"an exported model is not saved again: copy its folder, {re.escape(str(exported))},"
+    ):
+        pipe.save_pretrained(tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
 def test_a_damaged_graph_is_refused(exported: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged"
     shutil.copytree(exported, damaged)
