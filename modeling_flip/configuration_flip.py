@@ -5,6 +5,7 @@ import math
 import os
 import re
 from collections.abc import Iterable
+from dataclasses import fields
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
@@ -16,6 +17,8 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 from transformers.utils import logging
+
+from .fields import did_you_mean
 
 logger = logging.get_logger(__name__)
 
@@ -150,7 +153,8 @@ class FlipConfig(PreTrainedConfig):
             settings: all other settings.
 
         Raises:
-            ValueError: a text tower is asked for but the processor has no tokenizer, or a setting is impossible.
+            ValueError: a text tower is asked for but the processor has no tokenizer, there is no such setting, or one is
+                impossible.
 
         Example:
             >>> from modeling_flip import FlipProcessor
@@ -165,6 +169,9 @@ class FlipConfig(PreTrainedConfig):
                     f"towers is {settings['towers']!r}, but the processor has no tokenizer for a text tower: give "
                     "FlipProcessor.fit one, or set towers to 'tabular'"
                 )
+        known = {field.name for field in fields(cls)} | {"attn_implementation"}  # others would be kept, unread
+        for name in settings.keys() - known - set(flat_settings(settings)):
+            raise ValueError(f"{cls.__name__} has no setting {name!r}{did_you_mean(name, sorted(known))}")
         return cls(**(processor.config_settings | settings))
 
     @classmethod
@@ -338,10 +345,11 @@ def check_settings(settings: dict[str, Any]) -> None:
             waiting += [(str(name)[:100], item) for name, item in items]
 
 
-def load_text_config(name_or_path: str | os.PathLike) -> PreTrainedConfig:
-    """The configuration of a pretrained text model; raises ValueError as `check_settings`."""
-    check_settings(PreTrainedConfig.get_config_dict(name_or_path)[0])
-    return AutoConfig.from_pretrained(name_or_path)
+def load_text_config(name_or_path: str | os.PathLike, **located: Any) -> PreTrainedConfig:
+    """The configuration of a pretrained text model; raises ValueError as `check_settings`. `located` is cache_dir, token,
+    revision and so on."""
+    check_settings(PreTrainedConfig.get_config_dict(name_or_path, **located)[0])
+    return AutoConfig.from_pretrained(name_or_path, **located)
 
 
 def _are_positions(positions: Iterable[int], below: int) -> bool:

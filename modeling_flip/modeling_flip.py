@@ -15,7 +15,7 @@ from transformers.conversion_mapping import register_checkpoint_conversion_mappi
 from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming
 from transformers.utils import ModelOutput, logging
 
-from .checkpoint_files import CheckpointMixin
+from .checkpoint_files import LOCATION_KEYS, CheckpointMixin
 from .configuration_flip import FlipConfig
 from .feature_embeddings import FeatureEmbeddings
 from .objectives import InstanceContrastiveLearning, MaskedLanguageModeling, MaskedTabularModeling, batch_mean
@@ -134,16 +134,19 @@ class FlipPreTrainedModel(CheckpointMixin, PreTrainedModel):
         Args:
             text_model_name_or_path: a Hub id or folder that AutoModel loads; None where `towers` is "tabular".
             processor: provides the numbers of features, fields and tokens.
-            config_kwargs: settings of `FlipConfig`.
+            config_kwargs: settings of `FlipConfig`; and where the text model is, as in `from_pretrained`: `revision`, `token`,
+                `cache_dir`, `subfolder`, `local_files_only`, `force_download`.
 
         Raises:
-            ValueError: the processor's sentences may be longer than the text model can read, or the text model is incomplete.
+            ValueError: there is no such setting, the processor's sentences may be longer than the text model can read, or the
+                text model is incomplete.
         """
+        located = {key: config_kwargs.pop(key) for key in LOCATION_KEYS if key in config_kwargs}
         if config_kwargs.get("towers") == "tabular":
             return cls(cls.config_class.from_processor(processor, **config_kwargs))
         if text_model_name_or_path is None or processor.tokenizer is None:
             raise ValueError("a text tower needs text_model_name_or_path and a processor with a tokenizer")
-        text_tower = load_text_model(AutoModel, text_model_name_or_path)
+        text_tower = load_text_model(AutoModel, text_model_name_or_path, **located)
         check_max_length(processor.max_length, most_tokens(text_tower, processor.tokenizer), text_model_name_or_path)
         if len(processor.tokenizer) > text_tower.get_input_embeddings().num_embeddings:
             text_tower.resize_token_embeddings(len(processor.tokenizer))
@@ -311,7 +314,8 @@ class FlipForPreTraining(FlipPreTrainedModel):
         """As of the other models. Without joint reconstruction the MLM head, too, is the text model's, if it has a like one."""
         model = super().from_text_pretrained(text_model_name_or_path, processor, **config_kwargs)
         if text_model_name_or_path is not None and model.config.mlm_weight and not model.config.joint_reconstruction:
-            head = masked_lm_head(text_model_name_or_path)
+            located = {key: config_kwargs[key] for key in LOCATION_KEYS if key in config_kwargs}
+            head = masked_lm_head(text_model_name_or_path, **located)
             for name, weight in head.items():
                 model.mlm.get_parameter(name).data[: len(weight)] = weight  # tokens may have been added
             if not head:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
+from .checkpoint_files import LOCATION_KEYS
 from .configuration_flip import CLICK_AUTO_CLASS, FlipConfig, load_text_config
 from .modeling_flip import FlipForCTROutput, FlipPreTrainedModel
 from .objectives import batch_mean
@@ -76,10 +77,11 @@ class P5ForCTR(FlipPreTrainedModel):
     ) -> Self:
         """A model around a pretrained encoder-decoder, with the prompts as the processor's tokenizer spells them."""
         tokenizer = processor.tokenizer
+        located = {key: config_kwargs.pop(key) for key in LOCATION_KEYS if key in config_kwargs}
         if text_model_name_or_path is None or tokenizer is None:
             raise ValueError("a text tower needs text_model_name_or_path and a processor with a tokenizer")
-        check_has_decoder(load_text_config(text_model_name_or_path))
-        source = load_text_model(AutoModelForSeq2SeqLM, text_model_name_or_path)
+        check_has_decoder(load_text_config(text_model_name_or_path, **located))
+        source = load_text_model(AutoModelForSeq2SeqLM, text_model_name_or_path, **located)
         check_max_length(processor.max_length, most_tokens(source, tokenizer), text_model_name_or_path)
         is_untied = source.get_output_embeddings().weight is not source.get_input_embeddings().weight
         if is_untied:

@@ -27,16 +27,16 @@ WITHOUT_PADDING = ("albert", "bert", "distilbert", "electra", "gpt2", "llama", "
 NO_LIMIT = 1_000_000
 
 
-def load_text_model(auto_class: Any, name_or_path: str | os.PathLike) -> PreTrainedModel:
-    """A pretrained text model in fp32, from its own files of safetensors alone.
+def load_text_model(auto_class: Any, name_or_path: str | os.PathLike, **located: Any) -> PreTrainedModel:
+    """A pretrained text model in fp32, from its own files of safetensors alone. `located` is of `safe_weights`.
 
     Raises:
         ValueError: its files name others, or it is far larger than its weights.
     """
-    load_text_config(name_or_path)
-    with safe_weights(name_or_path), without_load_report():
+    load_text_config(name_or_path, **located)
+    with safe_weights(name_or_path, **located), without_load_report():
         model, info = auto_class.from_pretrained(
-            name_or_path, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            name_or_path, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **located
         )
     # Unused heads and an unused pooler are expected.
     if missing := [name for name in info["missing_keys"] if not name.startswith("pooler.")]:
@@ -44,14 +44,14 @@ def load_text_model(auto_class: Any, name_or_path: str | os.PathLike) -> PreTrai
     return model
 
 
-def masked_lm_head(name_or_path: str | os.PathLike) -> dict[str, torch.Tensor]:
+def masked_lm_head(name_or_path: str | os.PathLike, **located: Any) -> dict[str, torch.Tensor]:
     """The head of a pretrained masked language model, by the names of `MaskedLanguageModeling` without joint reconstruction;
     empty if it has none, or one that computes something else."""
-    if load_text_config(name_or_path).model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+    if load_text_config(name_or_path, **located).model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         return {}
-    with safe_weights(name_or_path), without_load_report():
+    with safe_weights(name_or_path, **located), without_load_report():
         model, info = AutoModelForMaskedLM.from_pretrained(
-            name_or_path, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            name_or_path, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **located
         )
     encoder, output = model.base_model, model.get_output_embeddings()
     own = [module for module in model.modules() if module not in {output, *encoder.modules()}]

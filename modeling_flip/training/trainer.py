@@ -288,7 +288,7 @@ class FlipTrainer(Trainer):
         """Batch norm's are of each process's own rows. Those of the first process are saved, so all score with them."""
         for module in self.model.modules() if self.args.world_size > 1 else ():
             if isinstance(module, BatchNorm):
-                for statistic in (module.running_mean, module.running_var):
+                for statistic in module.buffers():
                     torch.distributed.broadcast(statistic, src=0)
 
     def _smaller_batch(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,27 @@ def test_a_tabular_model_needs_neither(rows: list[dict[str, Any]]) -> None:
     model = FlipForCTR.from_text_pretrained(None, processor, towers="tabular")
     assert model.config.text_config is None
     assert model(**processor(rows)).logits.shape == (len(rows),)
+
+
+@pytest.mark.parametrize("model_class", [FlipForPreTraining, FlipForCTR])
+def test_where_the_text_model_is_stays_out_of_the_configuration(
+    model_class: Any, tiny_text_model: Path, processor: FlipProcessor, tmp_path: Path
+) -> None:
+    (tmp_path / "text_models").mkdir()
+    shutil.copytree(tiny_text_model, tmp_path / "text_models" / "tiny")
+    where = {"subfolder": "tiny", "token": "hf_secret", "revision": "v1", "cache_dir": str(tmp_path / "cache")}
+    model = model_class.from_text_pretrained(
+        tmp_path / "text_models", processor, joint_reconstruction=False, embedding_size=4, **where
+    )
+    model.save_pretrained(tmp_path / "saved")
+    assert_same_weights(model.flip.text_tower, AutoModel.from_pretrained(tiny_text_model, add_pooling_layer=False))
+    text = (tmp_path / "saved" / "config.json").read_text()
+    assert not [said for said in (*where, "hf_secret") if f'"{said}"' in text]
+
+
+def test_a_setting_that_does_not_exist_is_refused(tiny_text_model: Path, processor: FlipProcessor) -> None:
+    with pytest.raises(ValueError, match="FlipConfig has no setting 'embeding_size'; did you mean 'embedding_size'"):
+        FlipForCTR.from_text_pretrained(tiny_text_model, processor, embeding_size=16)
 
 
 # ---- from a processor, and with it
