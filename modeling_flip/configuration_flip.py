@@ -98,6 +98,7 @@ class FlipConfig(PreTrainedConfig):
         sampling_shift: the part of `logit_shift` that corrects for a log that kept only a share of its non-clicks. It holds for
             a single tower too, the rest of the calibration does not.
         vocabulary_fingerprint: fingerprint of the vocabulary that the weights were trained with.
+        tokenizer_fingerprint: that of the tokenizer; None where there is no text tower, and in older checkpoints.
         format_version: version of the checkpoint's files.
     """
 
@@ -133,6 +134,7 @@ class FlipConfig(PreTrainedConfig):
     logit_shift: float | int = 0.0
     sampling_shift: float | int = 0.0
     vocabulary_fingerprint: str | None = None
+    tokenizer_fingerprint: str | None = None
     format_version: int = FORMAT_VERSION
 
     # Classes that `trust_remote_code=True` finds in a checkpoint, by the Auto class that asks for them.
@@ -149,7 +151,7 @@ class FlipConfig(PreTrainedConfig):
         tokenizer `towers` is "tabular".
 
         Args:
-            processor: provides num_features, num_fields, list_fields, text_fields and vocabulary_fingerprint.
+            processor: provides num_features, num_fields, list_fields, text_fields and the two fingerprints.
             settings: all other settings.
 
         Raises:

@@ -183,16 +183,20 @@ class FlipProcessor(ProcessorMixin):
             "text_fields": np.setdiff1d(np.arange(len(vocabulary.columns)), vocabulary.table_columns).tolist(),
             "list_fields": np.searchsorted(vocabulary.table_columns, vocabulary.list_columns).tolist(),
             "vocabulary_fingerprint": vocabulary.fingerprint,
+            "tokenizer_fingerprint": self.sentence_tokenizer.fingerprint if self.has_text else None,
         }
 
     def check_belongs_to(self, config: Any) -> None:
-        """Raises ValueError where a model with this configuration was trained with another vocabulary: its embeddings would be
-        other values'."""
+        """Raises ValueError where a model with this configuration was trained with another vocabulary, or another tokenizer: its
+        embeddings would be other values', or other tokens'."""
         for name, ours in self.config_settings.items():
             theirs = getattr(config, name, None)
-            if theirs is not None and (list(theirs) if isinstance(ours, list) else theirs) != ours:
+            if None in (ours, theirs):  # an older checkpoint, or the tabular tower alone
+                continue
+            if (list(theirs) if isinstance(ours, list) else theirs) != ours:
+                part = "tokenizer" if name == "tokenizer_fingerprint" else "vocabulary"
                 raise ValueError(
-                    f"the vocabulary does not belong to the weights: its {name} is {ours}, the model's {theirs}; load model and "
+                    f"the {part} does not belong to the weights: its {name} is {ours}, the model's {theirs}; load model and "
                     "processor from the same checkpoint and revision"
                 )
 

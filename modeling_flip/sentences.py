@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -121,6 +124,12 @@ class SentenceTokenizer:
     def control_ids(self) -> np.ndarray:
         """The special tokens but the unknown one: none of them is ever part of a sentence's text."""
         return np.setdiff1d(self.tokenizer.all_special_ids, [i for i in [self.tokenizer.unk_token_id] if i is not None])
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all tokens in the order of their ids: another one where a token's id means another token."""
+        tokens = sorted(self.tokenizer.get_vocab().items(), key=itemgetter(1))
+        return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
 
     def check_max_length(self, max_length: int) -> None:
         """Raises ValueError where sentences cannot be cut to this many tokens."""

@@ -38,7 +38,8 @@ class ExportedConfig(PreTrainedConfig):
         precision: of its weights, "fp32", "int8" or "int8-static".
         inputs: the model's views of a row, for `FlipDataCollator`.
         outputs: the names of the graph's outputs, in their order.
-        towers, item_fields, num_features, num_fields, list_fields, text_fields, vocabulary_fingerprint: those of the model.
+        towers, item_fields, num_features, num_fields, list_fields, text_fields, vocabulary_fingerprint, tokenizer_fingerprint:
+            those of the model.
     """
 
     model_type = "exported_ctr"
@@ -55,6 +56,7 @@ class ExportedConfig(PreTrainedConfig):
     list_fields: list[int] | tuple[int, ...] = ()
     text_fields: list[int] | tuple[int, ...] = ()
     vocabulary_fingerprint: str | None = None
+    tokenizer_fingerprint: str | None = None
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

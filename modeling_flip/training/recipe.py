@@ -27,7 +27,7 @@ MODEL_KEYS = [
     not in (
         *("text_config", "towers", "tabular_tower", "tower_settings", "item_fields", "list_fields", "text_fields"),
         *("num_features", "num_fields", "logit_scale", "logit_shift", "sampling_shift"),
-        *("vocabulary_fingerprint", "format_version", "remote_classes"),
+        *("vocabulary_fingerprint", "tokenizer_fingerprint", "format_version", "remote_classes"),
     )
 ]
 DEEPEST = 20  # levels of nested sections and lists in a recipe

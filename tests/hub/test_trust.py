@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,24 @@ def test_a_vocabulary_of_other_weights_is_refused(
     FlipProcessor.from_pretrained(other).save_pretrained(copy)
     with pytest.raises(ValueError, match=message):
         FlipProcessor.from_pretrained(copy)
+
+
+def test_a_tokenizer_of_other_weights_is_refused(
+    whole: Path, wordpiece: PreTrainedTokenizerFast, tiny_text_model: Path, tmp_path: Path
+) -> None:
+    """The rows, and so the vocabulary, are the same: two text models were trained on one table."""
+    tokenizer = deepcopy(wordpiece)
+    tokenizer.add_tokens(["Amélie"])
+    other = save(tmp_path / "other", tokenizer, tiny_text_model, "Amélie")
+    model, processor = FlipForCTR.from_pretrained(whole), FlipProcessor.from_pretrained(other)
+    assert processor.vocabulary.fingerprint == model.config.vocabulary_fingerprint
+    message = "the tokenizer does not belong to the weights: its tokenizer_fingerprint is"
+    with pytest.raises(ValueError, match=message):
+        pipeline("ctr-prediction", model=model, processor=processor)
+    with pytest.raises(ValueError, match=message):
+        model.save_pretrained(tmp_path / "mixed", processor=processor)
+    model.config.tokenizer_fingerprint = None  # as in older checkpoints
+    pipeline("ctr-prediction", model=model, processor=processor)
 
 
 def test_a_newer_format_is_refused_with_a_sentence(copy: Path) -> None:

@@ -45,6 +45,7 @@ def test_the_features_of_all_kinds(processors_of_all_kinds: dict[tuple[str, int]
     assert processor.config_settings == {
         **{"num_features": 12, "num_fields": 5, "text_fields": [4], "list_fields": [2, 3]},
         "vocabulary_fingerprint": processor.vocabulary.fingerprint,
+        "tokenizer_fingerprint": processor.sentence_tokenizer.fingerprint,
     }
 
 
