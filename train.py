@@ -41,9 +41,9 @@ from modeling_flip.training.dry_run_report import show
 from modeling_flip.training.phases import phase
 from modeling_flip.training.preparation import inspect_fields
 from modeling_flip.training.publishing import RECIPE_FILE, RESULTS_FILE
-from modeling_flip.training.recipe import Recipe, field_names, needs_text, uses_cpu
+from modeling_flip.training.recipe import Recipe, field_names, needs_text
 from modeling_flip.training.splits import RawSplits, load_splits
-from modeling_flip.training.stages import run
+from modeling_flip.training.stages import processes_of, run
 from modeling_flip.training.summary import caution, metrics_table, next_steps, python_command
 from modeling_flip.training.tuning import BEST, check_tuning, tune
 from modeling_flip.training.tuning import show as show_trials
@@ -186,7 +186,7 @@ def main(arguments: list[str]) -> None:
     of_recipe, num_trials = without_tune(arguments)
     recipe = parse_recipe(of_recipe)
     logging.enable_explicit_format()
-    state = PartialState(cpu=uses_cpu(recipe))
+    state = processes_of(recipe)
     if state.device.type == "cpu":
         use_all_cores(state.num_processes)
     if is_launched():

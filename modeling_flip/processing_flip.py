@@ -194,10 +194,9 @@ class FlipProcessor(ProcessorMixin):
             if None in (ours, theirs):  # an older checkpoint, or the tabular tower alone
                 continue
             if (list(theirs) if isinstance(ours, list) else theirs) != ours:
-                part = "tokenizer" if name == "tokenizer_fingerprint" else "vocabulary"
                 raise ValueError(
-                    f"the {part} does not belong to the weights: its {name} is {ours}, the model's {theirs}; load model and "
-                    "processor from the same checkpoint and revision"
+                    f"{'the tokenizer' if name == 'tokenizer_fingerprint' else 'the vocabulary'} does not belong to the weights: "
+                    f"its {name} is {ours}, the model's {theirs}; load model and processor from the same checkpoint and revision"
                 )
 
     @property

@@ -43,6 +43,8 @@ logger = logging.get_logger(__name__)
 
 # What to install for a value of report_to whose package has another name; as in docs/watching.md.
 REPORTERS = {"mlflow": "mlflow-skinny sqlalchemy alembic"}
+# Training arguments that come too late for a stage: the processes are connected when a run begins.
+OF_CONNECTION = ("ddp_backend", "ddp_timeout")
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -64,6 +66,7 @@ def check_recipe(recipe: Recipe) -> None:
             f"init_from is {recipe.init_from!r} and pretrained_model_name_or_path {recipe.pretrained_model_name_or_path!r}: name "
             "one of them, init_from to let the vocabulary grow"
         )
+    check_connection(recipe)
     pretrains = recipe.pretraining is not None or starts_from(recipe) is not None
     if recipe.model_type != "flip" and pretrains:
         raise ValueError(
@@ -164,6 +167,17 @@ def check_recipe(recipe: Recipe) -> None:
             takes = recipe.model_type == "flip" and (stage == "pretraining" or recipe.towers != "tabular")
             reads_table = stage == "pretraining" or recipe.towers != "text"
             check_in_parts(asked, takes, reads_table and has_batch_norm(tower))
+
+
+def check_connection(recipe: Recipe) -> None:
+    """Raises ValueError if a stage asks for another connection between the processes than the run has."""
+    for stage in STAGE_DEFAULTS:
+        for key in OF_CONNECTION:
+            if (value := (getattr(recipe, stage) or {}).get(key)) is not None:
+                raise ValueError(
+                    f"{stage}.{key} is {value!r}, but the processes of a run are connected before its stages: by the backend of "
+                    "their device, with a timeout of a day; leave it out"
+                )
 
 
 def check_text_tower(recipe: Recipe, text_config: PreTrainedConfig | None) -> None:

@@ -111,7 +111,7 @@ def _recipe_parser(towers: tuple[str, ...]) -> RecipeParser:
         description="Train FLIP or one of its towers from a recipe. Every key of the recipe can also be given here. "
         f"{DRY_RUN} trains and writes nothing: it shows how the data are read, the size of the model and the time it needs. "
         f"{TUNE} N finetunes with N settings of learning rates and embedding_l2, and chooses by validation AUC.",
-        epilog="Any other field of transformers.TrainingArguments works in either section.",
+        epilog="Any other field of transformers.TrainingArguments works in either section, but for ddp_backend and ddp_timeout.",
         formatter_class=argparse.HelpFormatter,
         allow_abbrev=False,
         exit_on_error=True,

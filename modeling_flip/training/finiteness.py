@@ -29,7 +29,7 @@ class FirstBad:
         """
         if not self._steps:
             return None
-        own = torch.stack([*self._steps.values()])
+        own = torch.stack([step.full_tensor() if isinstance(step, DTensor) else step for step in self._steps.values()])
         steps = own.clone()
         if of_all:
             dist.all_reduce(steps, op=dist.ReduceOp.MIN)

@@ -53,7 +53,8 @@ def with_sentences(
     The first process of each machine computes those that no earlier run has kept, while the others wait.
     """
     state, splits = PartialState(), dict(prepared.splits)
-    model = model.to(state.device).eval()
+    model = model.eval()
+    model.flip.text_tower.to(state.device)  # tables of features may be larger than a device
     tower = fingerprint(model, processor, args)
     for split, rows in prepared.splits.items():
         key = {"tower": tower, "rows": prepared.inputs["data"][split], "vocabulary": processor.vocabulary.fingerprint}
@@ -96,7 +97,7 @@ def write_vectors(
     split: str,
 ) -> None:
     """The vectors of all rows (N, D_text) as fp32, computed in the order of their lengths. The file is there when it is whole."""
-    unfinished, device = path.with_name(f".{path.name}"), next(model.parameters()).device
+    unfinished, device = path.with_name(f".{path.name}"), model.flip.text_tower.device
     collate, size = FlipDataCollator(processor, ("sentence",)), args.per_device_eval_batch_size
     with open(unfinished, "wb") as file:
         os.posix_fallocate(file.fileno(), 0, max(1, shape[0] * shape[1] * 4))  # a full disk is told of now

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
@@ -66,13 +66,33 @@ class _Mean(torch.autograd.Function):
 
 
 def shard_tables(model: nn.Module, device: torch.device) -> None:
-    """Leaves each process the rows of its features on the device, of the tables as they are on the first process."""
+    """Leaves each process the rows of its features on the device, of the tables as they are on the first process; the whole
+    tables stay where they are."""
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     tables = feature_tables(model)
     for table in tables.values():
-        table.weight = nn.Parameter(distribute_tensor(table.weight.data.to(device), mesh, [Shard(0)]))
+        own = _scattered(table.weight.data, device)
+        given: dict[str, Any] = {"shape": table.weight.shape, "stride": own.stride(), "run_check": False}
+        table.weight = nn.Parameter(DTensor.from_local(own, mesh, [Shard(0)], **given))
         table.__class__ = ShardedTable
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, [f"{name}.weight" for name in tables])
+
+
+def _scattered(whole: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """This process's rows, on its device, of the whole table of the first one, whose device holds no more than a chunk of the
+    others'."""
+    ranges, rank = _ranges(len(whole), dist.get_world_size()), dist.get_rank()
+    parts = whole.split([stop - start for start, stop in ranges])
+    own = torch.empty(parts[rank].shape, dtype=whole.dtype, device=device)
+    if rank:
+        for chunk in _chunks(own):
+            dist.recv(chunk, 0)
+        return own
+    own.copy_(parts[0])
+    for process, part in enumerate(parts[1:], start=1):
+        for chunk in _chunks(part):
+            dist.send(chunk.to(device).contiguous(), process)
+    return own
 
 
 def whole_weights(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -94,7 +114,7 @@ def _gathered(weight: DTensor) -> torch.Tensor | None:
             dist.send(chunk.contiguous(), 0)
         return None
     whole = torch.empty(weight.shape, dtype=weight.dtype)
-    parts = whole.split([stop - start for start, stop in _ranges(weight)])
+    parts = whole.split([stop - start for start, stop in _ranges(len(whole), dist.get_world_size())])
     parts[0].copy_(mine)
     for process, part in enumerate(parts[1:], start=1):
         for chunk in _chunks(part):
@@ -104,9 +124,8 @@ def _gathered(weight: DTensor) -> torch.Tensor | None:
     return whole
 
 
-def _ranges(weight: DTensor) -> list[tuple[int, int]]:
-    """The first row of each process, and the one behind its last."""
-    rows, processes = len(weight), weight.device_mesh.size()
+def _ranges(rows: int, processes: int) -> list[tuple[int, int]]:
+    """The first row of each process, and the one behind its last, as `Shard(0)` has them."""
     each = math.ceil(rows / processes)
     return [(min(p * each, rows), min((p + 1) * each, rows)) for p in range(processes)]
 
@@ -123,7 +142,7 @@ def load_weights(model: nn.Module, files: list[Path]) -> None:
         with safe_open(file, framework="pt") as weights:
             for name in weights.keys():  # noqa: SIM118 # what safe_open gives is no dictionary
                 if name in tables:
-                    start, stop = _ranges(tables[name])[dist.get_rank()]
+                    start, stop = _ranges(len(tables[name]), dist.get_world_size())[dist.get_rank()]
                     tables[name].to_local().data.copy_(weights.get_slice(name)[start:stop])
                 else:
                     others[name] = weights.get_tensor(name)

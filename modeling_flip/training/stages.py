@@ -15,11 +15,14 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import numpy as np
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
 from transformers import TrainerCallback, set_seed
 from transformers.utils import logging
 
@@ -40,7 +43,7 @@ from .frozen import with_sentences
 from .interruption import interruptible
 from .metrics import named_logits
 from .phases import phase
-from .preparation import Prepared, prepare
+from .preparation import A_DAY, Prepared, prepare
 from .publishing import (
     PREDICTIONS_FILE,
     PRETRAINING_RESULTS_FILE,
@@ -97,6 +100,8 @@ PUBLISHED = ("README.md", RESULTS_FILE)
 ELSEWHERE = {"output_dir", "use_cpu", "cache_dir", "num_proc", "streaming"} | {
     key for keys in STAGE_KEYS.values() for key in keys
 }
+# Until another machine sees a new file: NFS may remember for so long that a folder is not there.
+SECONDS_TO_SEE = 60.0
 
 
 @dataclass(frozen=True)
@@ -211,9 +216,10 @@ def run(
     """
     times = dict(wall_time or {})
     started = time.perf_counter() - sum(times.values())
+    state = processes_of(recipe)
     check_recipe(recipe)
     raw = tables if isinstance(tables, RawSplits) else RawSplits.of(tables)
-    state = PartialState(cpu=uses_cpu(recipe))
+    check_shared(Path(recipe.output_dir))
     with state.main_process_first():
         if recipe.push_to_hub and recipe.hub_strategy == "checkpoint":
             restore_from_hub(recipe)
@@ -289,6 +295,49 @@ def all_stages(run: Run, prepared: Prepared, wall_time: dict[str, float], starte
 
 
 # ---- before training
+
+
+def processes_of(recipe: Recipe) -> PartialState:
+    """The processes of a run, connected so that they wait for each other for a day: one prepares the rows for all.
+
+    To be called before a stage's arguments are made, which would connect them with torch's timeout of minutes.
+    """
+    return PartialState(cpu=uses_cpu(recipe), timeout=timedelta(seconds=A_DAY))
+
+
+def check_shared(folder: Path) -> None:
+    """Makes the output folder where there are several processes.
+
+    Raises:
+        ValueError: on every process, if one of them does not see what the first writes there.
+    """
+    state = PartialState()
+    if state.num_processes == 1:
+        return
+    # Not the recipe: one that an earlier run has left in a folder of the same name would be taken for it.
+    file, token = folder / ".seen", token_hex(8)
+    if state.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(token)
+    (token,) = broadcast_object_list([token])
+    deadline = time.monotonic() + SECONDS_TO_SEE
+    while not (sees := _holds(file, token)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    seen = gather_object([sees])
+    if state.is_main_process:
+        file.unlink()
+    if not all(seen):
+        raise ValueError(
+            f"output_dir is {str(folder)!r}, and process {seen.index(False)} does not see what the first one writes there: "
+            "output_dir must be a folder that all machines share"
+        )
+
+
+def _holds(file: Path, text: str) -> bool:
+    try:
+        return file.read_text() == text
+    except OSError:
+        return False
 
 
 def begin(run: Run, prepared: Prepared) -> None:

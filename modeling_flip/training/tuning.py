@@ -20,7 +20,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from transformers import set_seed
 from transformers.utils import logging
 
@@ -28,13 +27,13 @@ from ..commands import installs
 from ..configuration_flip import FlipConfig
 from . import manifest
 from .checkpoints import decided_once
-from .checks import check_recipe
+from .checks import check_connection, check_recipe
 from .phases import phase
 from .preparation import Prepared, prepare
 from .publishing import TRIALS, kept_step, validation_of
-from .recipe import HUB_KEYS, Recipe, needs_pretraining, stage_arguments, uses_cpu
+from .recipe import HUB_KEYS, Recipe, needs_pretraining, stage_arguments
 from .splits import RawSplits
-from .stages import Aligned, Run, align, begin, finetune
+from .stages import Aligned, Run, align, begin, check_shared, finetune, processes_of
 
 logger = logging.get_logger(__name__)
 
@@ -68,10 +67,11 @@ def tune(
     Raises:
         ValueError: something is wrong with the recipe, the number, the data or the output folder; or Optuna is missing.
     """
+    state = processes_of(recipe)
     check_tuning(recipe, num_trials)
     check_recipe(recipe)
     raw = tables if isinstance(tables, RawSplits) else RawSplits.of(tables)
-    state = PartialState(cpu=uses_cpu(recipe))
+    check_shared(Path(recipe.output_dir))
     prepared = prepare(recipe, raw, kinds)
     this = Run(recipe, {"recipe": recipe.to_dict(), "seed": recipe.seed} | manifest.environment())
     with state.main_process_first():
@@ -100,6 +100,7 @@ def check_tuning(recipe: Recipe, num_trials: int) -> None:
         raise ValueError(f"--tune needs Optuna: {installs('tune')}") from error
     if num_trials < 1:
         raise ValueError(f"--tune is {num_trials}; it is the number of trials, 1 or more")
+    check_connection(recipe)
     if recipe.refit is not None:
         raise ValueError(
             f"refit is {recipe.refit}, but a search trains on the training rows alone: leave refit out of it, and set it in "

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import PartialState
 
 import train
 from modeling_flip import FlipForCTR, FlipProcessor
@@ -100,6 +101,25 @@ def test_vectors_of_other_weights_are_others(recipe: Callable[..., Recipe], tmp_
     assert sum(passes) == 200
     files = sorted((tmp_path / "cache").glob("*/sentences/*"))
     assert len(files) == 6 and {file.suffix for file in files} == {".bin"}
+
+
+def test_only_the_text_tower_goes_to_the_device(
+    recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tables of features may be larger, and are cut up later."""
+    compute, moved = frozen.with_sentences, dict[str, bool]()
+
+    def watch(prepared: Any, model: FlipForCTR, *more: Any) -> Any:
+        before = {name: weight.data_ptr() for name, weight in model.named_parameters()}
+        found = compute(prepared, model, *more)
+        moved.update({name: weight.data_ptr() != before[name] for name, weight in model.named_parameters()})
+        return found
+
+    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "cpu:0")  # not the host's "cpu" to torch: what is put there is copied
+    monkeypatch.setattr(PartialState, "_shared_state", {})
+    monkeypatch.setattr("modeling_flip.training.stages.with_sentences", watch)
+    run(recipe("--cache_dir", tmp_path / "cache", "--finetuning.max_steps", 1))
+    assert moved and all(is_moved == ("text_tower." in name) for name, is_moved in moved.items())
 
 
 def test_a_killed_computation_leaves_no_vectors(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
