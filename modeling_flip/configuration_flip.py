@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import fields
+from inspect import signature
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
@@ -28,8 +29,8 @@ FORMAT_VERSION = 2
 # and of a MoRec with an activation behind its projection.
 CALIBRATED_FORMAT_VERSION = 3
 MOREC_FORMAT_VERSION = LAST_FORMAT_VERSION = 4
-# Tower settings that format 1 stored flat, all of them in every config.json, and that may still be given flat. The towers
-# document them (tabular_towers.py).
+# Settings of the package's own towers, which may be given flat. Format 1 stored them so, all but `deep`. The towers document them
+# (tabular_towers.py).
 FLAT_SETTINGS: dict[str, tuple[str, ...]] = {
     "wide_deep": (),
     "deepfm": (),
@@ -42,6 +43,8 @@ FLAT_SETTINGS: dict[str, tuple[str, ...]] = {
     "afn": ("num_logarithmic_neurons",),
     "autoint": ("num_attention_layers", "num_attention_heads", "attention_size", "deep"),
 }
+# What transformers reads beside the fields of a configuration. Others would be kept, unread.
+OF_EVERY_CONFIG = {"attn_implementation", "name_or_path", "num_labels", "output_attentions", "torch_dtype"}
 # Far above any real model or table; beyond these limits a config.json could fill memory before its weights are checked.
 MOST_PARTS, LONGEST_TEXT = 100_000, 10_000
 PARTS = re.compile(r"layer|block|stage|depth|head|expert|label|num_fields")
@@ -171,7 +174,7 @@ class FlipConfig(PreTrainedConfig):
                     f"towers is {settings['towers']!r}, but the processor has no tokenizer for a text tower: give "
                     "FlipProcessor.fit one, or set towers to 'tabular'"
                 )
-        known = {field.name for field in fields(cls)} | {"attn_implementation"}  # others would be kept, unread
+        known = {field.name for field in fields(cls)} | {*signature(cls.__init__).parameters} | OF_EVERY_CONFIG
         for name in settings.keys() - known - set(flat_settings(settings)):
             raise ValueError(f"{cls.__name__} has no setting {name!r}{did_you_mean(name, sorted(known))}")
         return cls(**(processor.config_settings | settings))

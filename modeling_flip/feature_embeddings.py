@@ -68,7 +68,7 @@ class FeatureEmbeddings(nn.Module):
 
     def squared_norm(self, feature_ids: torch.Tensor, list_feature_ids: torch.Tensor | None = None) -> torch.Tensor:
         """Scalar Σ (‖e‖² + w²) over all features. Where the tables' gradients are sparse, over those that these rows look up, and
-        without a gradient: that is of all rows of a step, which stand in several batches (`training.sparse`)."""
+        without a gradient: `training.sparse` adds it once for all rows of a step, which may be several batches."""
         if self.embedding.sparse:
             with torch.no_grad():
                 ids = torch.cat(self._looked_up(feature_ids, list_feature_ids)).unique()

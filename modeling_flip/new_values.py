@@ -107,18 +107,19 @@ def predicted_rows(
     """
     vocabulary, features = processor.vocabulary, model.base_model.feature_embeddings
     fitted = {} if fitted is None else fitted
-    rows = mean_rows(model, processor, columns)
+    rows = torch.empty(len(columns), features.width, device=model.device)
     for column in np.unique(columns).tolist():
+        mine = np.flatnonzero(columns == column)
         if column not in fitted:
             known = known_values(vocabulary, column)
             if len(known) < 2:
+                rows[torch.from_numpy(mine)] = mean_rows(model, processor, columns[mine])
                 continue
             owners, words = np.full(len(known), column, np.int32), vocabulary.all_texts.take(pa.array(known))
             ids = vocabulary.value_features[known]
             counts = torch.from_numpy(vocabulary.feature_counts[ids]).to(model.device)
             targets = features.rows(torch.from_numpy(ids).long().to(model.device))
             fitted[column] = Ridge.fit(word_states(model, processor, owners, words), targets, counts)
-        mine = np.flatnonzero(columns == column)
         states = word_states(model, processor, columns[mine], texts.take(pa.array(mine)))
         rows[torch.from_numpy(mine)] = fitted[column](states)
     return rows

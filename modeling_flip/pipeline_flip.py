@@ -148,7 +148,8 @@ class CtrPredictionPipeline(Pipeline):
         Args:
             rows: a dict (one row), a list of dicts, a DataFrame, an Arrow table or a `datasets.Dataset`; or any iterator of
                 dicts, such as a generator or a `datasets.IterableDataset`, which is read 16 batches at a time.
-            batch_size: rows per batch; scores do not depend on it, except for float noise.
+            batch_size: rows per batch; scores do not depend on it, except for float noise (of an export in ONNX's int8,
+                more: its scales are found for each batch).
             kwargs: `return_towers`: also the probabilities of each tower alone. `group_by`: a column of the rows, such as
                 the user's; then also the row's rank by probability among those with the same value, 1 the highest, equal
                 ones in the order of the rows.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -189,11 +189,14 @@ class FlipProcessor(ProcessorMixin):
     def check_belongs_to(self, config: Any) -> None:
         """Raises ValueError where a model with this configuration was trained with another vocabulary, or another tokenizer: its
         embeddings would be other values', or other tokens'."""
-        for name, ours in self.config_settings.items():
+        settings = self.config_settings
+        if getattr(config, "model_type", None) == "flip" and getattr(config, "towers", None) == "tabular":
+            del settings["tokenizer_fingerprint"]  # of a checkpoint of both towers
+        for name, ours in settings.items():
             theirs = getattr(config, name, None)
-            if None in (ours, theirs):  # an older checkpoint, or the tabular tower alone
+            if None in (ours, theirs):  # an older checkpoint, or a processor without a tokenizer
                 continue
-            if (list(theirs) if isinstance(ours, list) else theirs) != ours:
+            if (list(theirs) if isinstance(theirs, tuple) else theirs) != ours:
                 raise ValueError(
                     f"{'the tokenizer' if name == 'tokenizer_fingerprint' else 'the vocabulary'} does not belong to the weights: "
                     f"its {name} is {ours}, the model's {theirs}; load model and processor from the same checkpoint and revision"
@@ -274,28 +277,30 @@ class FlipProcessor(ProcessorMixin):
             labels=labels,
             row_ids=np.arange(len(value_ids)),
         )
-        self.warn_of_strange_columns(dataset)
+        self.warn_of_strange_columns(dataset, but=shared)
         return dataset
 
-    def warn_of_strange_columns(self, rows: FlipDataset, where: str = "") -> None:
+    def warn_of_strange_columns(self, rows: FlipDataset, where: str = "", but: Container[str] = ()) -> None:
         """Warns once of each field whose values in these rows are hardly those of training: nearly all of them are unseen
         categories, or some are new and, in a numeric field, no numbers.
 
         Args:
             rows: encoded rows.
             where: what they are, such as "test rows".
+            but: fields that have one value in all rows, which says nothing of a column.
         """
         vocabulary = self._vocabulary
         for i, field in enumerate(vocabulary.columns):
             seen = vocabulary.values[field.name]
             if field.kind not in ("categorical", "numeric") or field.hash_size is not None or not len(seen):
                 continue
+            if field.name in but:
+                continue
             ids = rows.value_ids[:, i]
             ids = ids[ids != vocabulary.value_offsets[i]]  # the missing ones
             strange = ids[ids >= vocabulary.num_values] - vocabulary.num_values
             if field.kind == "numeric":
                 strange = strange[rows.local.first_features[strange] == vocabulary.unknown_features[i]]
-                usual = seen[int(np.argmin(np.isnan(as_numbers(seen, field.type))))]
             elif len(ids) < ROWS_TO_JUDGE:
                 continue
             share = len(strange) / max(1, len(ids))
@@ -306,6 +311,7 @@ class FlipProcessor(ProcessorMixin):
             start = f"{where and f'{where}: '}{share:.0%} of the values of {field.name!r}"
             if field.kind == "numeric":
                 what = "dates" if field.type in ("date", "timestamp") else "numbers"
+                usual = seen[int(np.argmin(np.isnan(as_numbers(seen, field.type))))]
                 logger.warning(
                     f"{start} are not {what}, such as {example!r}: they count as missing; training saw {what} such as "
                     f"{usual.as_py()}"

@@ -118,9 +118,11 @@ def _outcomes(jobs: list[Job]) -> list[list[Any] | Exception]:
     """The results of each job, or its own error: if a batch fails, its halves are tried."""
     try:
         results = list(jobs[0].run([item for job in jobs for item in job.items]))
-    except Exception as error:
+    except BaseException as error:  # a panic of Rust's is no Exception, and no future takes a StopIteration
         if len(jobs) == 1:
-            return [error]
+            if isinstance(error, Exception) and not isinstance(error, StopIteration):
+                return [error]
+            return [RuntimeError(repr(error))]
         half = len(jobs) // 2
         return _outcomes(jobs[:half]) + _outcomes(jobs[half:])
     outcomes: list[list[Any] | Exception] = []

@@ -33,6 +33,7 @@ from .explain import (
     Row,
     attributions,
     cell_text,
+    cut_fields,
     item_fields,
     known_values,
     logits_of,
@@ -125,8 +126,11 @@ def bar(value: float, largest: float) -> str:
     return f'<span class="bar"><i style="left:{left:.1f}%;width:{share:.1f}%;background:{colour}"></i></span>'
 
 
-def prediction_html(logits: Mapping[str, float], config: Any, alpha: float, unseen: Sequence[str] = ()) -> str:
-    """The probability, and how it comes about: from both towers' logits, or one."""
+def prediction_html(
+    logits: Mapping[str, float], config: Any, alpha: float, unseen: Sequence[str] = (), cut: Sequence[str] = ()
+) -> str:
+    """The probability, and how it comes about: from both towers' logits, or one; and the fields whose values training never saw,
+    or the text tower does not read whole."""
     html = f'<div class="big">{sigmoid(logits["logits"]):.1%}</div><div>probability of a click</div>'
     if "text_logits" in logits:
         weights = {"tabular": ("α", alpha), "text": ("1 − α", 1 - alpha)}
@@ -147,6 +151,11 @@ def prediction_html(logits: Mapping[str, float], config: Any, alpha: float, unse
     if unseen:
         names = ", ".join(map(escape, unseen))
         html += f'<div class="note">Never seen in training: <span class="tag">{names}</span></div>'
+    if cut:
+        names = ", ".join(map(escape, cut))
+        html += (
+            f'<div class="note">Too far back in the sentence for the text tower: <span class="tag">{names}</span></div>'
+        )
     return part(html)
 
 
@@ -237,7 +246,7 @@ def shown_of(score: CtrPredictionPipeline, row: Row, chosen: Sequence[str]) -> t
     alpha = score.model.alpha.item() if "text_logits" in found else 1.0
     return (
         sentence_pieces(processor, row),
-        prediction_html(before, score.model.config, alpha, unseen_fields(processor, row)),
+        prediction_html(before, score.model.config, alpha, unseen_fields(processor, row), cut_fields(processor, row)),
         attribution_html(attributions(score, row), row),
         unseen_html(row, replaced, before, after),
     )

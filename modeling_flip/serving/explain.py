@@ -72,6 +72,12 @@ def unseen_fields(processor: FlipProcessor, row: Row) -> list[str]:
     return [field for field, unseen in zip(processor.fields, is_unseen, strict=True) if unseen]
 
 
+def cut_fields(processor: FlipProcessor, row: Row) -> list[str]:
+    """The fields of a row that the text tower does not read, or not whole, since its sentence is cut at `max_length`. What these
+    add is seen where another field is masked, and the sentence gets shorter."""
+    return [*processor.cut_fields(processor.encode([row], strict=False))]
+
+
 def attributions(score: CtrPredictionPipeline, row: Row) -> list[Attribution]:
     """What each field that the model reads adds to the prediction for one row, in the order of the sentence.
 

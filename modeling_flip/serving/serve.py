@@ -23,6 +23,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any, TypeVar
 
 from transformers.utils import logging
@@ -35,6 +36,7 @@ from ..row_reader import MEMBER_SEPARATOR
 from ..table_files.json_lines import each_key_once
 from ..version import __version__
 from .batching import Batcher, QueueFullError
+from .explain import never_seen
 from .score import load_pipeline, model_version, positive
 
 try:
@@ -287,8 +289,7 @@ def make_app(pipe: CtrPredictionPipeline, limits: Limits) -> FastAPI:
     )
     async def score(request: Request) -> Mapping[str, Any]:
         """Click probabilities of rows."""
-        asked = await _read(request, ScoreRequest, limits.max_bytes)
-        _check_number("rows", asked.rows, limits.max_rows)
+        asked = await _read(request, ScoreRequest, limits, "rows")
         _check_rows(asked.rows, fields, "rows")
         if asked.return_towers and (towers := pipe.model.config.towers) != "both":
             fault = f"needs a model with both towers, but this model's config.towers is {towers!r}; leave it out"
@@ -300,8 +301,7 @@ def make_app(pipe: CtrPredictionPipeline, limits: Limits) -> FastAPI:
     )
     async def rank(request: Request) -> Mapping[str, Any]:
         """Order candidate items of one user."""
-        asked = await _read(request, RankRequest, limits.max_bytes)
-        _check_number("candidates", asked.candidates, limits.max_rows)
+        asked = await _read(request, RankRequest, limits, "candidates")
         if asked.user:
             _check_rows([asked.user], fields, "user")
         _check_rows(asked.candidates, fields, "candidates")
@@ -353,8 +353,8 @@ def _no_number(word: str) -> Any:
 _decode = json.JSONDecoder(object_pairs_hook=each_key_once, parse_constant=_no_number).decode
 
 
-async def _read(request: Request, kind: type[Asked], max_bytes: int) -> Asked:
-    """The body of a request.
+async def _read(request: Request, kind: type[Asked], limits: Limits, rows: str) -> Asked:
+    """The body of a request, whose `rows` are what it calls its rows.
 
     Raises:
         HTTPException: it is not JSON (400, 415), too large (413), or does not come (408).
@@ -362,15 +362,15 @@ async def _read(request: Request, kind: type[Asked], max_bytes: int) -> Asked:
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise HTTPException(415, "send the body as JSON, with the header content-type: application/json")
-    too_large = HTTPException(413, f"the body is larger than {max_bytes:,} bytes; send several requests")
-    if int(request.headers.get("content-length", 0)) > max_bytes:
+    too_large = HTTPException(413, f"the body is larger than {limits.max_bytes:,} bytes; send several requests")
+    if int(request.headers.get("content-length", 0)) > limits.max_bytes:
         raise too_large  # without reading it
     body = bytearray()
     try:
         async with asyncio.timeout(SECONDS_FOR_A_BODY):
             async for part in request.stream():
                 body += part
-                if len(body) > max_bytes:
+                if len(body) > limits.max_bytes:
                     raise too_large
     except TimeoutError:
         raise HTTPException(408, f"the body was not there after {SECONDS_FOR_A_BODY} seconds; send it again") from None
@@ -382,6 +382,13 @@ async def _read(request: Request, kind: type[Asked], max_bytes: int) -> Asked:
         raise HTTPException(
             400, f"the body is not JSON: {str(error).partition(';')[0]}; send an object in UTF-8"
         ) from None
+    if isinstance(content, dict):  # before each of a million faults is written down
+        _check_number(rows, content.get(rows), limits.max_rows)
+        if unknown := list(islice((key for key in content if key not in kind.model_fields), MOST_ERRORS)):
+            known = ", ".join(kind.model_fields)
+            raise RequestValidationError(
+                [{"type": "extra", "loc": ("body", key), "msg": f"is none of {known}"} for key in unknown]
+            )
     try:
         return kind.model_validate(content, strict=True)
     except ValidationError as error:
@@ -396,8 +403,8 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def _check_number(name: str, rows: Sequence[Row], at_most: int) -> None:
-    if len(rows) > at_most:
+def _check_number(name: str, rows: Any, at_most: int) -> None:
+    if isinstance(rows, list) and len(rows) > at_most:
         raise HTTPException(
             413, f"{len(rows):,} {name} in a request; at most {at_most:,} are taken: send several requests"
         )
@@ -541,7 +548,10 @@ def main(arguments: list[str] | None = None) -> int:
             listener = _bound(args.host, args.port)
             revision = model_version(args.model, args.revision)["revision"]
             pipe = load_pipeline(args.model, revision, None, return_towers=False, **given)
-            pipe([example_row(pipe.processor.vocabulary)])  # the first row takes longest
+            row = example_row(pipe.processor.vocabulary)
+            pipe([row])  # the first row takes longest, and with cold_start the first values that training never saw
+            if args.cold_start is not None:
+                pipe([row | never_seen(pipe.processor, row, pipe.processor.fields)])
             app = make_app(pipe, limits)
             gc.collect()
             gc.freeze()  # what the libraries hold stays; each collection would look through it

@@ -98,8 +98,11 @@ def each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object; of a key that stands in it twice, Python's reader would keep the last value."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"it has more than one key {next(name for name in names if names.count(name) > 1)!r}")
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise ValueError(f"it has more than one key {_cut(name)}")
+            seen.add(name)
     return found
 
 
@@ -107,7 +110,10 @@ JSON = json.JSONDecoder(object_pairs_hook=each_key_once).decode
 
 
 def _shown(line: bytes) -> str:
-    text = line.decode().strip()
+    return _cut(line.decode().strip())
+
+
+def _cut(text: str) -> str:
     return repr(text if len(text) <= 80 else f"{text[:80]}…")
 
 

@@ -128,8 +128,8 @@ class FlipTrainingArguments(TrainingArguments):
             )
         if not self.dataloader_in_order:
             raise ValueError(
-                "dataloader_in_order is false, which would give rows the predictions of others; leave it out: with several "
-                "workers, batches come in their order"
+                "dataloader_in_order is false, which would give rows the predictions of others; leave it out; batches "
+                "then come in order, with several workers too"
             )
         if self.float32_matmul_precision not in (None, "highest", "high", "medium"):
             raise ValueError(

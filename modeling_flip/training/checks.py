@@ -158,12 +158,11 @@ def check_recipe(recipe: Recipe) -> None:
                     "beginning"
                 )
     check_text_tower(recipe, text_config)
-    with torch.device("meta"):
-        tower = create_tabular_tower(FlipConfig(towers=recipe.towers, **settings, num_fields=3, num_features=9))
     for stage in STAGE_DEFAULTS:
-        arguments = stage_arguments(recipe, stage)
-        if stage == "finetuning" or recipe.pretraining is not None:
-            asked = [name for name in OF_FLIP if getattr(arguments, name)]
+        asked = [name for name in OF_FLIP if getattr(stage_arguments(recipe, stage), name)]
+        if asked and (stage == "finetuning" or needs_pretraining(recipe)):
+            with torch.device("meta"):
+                tower = create_tabular_tower(FlipConfig(towers=recipe.towers, **settings, num_fields=3, num_features=9))
             takes = recipe.model_type == "flip" and (stage == "pretraining" or recipe.towers != "tabular")
             reads_table = stage == "pretraining" or recipe.towers != "text"
             check_in_parts(asked, takes, reads_table and has_batch_norm(tower))

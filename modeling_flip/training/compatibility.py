@@ -69,7 +69,7 @@ def check_together(trainer: FlipTrainer, finds_size: bool) -> None:
         raise ValueError(
             "DeepSpeed pickles its checkpoints, and pickles are neither pushed nor read from the Hub: set hub_strategy to end"
         )
-    if "lora" in asked and args.push_to_hub and args.hub_strategy != HubStrategy.END:
+    if "lora" in asked and args.push_to_hub and args.hub_strategy != HubStrategy.END and args.save_strategy != "no":
         raise ValueError(
             "checkpoints saved while lora trains do not hold the whole model, and would be pushed: set hub_strategy to end"
         )

@@ -29,7 +29,8 @@ class FirstBad:
         """
         if not self._steps:
             return None
-        own = torch.stack([step.full_tensor() if isinstance(step, DTensor) else step for step in self._steps.values()])
+        plain = [step.full_tensor() if isinstance(step, DTensor) else step for step in self._steps.values()]
+        own = torch.stack([step.to(plain[0].device) for step in plain])  # a norm of offloaded gradients is on the CPU
         steps = own.clone()
         if of_all:
             dist.all_reduce(steps, op=dist.ReduceOp.MIN)

@@ -103,8 +103,8 @@ def ctr_metrics(
     Args:
         logits: (N,) of the click, or three of these: the model's, the tabular tower's and the text tower's.
         labels: (N,) clicks.
-        groups: (N,) integers, such as users, negative for none: then also `gauc`, and the share of rows that it covers,
-            `gauc_rows`.
+        groups: (N,) integers, such as users, negative for none: then also `gauc_rows`, the share of rows whose group has
+            both labels, and `gauc`, left out where there are none.
         weights: (N,) how many rows of the whole log each row stands for, if non-clicks were downsampled; used by logloss, NE
             and ECE. AUC does not depend on the share of non-clicks kept.
 
@@ -124,5 +124,8 @@ def ctr_metrics(
         metrics[f"{prefix}ne"] = normalised_entropy(logloss, clicks, weights)
         metrics[f"{prefix}ece"] = calibration_error(sigmoid(z), clicks, weights)
         if groups is not None:
-            metrics[f"{prefix}gauc"], metrics[f"{prefix}gauc_rows"] = gauc(z, labels, groups)
+            within, share = gauc(z, labels, groups)
+            # Without a group of both labels it is undefined, and JSON has no nan.
+            metrics |= {f"{prefix}gauc": within} if np.isfinite(within) else {}
+            metrics[f"{prefix}gauc_rows"] = share
     return metrics

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import textwrap
 import unicodedata
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from huggingface_hub import EvalResult, ModelCardData
 
+from .calibration import sampling_shift
 from .recipe import to_yaml
 from .summary import caution
 
@@ -39,6 +41,8 @@ METRICS = {
 }
 ROWS = {"": "this model", "tabular_": "its tabular tower alone", "text_": "its text tower alone"}
 SPLITS = {"validation": "validation", "test": "test", "test_unseen": "test, with an unseen value"}
+# Of the validation rows these are measured where they were made as good as can be, if calibration was fitted there.
+FITTED = ("logloss", "ne", "ece")
 EXAMPLES = 3
 # Metrics of fewer rows are noise.
 ROWS_TO_TELL = 200
@@ -100,7 +104,8 @@ def model_card(
         tags: additional tags.
         revision: the branch that it is pushed to, if not main.
     """
-    results = results or {}
+    # Older results hold nan where gAUC is undefined.
+    results = {k: v for k, v in (results or {}).items() if not (isinstance(v, float) and math.isnan(v))}
     recipe = results.get("recipe") or {}
     name = Path(source).name.removeprefix(".")  # until it is whole, a pretraining folder is hidden
     pretraining = type(model).__name__ == "FlipForPreTraining"
@@ -142,6 +147,7 @@ def metadata(
         for split in ("validation", "test")
         for metric, (kind, title) in METRICS.items()
         if f"{split}_{metric}" in results
+        and not (split == "validation" and metric in FITTED and is_platt_scaled(results))
     ]
     return ModelCardData(
         library_name="transformers",
@@ -340,17 +346,30 @@ def results_table(results: Mapping[str, Any]) -> str:
         said.append(f"{results['test_unseen_rows']:,} test rows hold a value never seen in training")
     if (selection := results.get("selection")) is not None:
         before = ", ".join(f"{split} AUC {selection[f'{split}_auc']:.4f}" for split in ("validation", "test"))
-        said.append(
-            f"the number of epochs was chosen on validation rows, which were then trained on as well; before that: {before}"
-        )
+        chosen = "the number of epochs was chosen on validation rows, which were then trained on as well"
+        if selection.get("best_epoch") is None:
+            chosen = "the validation rows were trained on as well, for as many epochs as the first model"
+        said.append(f"{chosen}; before that: {before}")
     elif "refit" in (results.get("recipe") or {}):
         said.append("the validation rows were trained on as well; the test set was scored once")
     elif "test_auc" in results:
-        said.append("the epoch was chosen on validation; the test set was scored once")
+        chosen = "the epoch was chosen on validation; " if results.get("best_epoch") is not None else ""
+        said.append(f"{chosen}the test set was scored once")
+    if "validation_logloss" in results and is_platt_scaled(results):
+        said.append(
+            "the model's logloss, normalised entropy and ECE on validation are of the rows that its calibration was fitted to"
+        )
     alpha = results.get("alpha")
     if alpha is not None and "test_tabular_auc" in results:
         said.append(f"the tabular tower's share α of the logit is {alpha:.3f}")
     return "\n".join(lines) + ("\n\n" + sentence("; ".join(said)) if said else "")
+
+
+def is_platt_scaled(results: Mapping[str, Any]) -> bool:
+    """Whether its logits were fitted to the validation rows. Where Platt scaling was refused, older results name it all the
+    same."""
+    unfitted = 1, sampling_shift(results.get("negative_sampling_rate"))
+    return "calibration" in results and (results.get("logit_scale"), results.get("logit_shift")) != unfitted
 
 
 def sentence(text: str) -> str:
@@ -418,9 +437,10 @@ def limits(processor: Any, results: Mapping[str, Any]) -> str:
     )
     if "logit_scale" in results:
         rate = results.get("negative_sampling_rate")
-        done = ["fitted to the validation rows by Platt scaling"] * ("calibration" in results)
+        done = ["fitted to the validation rows by Platt scaling"] * is_platt_scaled(results)
         done += [] if rate is None else [f"corrected for a log that kept {rate:.4g} of its non-clicks"]
-        calibration += f" Its probabilities are {' and '.join(done)}; those of a single tower are not."
+        if done:
+            calibration += f" Its probabilities are {' and '.join(done)}; those of a single tower are not."
         if rate is not None:
             calibration += " Logloss, normalised entropy and ECE are estimates for the whole log."
     if "test_ece" in results:

@@ -304,15 +304,24 @@ def write_card(
 
 def kept_step(args: FlipTrainingArguments, state: TrainerState) -> int:
     """The step whose weights training ends with: the best that was saved, where that is loaded at the end, or the last."""
-    best = step_of(state.best_model_checkpoint) if args.load_best_model_at_end else None
-    return best or state.global_step
+    return best_step(args, state) or state.global_step
+
+
+def best_step(args: FlipTrainingArguments, state: TrainerState) -> int | None:
+    """The step whose weights were kept for being best; None where none were chosen."""
+    return step_of(state.best_model_checkpoint) if args.load_best_model_at_end else None
 
 
 def validation_of(log_history: Sequence[Mapping[str, float]], step: int | None) -> dict[str, float]:
-    """Validation metrics at a step, named as in all_results.json."""
-    at_step = [entry for entry in log_history if "eval_auc" in entry and entry["step"] == step]
-    measured = at_step[-1] if at_step else {}
+    """The training's own validation metrics at a step, named as in all_results.json."""
+    at_step = (entry for entry in while_training(log_history) if "eval_auc" in entry and entry["step"] == step)
+    measured = next(at_step, {})
     return {k.replace("eval_", "validation_", 1): v for k, v in measured.items() if k.startswith("eval_")}
+
+
+def while_training(log_history: Sequence[Mapping[str, float]]) -> list[Mapping[str, float]]:
+    """The log without what came after the training: whoever evaluates then may do so on other rows than validation's."""
+    return list(takewhile(lambda entry: "train_runtime" not in entry, log_history))
 
 
 def link_files(source: Path, target: Path, without: Sequence[str]) -> None:
@@ -329,7 +338,7 @@ def link_files(source: Path, target: Path, without: Sequence[str]) -> None:
 def write_curve(path: Path, log_history: Sequence[Mapping[str, float]]) -> None:
     """Draw every loss, and the validation AUC of each tower, over the epochs; nothing where nothing was logged."""
     losses = curves_of(log_history, r"(?!eval_|train_)(\w+_)?loss")
-    aucs = curves_of(log_history, r"eval_(\w+_)?auc")
+    aucs = curves_of(while_training(log_history), r"eval_(\w+_)?auc")
     panels = [(title, lines) for title, lines in (("training loss", losses), ("validation AUC", aucs)) if lines]
     if not panels:
         return

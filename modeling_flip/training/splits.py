@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import io
 import logging
+import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -542,11 +543,27 @@ def _hash(parts: Iterator[str] | Sequence[str]) -> str:
 
 
 def _hash_of_files(path: Path) -> str:
-    """Of a file or a folder: names, sizes, and when each was last changed in any way. A copy counts as another file; so does one
-    whose content and time of modification were set back."""
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    facts = [(str(file.resolve()), file.stat()) for file in files]
-    return _hash(f"{name} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}" for name, stat in facts)
+    """Of a file or a folder: names, which tell the splits, where links lead, sizes, and when each was last changed in any way. A
+    copy counts as another file; so does one whose content and time of modification were set back."""
+    files, above = ([path], path.parent) if path.is_file() else (sorted(_files_below(path)), path)
+    facts = [(file.relative_to(above), file.resolve(), file.stat()) for file in files]
+    return _hash(f"{name} {real} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}" for name, real, stat in facts)
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """All files of a folder, behind links too, as they are opened. Links may go in circles: a folder that is met again is not
+    entered, and is given itself."""
+    entered = {folder.resolve()}
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        new = []
+        for below in (Path(parent, name) for name in sorted(folders)):
+            if (real := below.resolve()) in entered:
+                yield below
+            else:
+                entered.add(real)
+                new.append(below.name)
+        folders[:] = new
+        yield from (file for file in (Path(parent, name) for name in names) if file.is_file())
 
 
 class _Hasher(io.RawIOBase):

@@ -54,7 +54,7 @@ from .publishing import (
     UNPUSHED,
     PublishCallback,
     Publisher,
-    kept_step,
+    best_step,
     write_card,
 )
 from .recipe import (
@@ -475,7 +475,7 @@ def calibrate(run: Run, trainer: FlipTrainer, validation: FlipDataset | None) ->
     recipe, rate = run.recipe, run.recipe.negative_sampling_rate
     if recipe.calibration is None and rate is None:
         return {}
-    scale, shift = 1.0, sampling_shift(rate)
+    scale, shift = unfitted = 1.0, sampling_shift(rate)
     if run.selected:
         scale, shift = run.selected["logit_scale"], run.selected["logit_shift"]
     elif recipe.calibration == "platt" and validation is not None:
@@ -484,7 +484,8 @@ def calibrate(run: Run, trainer: FlipTrainer, validation: FlipDataset | None) ->
         shift += sampling_shift(rate)
     config = trainer.accelerator.unwrap_model(trainer.model).config
     config.logit_scale, config.logit_shift, config.sampling_shift = scale, shift, sampling_shift(rate)
-    said = {"calibration": recipe.calibration, "negative_sampling_rate": rate}
+    fitted = (scale, shift) != unfitted  # Platt scaling may be refused
+    said = {"calibration": recipe.calibration if fitted else None, "negative_sampling_rate": rate}
     said |= {"logit_scale": config.logit_scale, "logit_shift": config.logit_shift}
     return {key: value for key, value in said.items() if value is not None}
 
@@ -539,12 +540,12 @@ def training_figures(trainer: FlipTrainer) -> dict[str, Any]:
     """What all_results.json says of a finetuning."""
     state = trainer.state
     evaluated = [entry for entry in state.log_history if "eval_auc" in entry]
-    kept = kept_step(trainer.args, state)
+    best = best_step(trainer.args, state)
     return {
         "train_samples_per_second": trainer.clock.median,
         "epochs": state.epoch,
-        # The epoch whose weights were kept for being best on validation; None where it was not evaluated.
-        "best_epoch": next((entry["epoch"] for entry in evaluated if entry["step"] == kept), None),
+        # The epoch whose weights were kept for being best on validation; None where none was chosen.
+        "best_epoch": next((entry["epoch"] for entry in evaluated if entry["step"] == best), None),
         "history": [
             {k.removeprefix("eval_"): v for k, v in entry.items() if re.search(r"auc|logloss|epoch", k)}
             for entry in evaluated

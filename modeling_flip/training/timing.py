@@ -21,6 +21,7 @@ from ..modeling_flip import FlipForPreTraining, FlipPreTrainedModel
 from ..processing_flip import FlipProcessor
 from ..row_dataset import FlipDataset
 from .arguments import FlipTrainingArguments
+from .calibration import sampling_shift
 from .preparation import Prepared
 from .recipe import Recipe, model_settings, needs_pretraining, stage_arguments
 from .samplers import InOrder
@@ -134,9 +135,7 @@ def time_stage(
     state = trainer.optimizer.state.values()
     rows_per_step = trainer.args.train_batch_size * trainer.args.world_size * trainer.args.gradient_accumulation_steps
     steps, epochs = steps_of(arguments, len(prepared.splits["train"]), trainer.args.world_size)
-    evaluated = evaluations_of(arguments, steps, epochs) * len(prepared.splits.get("validation", ()))
-    if name == "finetuning":
-        evaluated += len(prepared.splits["test"])
+    evaluated = rows_to_score(name, recipe, prepared, evaluations_of(arguments, steps, epochs))
     if arguments.freeze_text_tower:  # which reads each row once
         evaluated = sum(map(len, prepared.splits.values()))
     return StageFacts(
@@ -220,12 +219,33 @@ def steps_of(args: FlipTrainingArguments, rows: int, processes: int) -> tuple[in
 
 
 def evaluations_of(args: FlipTrainingArguments, steps: int, epochs: float) -> int:
+    """How often a stage evaluates while training, as Trainer does."""
+    ends: list[float] = []
     if args.eval_strategy == "epoch":
-        return math.ceil(epochs)
-    if args.eval_strategy == "steps":
+        ends = [min(end, epochs) for end in range(1, math.ceil(epochs) + 1)]
+    elif args.eval_strategy == "steps":
         every = args.eval_steps or args.logging_steps
-        return int(steps // every if every >= 1 else 1 / every)
-    return 0
+        every = int(every) if every >= 1 else math.ceil(steps * every)
+        ends = [*range(every, steps + 1, every)]
+        # And after the last step of the schedule, before which stop_after_epochs ends.
+        ends += [steps] if steps % every and args.stop_after_epochs is None else []
+    return sum(end >= args.eval_delay for end in ends) + args.eval_on_start
+
+
+def rows_to_score(name: str, recipe: Recipe, prepared: Prepared, evaluations: int) -> int:
+    """How many rows a stage scores while training and at the end."""
+    validation, watched = prepared.splits.get("validation"), prepared.watched
+    rows = evaluations * (0 if watched is None else len(watched))
+    if name == "pretraining":
+        return rows
+    rows += len(prepared.splits["test"])
+    if validation is None:
+        return rows
+    is_fitted = recipe.calibration is not None
+    is_calibrated = is_fitted or sampling_shift(recipe.negative_sampling_rate) != 0
+    # The log of the training does not tell what is measured at the end.
+    again = is_calibrated or watched is not validation or "validation" in prepared.groups or not evaluations
+    return rows + (is_fitted + again) * len(validation)
 
 
 def part_of(parameter: str) -> str:

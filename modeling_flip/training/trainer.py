@@ -253,16 +253,15 @@ class FlipTrainer(Trainer):
         frozen = standing_still(model) if self.args.freeze_text_tower else nullcontext()
         is_slow = self.args.bf16 and self.args.device.type == "cpu"
         attention = plain_attention(self.model) if is_slow else nullcontext()
-        if (
-            self.args.process_index
-        ):  # dropout is of a process's own rows; a resumed training then takes its state of before
+        # Each process has dropout of its own. A resumed training restores its random state after this.
+        if self.args.process_index:
             set_seed(self.args.seed + self.args.process_index)
         try:
             with adapted, frozen, sparse, attention, out_of_memory(self._smaller_batch):
                 output = super().train(*args, **kwargs)
         finally:
             torch.set_float32_matmul_precision(before)
-        self._stop_if_not_finite()
+        self._stop_if_not_finite(together=True)
         model.untrained_weights = ()
         for tower in random_text_towers(model):
             tower.has_random_weights = False
@@ -270,7 +269,7 @@ class FlipTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As `Trainer.evaluate`, of weights that are finite."""
-        self._stop_if_not_finite()
+        self._stop_if_not_finite(together=self.is_in_train)
         return super().evaluate(*args, **kwargs)
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
@@ -410,8 +409,9 @@ class FlipTrainer(Trainer):
         """Always 0: Trainer's estimate is for language models, and it would count the parameters again at every step."""
         return 0
 
-    def _stop_if_loss_is_not_finite(self) -> None:
-        if (bad := self._first_bad.first(of_all=self.args.world_size > 1)) is None:
+    def _stop_if_loss_is_not_finite(self, together: bool) -> None:
+        """`together` where all processes ask: then all stop. Afterwards one may save alone."""
+        if (bad := self._first_bad.first(of_all=together and self.args.world_size > 1)) is None:
             return
         what, step, is_own = bad
         epoch, rows = self._rows_of(step)
@@ -436,15 +436,15 @@ class FlipTrainer(Trainer):
         read = islice(batches, number * accumulated, (number + 1) * accumulated)
         return epoch + (number + 1) / steps, sorted(row % len(order) for batch in read for row in batch)
 
-    def _stop_if_not_finite(self) -> None:
+    def _stop_if_not_finite(self, together: bool) -> None:
         """The last update can spoil the weights though its loss was finite."""
-        self._stop_if_loss_is_not_finite()
+        self._stop_if_loss_is_not_finite(together)
         if (name := bad_weight(self.accelerator.unwrap_model(self.model))) is not None:
             raise FloatingPointError(f"{name} is not finite after step {self.state.global_step}; {REMEDY}")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            self._stop_if_loss_is_not_finite()
+            self._stop_if_loss_is_not_finite(together=True)
             if self._components:
                 means = torch.stack(list(self._components.values())) / self._num_steps_logged
                 means = self.accelerator.reduce(means, reduction="mean")
@@ -574,7 +574,7 @@ class FlipTrainer(Trainer):
             )
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        self._stop_if_not_finite()
+        self._stop_if_not_finite(together=self.is_in_train)
         folder = Path(output_dir or str(self.args.output_dir))
         if self._is_sharded:
             state_dict = whole_weights(self.model)

@@ -183,6 +183,8 @@ def test_a_tokenizer_of_other_weights_is_refused(
         pipeline("ctr-prediction", model=model, processor=processor)
     with pytest.raises(ValueError, match=message):
         model.save_pretrained(tmp_path / "mixed", processor=processor)
+    tabular = FlipForCTR.from_pretrained(whole, towers="tabular")
+    pipeline("ctr-prediction", model=tabular, processor=processor)  # no tokenizer is read
     model.config.tokenizer_fingerprint = None  # as in older checkpoints
     pipeline("ctr-prediction", model=model, processor=processor)
 

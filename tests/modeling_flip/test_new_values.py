@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast, pipeline
 
-from modeling_flip import CtrPredictionPipeline, FlipForCTR, FlipProcessor
+from modeling_flip import CtrPredictionPipeline, FlipForCTR, FlipProcessor, new_values
 from modeling_flip.new_values import Ridge, grow, known_values, mean_rows, predicted_rows
 from modeling_flip.row_dataset import FlipDataset
 
@@ -197,3 +197,13 @@ def test_cold_start_needs_a_text_tower(
     model = FlipForCTR.from_text_pretrained(tiny_text_model, processor, **settings)
     with pytest.raises(ValueError, match=message):
         CtrPredictionPipeline(model, processor, cold_start=start)
+
+
+def test_what_is_fitted_is_not_looked_for_again(
+    model: FlipForCTR, processor: FlipProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server would sort all values of a field in each request."""
+    columns, texts, fitted = np.array([2, 0], np.int32), pa.array(["das boot", "77"]), dict[int, Ridge]()
+    rows = predicted_rows(model, processor, columns, texts, fitted)
+    monkeypatch.setattr(new_values, "known_values", None)
+    assert torch.equal(predicted_rows(model, processor, columns, texts, fitted), rows)

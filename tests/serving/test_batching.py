@@ -51,6 +51,26 @@ def test_an_error_is_its_askers_alone_and_other_work_is_not_mixed_in() -> None:
     assert batched(work) == [3, 3, 1]
 
 
+class Panic(BaseException):
+    """As those of Rust's libraries."""
+
+
+@pytest.mark.parametrize("error", [Panic, StopIteration])
+def test_what_is_no_ordinary_error_is_its_askers_alone_too(error: type[BaseException]) -> None:
+    def run(items: list[int]) -> list[int]:
+        if -1 in items:
+            raise error("odd")
+        return items
+
+    async def work(batcher: Batcher) -> None:
+        jobs = [batcher.submit(run, [i]) for i in (1, -1)]
+        first, failed = await asyncio.gather(*jobs, return_exceptions=True)
+        assert first == [1] and isinstance(failed, RuntimeError) and "odd" in str(failed)
+        assert batcher.is_alive
+
+    batched(work)
+
+
 def test_a_full_queue_refuses() -> None:
     going = threading.Event()
 

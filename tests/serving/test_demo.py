@@ -297,6 +297,7 @@ def test_names_and_values_are_text() -> None:
     made = [
         demo.attribution_html(found, {HOSTILE: HOSTILE}),
         demo.prediction_html(logits, config, 1.0, [HOSTILE]),
+        demo.prediction_html(logits, config, 1.0, cut=[HOSTILE]),
         demo.unseen_html({HOSTILE: HOSTILE}, {HOSTILE: HOSTILE}, logits, logits),
         demo.ranking_html([{"index": 0, "probability": 0.5}], [{HOSTILE: HOSTILE}], [HOSTILE]),
     ]

@@ -243,6 +243,7 @@ BAD = {
     "not utf-8": (b"\xff\xfe", 400, "UTF-8"),
     "nan": (b'{"rows": [{"price": NaN}]}', 400, "NaN"),
     "a key twice": (b'{"rows": [{"price": 1, "price": 2}]}', 400, "price"),
+    "a long key twice": (b'{"%b": 1, "%b": 2}' % ((b"k" * 9_000,) * 2), 400, "more than one key"),
     "deep": (b"[" * 19_000, 400, "recursion"),
     "many digits": (b'{"rows": [{"user_id": ' + b"9" * 5000 + b"}]}", 400, "digits"),
     "another type": (b"[1, 2]", 422, "body"),
@@ -250,7 +251,7 @@ BAD = {
     "rows are no list": (b'{"rows": {"user_id": 1}}', 422, "rows"),
     "a row is no object": (b'{"rows": [{"user_id": 1}, 7]}', 422, "1"),
     "an option that is none": (b'{"rows": [{"user_id": 1}], "return_tower": true}', 422, "return_tower"),
-    "a name that is no text": (b'{"rows": [{"user_id": 1}], "\\ud800": true}', 422, "string"),
+    "a name that is no text": (b'{"rows": [{"user_id": 1}], "\\ud800": true}', 422, "is none of rows"),
     "no field of the model": (b'{"rows": [{"userid": 1, "tittle": "a"}]}', 422, "user_id, title"),
     "one row without a field": (b'{"rows": [{"user_id": 1}, {"tittle": "a"}]}', 422, "user_id, title"),
     "an object": (b'{"rows": [{"user_id": 1}, {"title": {"a": 1}}]}', 422, '"rows", 1, "title"'),
@@ -269,6 +270,22 @@ def test_a_bad_request_is_told_what_is_wrong(server: Server, case: str) -> None:
     answer = server.client.post("/score", content=body, headers=JSON)
     assert (answer.status_code, words in answer.text) == (status, True), answer.text
     assert answer.headers["content-type"] == "application/json" and len(answer.content) < 2000
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b'{"rows": [' + b"1," * (MAX_ROWS + 1) + b"1]}", 413),
+        (b"{" + b", ".join(b'"%d": 1' % i for i in range(99)) + b"}", 422),
+    ],
+    ids=["rows that are none", "unknown keys"],
+)
+def test_of_many_faults_few_are_written_down(
+    server: Server, body: bytes, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A body of a few megabytes would make millions of them, and other requests wait meanwhile."""
+    monkeypatch.setattr(serve.ScoreRequest, "model_validate", None)
+    assert server.client.post("/score", content=body, headers=JSON).status_code == status
 
 
 def test_a_cell_of_too_much_text_is_refused() -> None:

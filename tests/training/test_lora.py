@@ -55,8 +55,9 @@ def test_a_second_training_has_adapters_that_learn_too(make: Make) -> None:
 def test_checkpoints_of_adapters_alone_do_not_go_to_the_hub(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FlipTrainer, "init_hf_repo", lambda self: None)
     with pytest.raises(ValueError, match="do not hold the whole model, and would be pushed: set hub_strategy to end"):
-        make(push_to_hub=True)
-    make(push_to_hub=True, hub_strategy="end")
+        make(push_to_hub=True, save_strategy="epoch")
+    make(push_to_hub=True, save_strategy="epoch", hub_strategy="end")
+    make(push_to_hub=True)  # no checkpoint is saved
 
 
 @pytest.mark.parametrize("model_class", [FlipForCTR, FlipForPreTraining])

@@ -555,7 +555,7 @@ def test_each_process_draws_dropout_of_its_own(
     for process in (0, 1, 2):
         trainer = make(seed=3)
         trainer.add_callback(Begin())
-        monkeypatch.setattr(FlipTrainingArguments, "process_index", property(lambda self, process=process: process))
+        monkeypatch.setattr(FlipTrainingArguments, "process_index", process)
         with pytest.raises(InterruptedError):
             trainer.train()
         monkeypatch.undo()

@@ -11,7 +11,7 @@ import pytest
 from modeling_flip.configuration_flip import FLAT_SETTINGS, FlipConfig
 from modeling_flip.modeling_flip import FlipForCTR
 from modeling_flip.tabular_towers import setting_names
-from tests.modeling_flip.tabular_towers.models import ALL_TOWERS, config_of, make_model
+from tests.modeling_flip.tabular_towers.models import config_of, make_model
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_of_a_configuration_of_format_1_the_towers_own_settings_are_kept(name: s
     assert config.format_version == 2
 
 
-@ALL_TOWERS
+@pytest.mark.parametrize("name", FLAT_SETTINGS)
 def test_each_setting_of_the_package_can_be_given_flat(name: str) -> None:
     assert set(setting_names(name)) == set(FLAT_SETTINGS[name])
 
