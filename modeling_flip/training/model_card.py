@@ -41,7 +41,7 @@ METRICS = {
 }
 ROWS = {"": "this model", "tabular_": "its tabular tower alone", "text_": "its text tower alone"}
 SPLITS = {"validation": "validation", "test": "test", "test_unseen": "test, with an unseen value"}
-# Of the validation rows these are measured where they were made as good as can be, if calibration was fitted there.
+# On the validation rows Platt scaling makes these as good as it can: there they are no estimate for other rows.
 FITTED = ("logloss", "ne", "ece")
 EXAMPLES = 3
 # Metrics of fewer rows are noise.
@@ -348,7 +348,7 @@ def results_table(results: Mapping[str, Any]) -> str:
         before = ", ".join(f"{split} AUC {selection[f'{split}_auc']:.4f}" for split in ("validation", "test"))
         chosen = "the number of epochs was chosen on validation rows, which were then trained on as well"
         if selection.get("best_epoch") is None:
-            chosen = "the validation rows were trained on as well, for as many epochs as the first model"
+            chosen = "the validation rows were then trained on as well, for as many epochs"
         said.append(f"{chosen}; before that: {before}")
     elif "refit" in (results.get("recipe") or {}):
         said.append("the validation rows were trained on as well; the test set was scored once")

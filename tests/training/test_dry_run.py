@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import train
+from modeling_flip import FlipTrainer
 from modeling_flip.training import dry_run, timing
 from modeling_flip.training.command_line import parse_recipe, without_dry_run
 from modeling_flip.training.dry_run import DryRun, inspect
@@ -195,7 +196,11 @@ def test_steps_are_those_that_training_takes(clicks: Any, tmp_path: Path) -> Non
         ({"num_train_epochs": 2, "gradient_accumulation_steps": 4}, 100, 2 * 2, 2),
         ({"num_train_epochs": 0.5}, 100, 4, 1),
         ({"max_steps": 10}, 100, 10, 2),
-        ({"max_steps": 10, "eval_strategy": "steps", "eval_steps": 4}, 100, 10, 2),
+        ({"max_steps": 10, "eval_strategy": "steps", "eval_steps": 4}, 100, 10, 3),  # and after the last step
+        ({"max_steps": 12, "eval_strategy": "steps", "eval_steps": 4}, 100, 12, 3),
+        ({"max_steps": 10, "eval_strategy": "steps", "eval_steps": 4, "eval_delay": 5}, 100, 10, 2),
+        ({"num_train_epochs": 3, "eval_delay": 2}, 100, 3 * 7, 2),
+        ({"stop_after_epochs": 1, "eval_strategy": "steps", "eval_steps": 4}, 100, 7, 1),
         ({"max_steps": 10, "eval_strategy": "steps", "eval_steps": 0.25}, 100, 10, 4),
         ({"eval_strategy": "no"}, 16, 3, 0),
     ],
@@ -207,6 +212,42 @@ def test_steps_and_evaluations_by_hand(
     made = Recipe("x", str(tmp_path), use_cpu=True, finetuning=free | {"save_strategy": "no"} | arguments)
     counted, epochs = steps_of(stage_arguments(made, "finetuning"), rows, 1)
     assert (counted, evaluations_of(stage_arguments(made, "finetuning"), counted, epochs)) == (steps, evaluations)
+
+
+STEPS = ("--finetuning.eval_strategy", "steps", "--finetuning.eval_steps", 4, "--finetuning.save_strategy", "steps")
+LAST_WEIGHTS = ("--finetuning.load_best_model_at_end", "false")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("--max_eval_samples", 12),
+        ("--group_column", "user_id"),
+        ("--calibration", "platt"),
+        ("--negative_sampling_rate", 0.5),
+        (*STEPS, "--max_eval_samples", 9),
+        ("--finetuning.eval_strategy", "no", *LAST_WEIGHTS),
+    ],
+    ids=str,
+)
+def test_rows_that_are_scored_are_those_of_the_run(
+    arguments: tuple[str, ...], recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ("--towers", "tabular", "--finetuning.early_stopping_patience", "null", *arguments)
+    made = replace(recipe(*given), pretraining=None)
+    (stage,) = inspected(made, train.load_data(made), tmp_path / "scratch").stages
+    scored: list[int] = []
+    loop = FlipTrainer.evaluation_loop
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        output = loop(*args, **kwargs)
+        scored.append(output.num_samples)
+        return output
+
+    monkeypatch.setattr(FlipTrainer, "evaluation_loop", counted)
+    run(made, train.load_data(made))
+    assert stage.evaluated_rows == sum(scored)
 
 
 def test_what_min_count_would_leave(clicks: Any, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import socket
 from pathlib import Path
@@ -123,6 +124,15 @@ def test_groups_add_their_auc() -> None:
     assert metrics["gauc"] == metrics["tabular_gauc"] == 0.5 and metrics["gauc_rows"] == 0.8
     assert metrics["text_gauc"] == 0.5
     assert "gauc" not in ctr_metrics(logits, clicks)
+
+
+def test_where_no_group_has_both_labels_there_is_no_auc_of_groups() -> None:
+    logits, clicks = np.array([0.1, 0.9, 0.7, 0.3]), np.array([0, 1, 0, 1])
+    for groups in (np.array([0, 1, 2, 3]), np.array([-1, -1, -1, -1])):
+        metrics = ctr_metrics((logits, logits, logits), clicks, groups)
+        assert not {"gauc", "tabular_gauc", "text_gauc"} & metrics.keys()
+        assert metrics["gauc_rows"] == metrics["tabular_gauc_rows"] == metrics["text_gauc_rows"] == 0.0
+        json.dumps(metrics, allow_nan=False)
 
 
 def test_normalised_entropy_is_the_logloss_as_a_share_of_what_the_click_rate_alone_would_give() -> None:

@@ -107,6 +107,72 @@ def test_a_doubtful_result_is_doubted_and_one_of_few_rows_not_told(
     assert "- **Check this**: AUC 0.7000 may be too high: check 'spent\\_eur' (why).\n" in card
 
 
+def test_what_was_undefined_in_older_results_is_no_figure(processor: FlipProcessor, tiny_text_model: Path) -> None:
+    model = make(FlipForCTR, processor, tiny_text_model)
+    card = model_card(model, processor, "me/flip", RESULTS | {"test_gauc": float("nan"), "test_gauc_rows": 0.0})
+    assert "nan" not in card.split("## Citation")[0] and "gAUC" not in card
+    metadata(card)
+
+
+PLATT = {
+    "calibration": "platt",
+    "logit_scale": 0.8,
+    "logit_shift": -0.1,
+    "validation_logloss": 0.5,
+    "validation_ne": 0.8,
+}
+OWN_ROWS = "ECE on validation are of the rows that its calibration was fitted to"
+
+
+def test_metrics_of_the_rows_that_platt_scaling_was_fitted_to_are_told_apart(
+    processor: FlipProcessor, tiny_text_model: Path
+) -> None:
+    model = make(FlipForCTR, processor, tiny_text_model)
+    measured = {}
+    for results in (RESULTS | PLATT, RESULTS | PLATT | {"logit_scale": 1.0, "logit_shift": 0.0}):
+        card = model_card(model, processor, "me/flip", results)
+        validation, test = metadata(card)["model-index"][0]["results"]
+        assert len(test["metrics"]) == 4
+        measured[OWN_ROWS in card] = [metric["type"] for metric in validation["metrics"]]
+    assert measured == {True: ["roc_auc"], False: ["roc_auc", "log_loss", "normalized_entropy"]}
+
+
+@pytest.mark.parametrize(
+    ("results", "fitted", "corrected"),
+    [
+        ({"calibration": "platt", "logit_scale": 0.8, "logit_shift": 0.0}, True, False),
+        ({"calibration": "platt", "logit_scale": 1.0, "logit_shift": -0.1}, True, False),
+        ({"calibration": "platt", "logit_scale": 1.0, "logit_shift": 0.0}, False, False),
+        ({"calibration": "platt", "negative_sampling_rate": 0.1, "logit_scale": 0.8, "logit_shift": -2.0}, True, True),
+        (
+            *({"calibration": "platt", "negative_sampling_rate": 0.1, "logit_scale": 1.0, "logit_shift": np.log(0.1)},),
+            *(False, True),
+        ),
+        ({"negative_sampling_rate": 0.1, "logit_scale": 1.0, "logit_shift": np.log(0.1)}, False, True),
+    ],
+)
+def test_a_calibration_is_told_where_something_was_fitted(
+    results: dict[str, Any], fitted: bool, corrected: bool, processor: FlipProcessor, tiny_text_model: Path
+) -> None:
+    card = model_card(make(FlipForCTR, processor, tiny_text_model), processor, "me/flip", RESULTS | results)
+    assert ("by Platt scaling" in card) == fitted
+    assert ("kept 0.1 of its non-clicks" in card) == corrected
+    assert ("Its probabilities are" in card) == (fitted or corrected)
+
+
+def test_an_epoch_was_chosen_only_where_one_was() -> None:
+    assert "the epoch was chosen on validation; the test set" in results_table(RESULTS | {"best_epoch": 2.0})
+    for results in (RESULTS, RESULTS | {"best_epoch": None, "epochs": 3.0}):
+        table = results_table(results)
+        assert "chosen" not in table and "the test set was scored once" in table
+    first = {"validation_auc": 0.7, "test_auc": 0.6}
+    refit = RESULTS | {"selection": first | {"best_epoch": 2.0}, "best_epoch": None}
+    assert "the number of epochs was chosen on validation rows, which were then" in results_table(refit)
+    table = results_table(refit | {"selection": first | {"best_epoch": None}})
+    assert "chosen" not in table and "the validation rows were then trained on as well" in table
+    assert "before that: validation AUC 0.7000, test AUC 0.6000" in table
+
+
 def test_every_tower_that_was_measured_has_a_row() -> None:
     table = results_table(RESULTS)
     assert "| validation | this model | 0.7100 | – | – | – |" in table

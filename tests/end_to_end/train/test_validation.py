@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,6 +44,21 @@ def test_validation_is_scored_again_only_where_the_log_does_not_tell(
     assert again.keys() <= results.keys()
     for name, value in again.items():
         assert results[name] == pytest.approx(value, abs=1e-6), name
+
+
+def test_what_validation_did_not_do_is_not_said_of_it(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last weights are kept, and Platt scaling is refused."""
+    monkeypatch.setattr(stages, "platt", lambda *_: (1.0, 0.0))
+    given = ["--towers", "tabular", "--calibration", "platt", "--negative_sampling_rate", 0.5, "--refit", "true"]
+    asked = replace(recipe(*given, *LAST_WEIGHTS), pretraining=None)
+    results = run_recipe(asked)
+    first = results["selection"]
+    assert first["best_epoch"] is None and len(first["history"]) == first["epochs"] == results["epochs"] == 2
+    for folder, figures in ((Path(asked.output_dir), results), (Path(asked.output_dir) / "selection", first)):
+        assert "calibration" not in figures and figures["logit_scale"] == 1
+        card = (folder / "README.md").read_text()
+        assert "Platt scaling" not in card and "best epoch" not in card
+        assert "chosen" not in card and "| epochs trained | 2.0 |" in card
 
 
 def test_while_training_so_many_validation_rows_are_scored(
