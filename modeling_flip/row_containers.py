@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import json
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from .cell_text import microseconds_since_1970, moments_of, without_zeros
 from .fields import Field
@@ -33,7 +35,7 @@ def open_rows(rows: Any, schema: Sequence[Field] | None = None) -> tuple[Sequenc
         present = list(rows.column_names)
         wanted = present if schema is None else [f.name for f in schema if f.name in present]
         table = rows.select_columns(wanted).with_format("arrow")[:] if wanted else pa.table({})
-        return present, len(rows), table.column
+        return present, len(rows), _columns_of(table)
     if isinstance(rows, Mapping):
         of_lists = {name: False for name in rows} if schema is None else {f.name: f.kind == "list" for f in schema}
         if not _holds_columns(rows, of_lists):
@@ -48,7 +50,7 @@ def open_rows(rows: Any, schema: Sequence[Field] | None = None) -> tuple[Sequenc
         return present, len(rows), lambda name: [row.get(name) for row in rows]
     if isinstance(rows, (pa.Table, pa.RecordBatch)):
         _check_unique(rows.schema.names)
-        return rows.schema.names, rows.num_rows, rows.column
+        return rows.schema.names, rows.num_rows, _columns_of(rows)
     if hasattr(rows, "columns") and hasattr(rows, "to_numpy"):  # pandas.DataFrame
         _check_unique(list(rows.columns))
         return list(rows.columns), len(rows), rows.__getitem__
@@ -58,6 +60,16 @@ def open_rows(rows: Any, schema: Sequence[Field] | None = None) -> tuple[Sequenc
     raise UnreadableError(
         f"rows must be a dict, a list of dicts, a DataFrame, an Arrow table or a Dataset, not {found}"
     )
+
+
+def _columns_of(table: pa.Table | pa.RecordBatch) -> Callable[[str], Any]:
+    classes = _classes_of(table.schema)
+
+    def column_of(name: str) -> pa.Array | pa.ChunkedArray:
+        column = table.column(name)
+        return _with_names(column, name, classes[name]) if name in classes else column
+
+    return column_of
 
 
 def _check_unique(names: Sequence[Any]) -> None:
@@ -79,6 +91,63 @@ def _holds_columns(rows: Mapping[str, Any], of_lists: Mapping[str, bool]) -> boo
         isinstance(values, arrays) or (_is_sequence(values) and any(is_container(v) for v in values))
         for values, _ in wanted
     )
+
+
+def with_class_names(table: pa.Table) -> pa.Table:
+    """A table of `datasets` with the names of its classes in place of their numbers, as Arrow dictionaries; null where there is
+    no class, which `datasets` writes as -1.
+
+    Raises:
+        ValueError: a number has no name.
+    """
+    for name, classes in _classes_of(table.schema).items():
+        if name in table.column_names:
+            named = _with_names(table[name], name, classes)
+            table = table.set_column(table.column_names.index(name), name, named)
+    return table
+
+
+def _classes_of(schema: pa.Schema) -> dict[str, pa.Array]:
+    """The names of the classes of each column of `datasets.ClassLabel`s, or of lists of these."""
+    try:  # what `datasets` writes into the schema of each of its tables
+        features = dict(json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"])
+    except (LookupError, TypeError, ValueError):
+        return {}
+    found = {}
+    for name, feature in features.items():
+        member = feature[0] if isinstance(feature, list) and feature else feature
+        member = member.get("feature", member) if isinstance(member, dict) else None
+        if isinstance(member, dict) and member.get("_type") == "ClassLabel" and member.get("names"):
+            found[name] = pa.array(member["names"], pa.string())
+    return found
+
+
+def _with_names(column: Any, name: str, classes: pa.Array) -> Any:
+    """(N,) numbers of classes, or lists of them → the same with their names."""
+    kind = column.type
+    if isinstance(column, pa.ChunkedArray):
+        chunks = column.chunks or [pa.array([], kind)]
+        return pa.chunked_array([_with_names(chunk, name, classes) for chunk in chunks])
+    if pa.types.is_fixed_size_list(kind):
+        return _with_names(column.cast(pa.list_(kind.value_type)), name, classes)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        offsets = column.offsets
+        members = column.values[offsets[0].as_py() : offsets[-1].as_py()]
+        named = _with_names(members, name, classes)
+        return type(column).from_arrays(pc.subtract(offsets, offsets[0]), named, mask=column.is_null())
+    if not pa.types.is_integer(kind):  # somebody has put something else in its place
+        return column
+    if pc.any(is_none := pc.equal(column, -1)).as_py():
+        column = pc.if_else(is_none, None, column)
+    try:
+        return pa.DictionaryArray.from_arrays(column, classes)
+    except pa.ArrowException as error:
+        ends = pc.min_max(column).as_py()
+        wrong = ends["min"] if ends["min"] < 0 else ends["max"]
+        raise ValueError(
+            f"column {name!r} holds class {wrong}, but its ClassLabel names {len(classes)}, from 0: cast the column to a "
+            "ClassLabel that names all of them, or to integers"
+        ) from error
 
 
 def arrow_or_cells(values: Any) -> pa.Array | list[Any]:

@@ -61,7 +61,11 @@ def open_input(path: Path, delimiter: str | None = None, encoding: str | None = 
         raise ValueError(f"{path} is a folder; score one file at a time")
     table = open_table(path, delimiter=delimiter, encoding=encoding)
     if path.suffix.lower() == ".parquet":  # metadata such as pandas' index is not rows, but is kept
-        return replace(table, schema=table.schema.with_metadata(pq.read_schema(path).metadata))
+        written = pq.read_schema(path)
+        metadata = written.metadata
+        if table.schema != written.remove_metadata():  # classes of `datasets`, which have their names now
+            del metadata[b"huggingface"]
+        return replace(table, schema=table.schema.with_metadata(metadata))
     return table
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..row_containers import with_class_names
 from .table_file import ROWS_PER_BATCH, TableFile, as_arrow, check_names, in_memory, one_line
 
 
@@ -16,7 +17,7 @@ def open_parquet(path: Path) -> TableFile:
     """A Parquet file; raises ValueError where it is not whole."""
     try:
         with pq.ParquetFile(path) as file:
-            schema, num_rows = file.schema_arrow.remove_metadata(), file.metadata.num_rows
+            schema, num_rows = with_class_names(file.schema_arrow.empty_table()).schema, file.metadata.num_rows
     except (pa.ArrowException, OSError, UnicodeError) as error:
         if path.stat().st_size == 0:
             raise ValueError(f"{path} is empty") from error
@@ -24,13 +25,15 @@ def open_parquet(path: Path) -> TableFile:
             f"{path} is not a complete Parquet file ({one_line(error)}): copy or download it again"
         ) from error
     check_names(schema.names, path)
+    schema = schema.remove_metadata()
 
     def read(names: Sequence[str]) -> Iterator[pa.RecordBatch]:
         try:
             with pq.ParquetFile(path) as file:
                 for batch in file.iter_batches(ROWS_PER_BATCH, columns=names):
                     batch.validate(full=True)  # text of a damaged file may be no UTF-8
-                    yield batch.select(names).replace_schema_metadata(None)
+                    (named,) = with_class_names(pa.Table.from_batches([batch])).select(names).to_batches()
+                    yield named.replace_schema_metadata(None)
         except (pa.ArrowException, OSError, UnicodeError) as error:
             raise ValueError(f"{path} cannot be read ({one_line(error)}): copy or download it again") from error
 

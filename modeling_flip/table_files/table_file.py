@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from ..fields import did_you_mean
+from ..row_containers import with_class_names
 
 ROWS_PER_BATCH = 32_768
 
@@ -78,10 +79,10 @@ def in_parts(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Table]
 
 
 def as_arrow(dataset: Any) -> pa.Table:
-    """The Arrow table of a `datasets.Dataset`, where it lies; rows that were picked are gathered."""
+    """The Arrow table of a `datasets.Dataset`, where it lies, with its classes by name; rows that were picked are gathered."""
     if dataset._indices is not None:
         dataset = dataset.flatten_indices()
-    return dataset.data.table.replace_schema_metadata(None)
+    return with_class_names(dataset.data.table).replace_schema_metadata(None)
 
 
 def one_line(error: Exception) -> str:

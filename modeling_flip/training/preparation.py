@@ -15,7 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,8 @@ def prepare(
         ValueError: something is wrong with the data or with what the recipe says of it, the text model cannot read sentences
             of `max_length`, or `max_eval_samples` are too few.
     """
+    if recipe.refit is not None:
+        raw.check_refit()
     given = pretrained_processor(recipe)
     tokenizer, limit = None if given is None else given.tokenizer, None
     if given is None and needs_text(recipe):
@@ -187,15 +189,16 @@ def _fill(
                     check_column(rows.column_names, recipe.group_column, "group_column", f"split {split!r}")
                     groups[split] = group_codes(rows[recipe.group_column], recipe.group_column)
         with phase("infer", wall_time):
-            leaks: dict[str, str] = {}
             if given is None:
                 reports = choose_fields(recipe, raw["train"], labels["train"], kinds)
                 schema = with_min_count([report.field for report in reports], recipe.min_count)
                 table = field_table(reports)
-                leaks = {report.field.name: report.leak for report in reports if report.leak}
+                check_columns(raw, schema)
             else:
                 schema, table = list(given.schema), ""
-            check_columns(raw, schema)
+                check_columns(raw, schema)
+                reports = leaking_fields(schema, raw["train"], labels["train"])
+            leaks = {report.field.name: report.leak for report in reports if report.leak}
 
         def make_processor(fit: Callable[[], FeatureVocabulary]) -> FlipProcessor:
             if given is None:
@@ -435,21 +438,40 @@ def choose_fields(recipe: Recipe, train: SplitRows, labels: np.ndarray, kinds: M
     Raises:
         ValueError: no column is left to learn from.
     """
-    size, wanted = len(train), None
-    if size > ROWS_TO_INSPECT:
-        wanted = np.zeros(size, bool)
-        wanted[np.random.default_rng(0).choice(size, ROWS_TO_INSPECT, replace=False)] = True
-        labels = labels[wanted]
+    rows, labels = rows_to_inspect(train, labels, train.column_names)
+    if len(rows) < len(train):
         logger.warning(
-            f"the fields are inferred from {ROWS_TO_INSPECT:,} of the {size:,} training rows, drawn at random: the counts below "
+            f"the fields are inferred from {len(rows):,} of the {len(train):,} training rows, drawn at random: the counts below "
             "are of these"
         )
-    reports = inspect_fields(recipe, train.read(train.column_names, wanted), labels, kinds, size)
+    reports = inspect_fields(recipe, rows, labels, kinds, len(train))
     if PartialState().is_main_process:
         print(f"{field_table(reports)}\n", flush=True)
         warn_of_fields(reports, known={*(recipe.exclude_fields or []), recipe.time_column})
     check_fields([report.field for report in reports])
     return reports
+
+
+def leaking_fields(schema: Sequence[Field], train: SplitRows, labels: np.ndarray) -> list[FieldReport]:
+    """Those fields of a checkpoint that may give the click away in these training rows, each with a warning."""
+    fields = used(schema)
+    rows, labels = rows_to_inspect(train, labels, [field.name for field in fields])
+    reports = infer_fields(rows, fields, labels=labels, population=len(train))
+    remedy = "the checkpoint reads it, so leaving it out takes training from the beginning"
+    found = [replace(report, warning=f"{report.leak}; {remedy}") for report in reports if report.leak]
+    if PartialState().is_main_process:
+        warn_of_fields(found)
+    return found
+
+
+def rows_to_inspect(train: SplitRows, labels: np.ndarray, names: Sequence[str]) -> tuple[pa.Table, np.ndarray]:
+    """Some columns of the training rows and their labels; of more than ROWS_TO_INSPECT a random sample."""
+    size = len(train)
+    if size <= ROWS_TO_INSPECT:
+        return train.read(names), labels
+    wanted = np.zeros(size, bool)
+    wanted[np.random.default_rng(0).choice(size, ROWS_TO_INSPECT, replace=False)] = True
+    return train.read(names, wanted), labels[wanted]
 
 
 def check_towers(recipe: Recipe, schema: Sequence[Field]) -> None:

@@ -25,6 +25,7 @@ from huggingface_hub import HfApi
 from ..field_inference import TIME_WORDS, words_of
 from ..fields import did_you_mean
 from ..quarantine import Quarantine
+from ..row_containers import with_class_names
 from ..table_files import (
     KINDS,
     READ,
@@ -45,6 +46,7 @@ SPLITS = ("train", "validation", "test")
 # the same test rows.
 SPLIT_SEED = 42
 ROWS_AT_ONCE = 1 << 19
+OF_LATER_VALIDATION = "give a test split too, or leave the validation split out"
 
 
 class Reader(Protocol):
@@ -152,11 +154,14 @@ class RawSplits(Mapping[str, SplitRows]):
         fingerprint: identifies the data: another dataset, another file or a changed file has a different one.
         find: finds which row is in which split.
         quarantine: rows that cannot be read and are left out; None where they are errors.
+        test_cut_by: the time column by which the test rows were cut off the end of train although validation rows were given,
+            which may then be later; else None.
     """
 
     fingerprint: str
     find: Callable[[], list[Source]]
     quarantine: Quarantine | None = None
+    test_cut_by: str | None = None
 
     @classmethod
     def of(cls, tables: Mapping[str, Any]) -> RawSplits:
@@ -178,12 +183,21 @@ class RawSplits(Mapping[str, SplitRows]):
                 found[split] = SplitRows(mine, split)
         return found
 
+    def check_refit(self) -> None:
+        """Raises ValueError where validation rows, trained on too, may be later than the test rows."""
+        if self.test_cut_by is not None:
+            raise ValueError(
+                f"refit trains on the validation rows too, and those given may be later than the test rows, which are cut off "
+                f"the end of train by {self.test_cut_by}: {OF_LATER_VALIDATION}"
+            )
+
     def with_validation_in_train(self) -> RawSplits:
         """The validation rows after the training rows, as one split.
 
         Raises:
-            ValueError: a column has types in them that cannot be one.
+            ValueError: a column has types in them that cannot be one, or they may be later than the test rows.
         """
+        self.check_refit()
         joined = [split for split in ("train", "validation") if split in self]
         schemas = [source.table.schema for split in joined for source in self[split].sources]
         try:
@@ -291,12 +305,17 @@ def load_splits(
         return [_some_of_train(source, max_train_samples, latest=is_by_time) for source in sources]
 
     settings = (time_column, seed, delimiter, encoding, max_train_samples, quarantine is not None)
-    return RawSplits(_hash([data, repr(settings)]), find, quarantine)
+    test_cut_by = time_column if _only_test_is_cut(tables) else None
+    return RawSplits(_hash([data, repr(settings)]), find, quarantine, test_cut_by)
+
+
+def _only_test_is_cut(tables: Mapping[str, TableFile]) -> bool:
+    return "test" not in tables and "validation" in tables
 
 
 def as_table(rows: Any) -> pa.Table:
-    """The rows of a `datasets.Dataset` as Arrow has them; a table as it is."""
-    return rows if isinstance(rows, pa.Table) else as_arrow(rows)
+    """The rows of a `datasets.Dataset` as Arrow has them, with its classes by name; a table as it is, but for such classes."""
+    return with_class_names(rows) if isinstance(rows, pa.Table) else as_arrow(rows)
 
 
 def _from_hub(name: str, registered: Mapping[str, Any], streaming: bool) -> tuple[dict[str, TableFile], str]:
@@ -327,7 +346,7 @@ def _streamed(dataset: Any, path: Path) -> TableFile:
 
     def rows_of(some: Any) -> Iterator[pa.RecordBatch]:
         for table in some.with_format("arrow").iter(ROWS_PER_BATCH):
-            yield from table.replace_schema_metadata(None).combine_chunks().to_batches()
+            yield from with_class_names(table).replace_schema_metadata(None).combine_chunks().to_batches()
 
     def read(names: Sequence[str]) -> Iterator[pa.RecordBatch]:
         return (batch.select(names) for batch in rows_of(dataset.select_columns(list(names))))
@@ -395,6 +414,11 @@ def cut_missing_splits(
             f"{split} until {times[parts[split][-1]].astype('datetime64[s]')}" for split in SPLITS if split in parts
         ]
         logger.warning(f"{what} is split by {time_column}: {', '.join(said)}")
+        if _only_test_is_cut(tables):
+            logger.warning(
+                f"the test rows of {what} are cut off the end of train by {time_column}, and the validation rows that were given "
+                f"may be later: {OF_LATER_VALIDATION}"
+            )
     codes, places = np.full(len(train.codes), -1, np.int8), np.zeros(len(train.codes), np.int64)
     for split, part in parts.items():
         rows = readable[part if time_column is not None else np.sort(part)]

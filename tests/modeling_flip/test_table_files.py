@@ -516,3 +516,16 @@ def test_encodings_and_delimiters_that_are_none_are_named(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         open_table(write(tmp_path / "rows.csv", "a,b\n1,2\n"), **options).to_table()
+
+
+def test_classes_of_a_parquet_file_have_their_names(tmp_path: Path) -> None:
+    """As those of the same dataset where it is not a file."""
+    label = datasets.ClassLabel(names=["drama", "comedy"])
+    features = datasets.Features({"genre": label, "genres": datasets.List(label), "n": datasets.Value("int64")})
+    rows = {"genre": [1, 0, None], "genres": [[0, 1], [], None], "n": [1, 0, 1]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "rows.parquet")
+    named = {"genre": ["comedy", "drama", None], "genres": [["drama", "comedy"], [], None], "n": [1, 0, 1]}
+    table = open_table(tmp_path / "rows.parquet")
+    assert table.to_table().to_pydict() == named
+    assert table.to_table(["n", "genre"]).to_pydict() == {"n": named["n"], "genre": named["genre"]}
+    assert table.to_table().schema == table.schema

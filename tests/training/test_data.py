@@ -192,6 +192,90 @@ def test_a_dataset_that_does_not_exist(name: str, message: str, tmp_path: Path) 
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("linked", ["folders", "files"])
+def test_folders_whose_splits_are_links_are_told_apart(linked: str, tmp_path: Path) -> None:
+    for name, part in (("one", log(40)[:20]), ("two", log(40)[20:])):
+        (tmp_path / name).mkdir()
+        pq.write_table(part, tmp_path / name / "part.parquet")
+    # Sorted by the names of the links, the files that they lead to come in the same order.
+    for name, links in {"a": {"test": "one", "train": "two"}, "b": {"dev": "one", "train": "two"}}.items():
+        (tmp_path / name).mkdir()
+        for split, source in links.items():
+            link = tmp_path / name / (split if linked == "folders" else f"{split}.parquet")
+            link.symlink_to(tmp_path / source / ("" if linked == "folders" else "part.parquet"))
+    a, b = (load_splits(str(tmp_path / name)) for name in ("a", "b"))
+    assert column(a)["test"] == column(b)["validation"] == [*range(20)]
+    assert a.fingerprint != b.fingerprint
+    assert a.fingerprint == load_splits(str(tmp_path / "a")).fingerprint
+
+
+def test_a_file_behind_a_link_counts_and_links_may_go_in_circles(tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    pq.write_table(log(20), tmp_path / "rows" / "part.parquet")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train").symlink_to(tmp_path / "rows")
+    (tmp_path / "rows" / "up").symlink_to(tmp_path)
+    (tmp_path / "rows" / "self").symlink_to(tmp_path / "rows" / "self")
+    before = load_splits(str(tmp_path / "data")).fingerprint
+    assert load_splits(str(tmp_path / "data")).fingerprint == before
+    pq.write_table(log(30), tmp_path / "rows" / "part.parquet")
+    assert load_splits(str(tmp_path / "data")).fingerprint != before
+
+
+def with_classes(rows: int = 40) -> datasets.Dataset:
+    """A number too that is no class (-1), and a missing one (None)."""
+    numbers = [-1, None, *(i % 2 for i in range(rows - 2))]
+    words = ["yes", "no"]
+    columns = {
+        "genre": (numbers, datasets.ClassLabel(names=["rock", "jazz"])),
+        "tags": ([[i % 2, 1] for i in range(rows)], datasets.Sequence(datasets.ClassLabel(names=["new", "old"]))),
+        "clicked": ([i % 2 for i in range(rows)], datasets.ClassLabel(names=words)),
+        "label": ([i % 2 for i in range(rows)], datasets.ClassLabel(names=["0", "1"])),
+    }
+    features = datasets.Features({name: feature for name, (_, feature) in columns.items()})
+    return datasets.Dataset.from_dict({name: values for name, (values, _) in columns.items()}, features=features)
+
+
+@pytest.mark.parametrize("come", ["saved", "registered", "tables", "streamed"])
+def test_classes_are_read_by_their_names(come: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = with_classes()
+    given = datasets.DatasetDict(dict.fromkeys(SPLITS, rows))
+    splits: Mapping[str, SplitRows]
+    if come == "saved":
+        given.save_to_disk(tmp_path / "saved")
+        splits = load_splits(str(tmp_path / "saved"))
+    elif come == "registered":
+        splits = load_splits("mine", registered={"mine": lambda: given})
+    elif come == "tables":
+        splits = RawSplits.of({split: part.data.table for split, part in given.items()})
+    else:
+        monkeypatch.setattr(splits_module.HfApi, "dataset_info", lambda *_: type("Info", (), {"sha": "1"}))
+        streams = {split: part.to_iterable_dataset() for split, part in given.items()}
+        monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: streams)
+        splits = load_splits("me/classes", streaming=True)
+    read = column(splits, "genre")["train"]
+    assert read == [None, None, *["rock", "jazz"] * 19]
+    assert column(splits, "tags")["test"][:2] == [["new", "old"], ["old", "old"]]
+    clicked = splits["train"]["clicked"]
+    with pytest.raises(ValueError, match=r"holds 'yes' \(row 0\); labels are 0 or 1.* say which .*--positive_label"):
+        read_labels(clicked)
+    assert read_labels(clicked, positive_label="yes").tolist() == [1, 0] * 20
+    assert read_labels(splits["train"]["label"]).tolist() == [0, 1] * 20
+    assert not isinstance(splits, RawSplits) or splits.with_validation_in_train()["train"].num_rows == 80
+    head = splits["train"].read(["genre", "tags"], np.arange(40) % 3 == 0)
+    assert head["genre"].to_pylist() == read[::3]
+
+
+def test_classes_that_are_picked_or_without_a_name() -> None:
+    assert column(RawSplits.of({"train": with_classes().select([3, 0, 2])}), "genre")["train"] == ["jazz", None, "rock"]
+    features = datasets.Features({"genre": datasets.ClassLabel(names=["rock"])})
+    strange = datasets.Dataset(pa.table({"genre": [0, 7]}).cast(features.arrow_schema))
+    with pytest.raises(
+        ValueError, match="column 'genre' holds class 7, but its ClassLabel names 1, from 0: cast the col"
+    ):
+        RawSplits.of({"train": strange})
+
+
 # ---- times
 
 MOMENTS = [

@@ -132,6 +132,32 @@ def test_a_checkpoint_that_would_read_the_label_or_what_is_excluded_is_refused(
         prepared(replace(given, exclude_fields=["row", "price"]))
 
 
+@pytest.mark.parametrize("key", ["pretrained_model_name_or_path", "init_from"])
+def test_a_field_of_a_checkpoint_that_gives_the_click_away_is_told(
+    recipe: Recipe, key: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = a_log(400)
+    clicks = table["clicked"].to_numpy()
+    spent = np.where(np.random.default_rng(1).random(400) < 0.5, clicks, 0)  # of every second click
+    table = table.append_column("spent", pa.array(spent)).append_column("answer", pa.array(clicks))
+    pq.write_table(table, recipe.dataset_name)
+    processor = FlipProcessor.fit(table, [Field(name=name, min_count=1) for name in ("city", "spent", "answer")])
+    model = FlipForCTR(FlipConfig.from_processor(processor, embedding_size=4, hidden_sizes=[4]))
+    model.save_pretrained(tmp_path / "model", processor=processor)
+    checkpoint: dict[str, Any] = {key: str(tmp_path / "model")}
+    for _ in range(2):  # the second time from what the first has kept
+        caplog.clear()
+        made = prepared(replace(recipe, **checkpoint))
+        assert made.processor.schema == processor.schema
+        assert list(made.reports["leaks"]) == ["spent", "answer"]
+        assert made.reports["leaks"]["answer"] == "identical to the label"
+        assert "field 'spent' is used, but check it: each of the" in caplog.text
+        assert (
+            "identical to the label; the checkpoint reads it, so leaving it out takes training from the" in caplog.text
+        )
+        assert "'city'" not in caplog.text
+
+
 def test_a_changed_file_is_another_entry(recipe: Recipe) -> None:
     before = prepared(recipe)
     path = Path(recipe.dataset_name)

@@ -104,6 +104,43 @@ def test_of_splits_that_differ_the_common_columns_are_joined_or_it_is_said() -> 
         RawSplits.of({"train": train, "validation": pa.table({"number": ["3"]})}).with_validation_in_train()
 
 
+@pytest.mark.parametrize("time_column", ["time", None])
+def test_validation_rows_that_may_be_later_than_the_test_rows(
+    time_column: str | None, recipe: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for split, first in (("train", 0), ("validation", 40)):
+        labels = [0, 0, 1, 1] * 10
+        pd.DataFrame({"number": range(40), "time": range(first, first + 40), "clicked": labels}).to_csv(
+            data / f"{split}.csv", index=False
+        )
+    given = ["--dataset_name", str(data), "--output_dir", str(tmp_path / "out"), "--refit", "true"]
+    asked = recipe(*QUICK, *given, "--pretraining", "null", "--towers", "tabular")
+    asked = replace(asked, time_column=time_column)
+    raw = train.load_data(asked)
+    if time_column is None:
+        assert len(raw.with_validation_in_train()["train"]) == 36 + 40
+        return
+    for refused in (
+        raw.with_validation_in_train,
+        lambda: run(asked, raw),
+        lambda: inspect(asked, raw, scratch=tmp_path),
+    ):
+        caplog.clear()
+        with pytest.raises(
+            ValueError, match=r"refit .* later than the test rows, .* by time: give a test split too, or"
+        ):
+            refused()
+        assert not caplog.messages
+    assert len(raw["test"]) == 4
+    assert caplog.messages[-1].endswith(
+        "the validation rows that were given may be later: give a test split too, or leave the validation split out"
+    )
+    (data / "validation.csv").unlink()
+    assert len(train.load_data(asked).with_validation_in_train()["train"]) == 36
+
+
 # ---- the run
 
 

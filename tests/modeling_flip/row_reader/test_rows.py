@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from modeling_flip import FeatureVocabulary, Field
+from modeling_flip.field_inference import infer_fields
 from modeling_flip.row_reader import read_clicks, read_columns
 
 ROWS: list[dict[str, Any]] = [
@@ -135,6 +136,54 @@ def test_a_shuffled_dataset_is_read_in_its_shuffled_order() -> None:
     titles = [row["title"] or None for row in shuffled]
     assert titles != [row["title"] or None for row in ROWS]
     assert read_columns(shuffled, [Field(name="title")])[0]["title"].to_pylist() == titles
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda rows: rows,
+        lambda rows: rows.select([2, 1, 0]).select([2, 1, 0]),
+        lambda rows: rows.with_format("arrow")[:],  # as the pipeline takes its chunks
+        lambda rows: rows.data.table.to_batches()[0],
+        lambda rows: pa.concat_tables([rows.data.table[:1], rows.data.table[1:]]),
+    ],
+)
+def test_classes_of_a_dataset_are_read_by_their_names(make: Callable[[datasets.Dataset], Any]) -> None:
+    classes = datasets.ClassLabel(names=["rock", "jazz"])
+    lists = {"tags": datasets.Sequence(classes), "pairs": datasets.Sequence(classes, length=2)}
+    features = datasets.Features({"genre": classes, **lists, "stars": datasets.ClassLabel(names=["0", "1"])})
+    columns = {
+        "genre": [1, -1, 0],
+        "tags": [[0, 1], None, [1, -1]],
+        "pairs": [[1, 1], None, [0, 1]],
+        "stars": [1, 0, 1],
+    }
+    rows = make(datasets.Dataset.from_dict(columns, features=features))
+    fields = [Field(name="genre"), Field(name="tags", kind="list"), Field(name="pairs", kind="list")]
+    read, _ = read_columns(rows, [*fields, Field(name="stars", type="integer")])
+    assert {name: column.to_pylist() for name, column in read.items()} == {
+        "genre": ["jazz", None, "rock"],
+        "tags": ["rock\x1fjazz", None, "jazz"],
+        "pairs": ["jazz\x1fjazz", None, "rock\x1fjazz"],
+        "stars": ["1", "0", "1"],
+    }
+    found = {report.field.name: (report.field.kind, report.field.type) for report in infer_fields(rows)}
+    assert found["stars"] == ("categorical", "integer") and found["tags"] == ("list", "string")
+    assert read_clicks(rows, "stars").tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "metadata", ["no json", "[]", '{"info": {"features": {"a": [], "b": 1, "c": {"_type": "ClassLabel"}}}}']
+)
+def test_what_else_a_schema_says_of_classes_is_not_asked(metadata: str) -> None:
+    rows = pa.table({"a": [1], "c": [1]}).replace_schema_metadata({"huggingface": metadata})
+    assert read_columns(rows, [Field(name="a"), Field(name="c")])[0]["c"].to_pylist() == ["1"]
+
+
+def test_names_in_place_of_classes_stay() -> None:
+    features = datasets.Features({"genre": datasets.ClassLabel(names=["rock", "jazz"])})
+    rows = pa.table({"genre": ["jazz"]}).replace_schema_metadata(features.arrow_schema.metadata)
+    assert read_columns(rows, [Field(name="genre")])[0]["genre"].to_pylist() == ["jazz"]
 
 
 def test_a_key_that_only_some_dicts_have_is_null_in_the_others() -> None:

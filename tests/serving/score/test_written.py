@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -116,3 +117,14 @@ def test_parts_are_of_one_size_whatever_is_read() -> None:
         assert [len(part) for part in parts] == [16] * 6 + [4]
         assert pa.concat_tables(parts).equals(TABLE)
     assert list(in_parts(batches([0]), PART)) == []
+
+
+def test_classes_of_datasets_are_written_with_their_names(tmp_path: Path) -> None:
+    """What `datasets` says of them in the file's metadata is then not so any more; the rest of the metadata stays."""
+    features = datasets.Features({"genre": datasets.ClassLabel(names=["drama", "comedy"])})
+    datasets.Dataset.from_dict({"genre": [1, 0]}, features=features).to_parquet(tmp_path / "classes.parquet")
+    table = score.open_input(tmp_path / "classes.parquet")
+    assert table.to_table().to_pydict() == {"genre": ["comedy", "drama"]}
+    assert b"huggingface" not in (table.schema.metadata or {})
+    datasets.Dataset.from_dict({"genre": ["comedy"]}).to_parquet(tmp_path / "words.parquet")
+    assert b"huggingface" in score.open_input(tmp_path / "words.parquet").schema.metadata
