@@ -62,7 +62,7 @@ def tune(
 
     Returns:
         the trials, as LIST holds them: `trial`, a key for each setting, METRICS, `best_epoch` and `seconds`; METRICS and
-        `best_epoch` are None where the loss or a weight was not finite.
+        `best_epoch` are None where the loss or a weight was not finite, `best_epoch` also where no best checkpoint is kept.
 
     Raises:
         ValueError: something is wrong with the recipe, the number, the data or the output folder; or Optuna is missing.
