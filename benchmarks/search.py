@@ -52,7 +52,11 @@ def main(given: Sequence[str] | None = None) -> None:
     found = {"recipe": recipe, "seed": options.seed, "hardware": figures.get("hardware"), "trials": trials}
     manifest.write(options.json, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
     rows = [
-        [one["settings"] or "as it is", *(f"{one[key]:.4f}" for key in SHOWN), f"{one['best_epoch'] or one['epochs']:g}"]
+        [
+            one["settings"] or "as it is",
+            *(f"{one[key]:.4f}" for key in SHOWN),
+            f"{one['best_epoch'] or one['epochs']:g}",
+        ]
         for one in trials
     ]
     print(table(["settings", "validation AUC", "validation logloss", "best epoch"], rows))

@@ -43,6 +43,8 @@ FLAT_SETTINGS: dict[str, tuple[str, ...]] = {
     "afn": ("num_logarithmic_neurons",),
     "autoint": ("num_attention_layers", "num_attention_heads", "attention_size", "deep"),
 }
+# Of these, what format 1 did not store for every tower: another tower refuses it, as any setting that it has not.
+NEVER_SHARED = {"deep"}
 # What transformers reads beside the fields of a configuration. Others would be kept, unread.
 OF_EVERY_CONFIG = {"attn_implementation", "name_or_path", "num_labels", "output_attentions", "torch_dtype"}
 # Far above any real model or table; beyond these limits a config.json could fill memory before its weights are checked.
@@ -222,10 +224,9 @@ class FlipConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         flat = {name: kwargs.pop(name) for name in flat_settings(kwargs)}
-        own = FLAT_SETTINGS.get(
-            self.tabular_tower, tuple(flat)
-        )  # a tower outside the package reports unknown settings itself
-        for name in set(flat) - set(own):
+        # A tower outside the package reports unknown settings itself.
+        own = {*FLAT_SETTINGS.get(self.tabular_tower, flat), *NEVER_SHARED}
+        for name in flat.keys() - own:
             logger.warning_once(f"{name} is ignored: tabular tower {self.tabular_tower!r} has no such setting")
         self.tower_settings = {**(self.tower_settings or {}), **{name: flat[name] for name in flat if name in own}}
         if self.towers != "tabular" and self.text_config is None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import yaml
 
-from ..configuration_flip import FlipConfig, flat_settings
+from ..configuration_flip import NEVER_SHARED, FlipConfig, flat_settings
 from ..tabular_towers import setting_names, tower_settings
 from .arguments import FlipTrainingArguments
 
@@ -217,7 +217,7 @@ def model_settings(recipe: Recipe) -> dict[str, Any]:
         ValueError: a setting is not the tower's, or cannot be.
     """
     # FlipConfig assigns the flat ones to their tower.
-    flat = flat_settings(set(recipe.model) - set(setting_names(recipe.tabular_tower)))
+    flat = flat_settings(recipe.model.keys() - NEVER_SHARED - set(setting_names(recipe.tabular_tower)))
     own = {key: value for key, value in recipe.model.items() if key not in (*MODEL_KEYS, *flat)}
     tower_settings(recipe.tabular_tower, own)
     settings = {key: value for key, value in recipe.model.items() if key not in own}
