@@ -14,7 +14,7 @@ import pytest
 from datasets import Dataset
 from transformers import AutoProcessor, PreTrainedTokenizerFast
 
-from modeling_flip import FeatureVocabulary, Field, FlipProcessor
+from modeling_flip import FeatureVocabulary, Field, FlipProcessor, processing_flip
 from modeling_flip.processing_flip import ROWS_TO_JUDGE
 from modeling_flip.training.preparation import choose_fields
 from modeling_flip.training.recipe import Recipe
@@ -370,3 +370,10 @@ def test_a_label_is_never_a_field() -> None:
         forgotten.encode(a_log(), "clicked")
     with pytest.raises(ValueError, match="no column is left to learn from: 'row_id': every row has its own value"):
         FlipProcessor.fit({key: a_log()[key] for key in ("row_id", "bought", "clicked")}, label="clicked")
+
+
+def test_rows_are_encoded_without_a_look_at_all_numbers_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may be millions of them, and a server encodes each request; only a warning names one."""
+    processor = FlipProcessor.fit({"price": [1.5, 2.0, 7.0]}, [{"name": "price", "kind": "numeric"}])
+    monkeypatch.setattr(processing_flip, "as_numbers", None)
+    assert len(processor.encode([{"price": 3.0}])) == 1
