@@ -57,7 +57,8 @@ def reduce_sparse_gradients(model: nn.Module, accelerator: Accelerator, embeddin
     """Make each sparse gradient the mean over all processes, with one row for each feature that any of them looked up in this
     step, and add that of the penalty λ/2 Σ (‖e‖² + w²) over these features: once for each, however many processes, parts and
     accumulated batches looked it up."""
-    embeddings = [module for module in model.modules() if isinstance(module, FeatureEmbeddings)]
+    modules = model.modules() if embedding_l2 else ()
+    embeddings = [module for module in modules if isinstance(module, FeatureEmbeddings)]
     penalised = {table for module in embeddings for table in module.tables}
     if accelerator.scaler is not None:  # fp16's gradients are scaled until the step
         embedding_l2 *= accelerator.scaler.get_scale()
@@ -73,7 +74,7 @@ def reduce_sparse_gradients(model: nn.Module, accelerator: Accelerator, embeddin
             is_row = rows >= 0
             parts = rows[is_row][None], values[is_row]
             gradient = torch.sparse_coo_tensor(*parts, gradient.shape, check_invariants=False).coalesce()
-        if embedding_l2 and table in penalised:
+        if table in penalised:
             rows = table.weight.detach().index_select(0, gradient.indices()[0])
             gradient.values().add_(rows, alpha=embedding_l2)
         table.weight.grad = gradient
